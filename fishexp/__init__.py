@@ -1,0 +1,24 @@
+"""Train a network by moving a small, fixed set of its weights: the FISH Mask and its baselines."""
+
+from typing import TYPE_CHECKING, Any
+
+from fishexp.errors import FishexpError
+
+if TYPE_CHECKING:
+    from fishexp.fisher import diagonal_fisher
+    from fishexp.masks import top_k
+    from fishexp.saved import load_run
+    from fishexp.sparse import sparsify
+
+__version__ = "0.1.0"
+__all__ = ["FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
+
+_HOMES = {"diagonal_fisher": "fisher", "load_run": "saved", "sparsify": "sparse", "top_k": "masks"}
+
+
+def __getattr__(name: str) -> Any:  # torch is imported only when a name is used
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fishexp' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"fishexp.{_HOMES[name]}"), name)

@@ -1,0 +1,18 @@
+"""The one exception that is about the user's input, not about our code."""
+
+
+class FishexpError(ValueError):
+    """Bad input. The message is one line: the value, the rule it broke, what to do."""
+
+
+class RunFailed(Exception):
+    """A run could not finish (a NaN loss, say). The message is one line."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``; did you mean X?`` when one of ``known`` resembles ``name``, and what there is in any case."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f"; did you mean {close[0]}?" if close else ";"
+    return f"{guess} there are: {', '.join(sorted(known))}" if known else guess.rstrip(";")
