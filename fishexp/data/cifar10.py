@@ -1,0 +1,82 @@
+"""CIFAR-10: 50,000 and 10,000 photographs of 32x32 pixels in 10 classes (Krizhevsky, 2009)."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+
+from fishexp.data import default_root
+from fishexp.errors import FishexpError
+from fishexp.examples import Data
+from fishexp.images import Images
+from fishexp.metrics import accuracy
+
+MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, per channel, in [0, 1]
+STD = (0.2470, 0.2435, 0.2616)
+
+
+def load(
+    *,
+    root: str | None,
+    train_limit: Annotated[int, Ge(1)] | None,
+    valid_limit: Annotated[int, Ge(1)] | None,
+    holdout: Annotated[int, Ge(0)],
+) -> Data:
+    """The data set in torchvision's layout, every file's md5 checked before it is unpickled.
+
+    Training images are augmented as in the paper's code: padded by 4 and cropped, flipped, an 8x8 square cut out.
+
+    Args:
+        root: Folder that holds ``cifar-10-batches-py/``; None: ``$FISHEXP_DATA/cifar10``, else a download.
+
+    Raises:
+        FishexpError: If a file is missing or not the original, or the download fails.
+    """
+    from torchvision.datasets import CIFAR10
+
+    folder = Path(root) if root is not None else default_root("cifar10")
+    if folder is None:
+        folder = _downloaded()
+    _check(folder)
+    parts = []
+    for train in (True, False):
+        raw = CIFAR10(folder, train=train)
+        pixels = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()  # (examples, 3, 32, 32)
+        labels = torch.tensor(raw.targets)
+        parts.append(Images(pixels, labels, mean=MEAN, std=STD, crop=4, flip=True, cutout=8))
+    data = Data(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
+    return data.limited(train_limit, valid_limit, holdout)
+
+
+def _check(folder: Path) -> None:
+    """Name the first file that is missing or is not the original."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_md5
+
+    batches = folder / CIFAR10.base_folder
+    if not batches.is_dir():
+        raise FishexpError(f"data.root={folder} does not hold {CIFAR10.base_folder}/; name the folder above it")
+    meta = [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]
+    for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, meta]:
+        path = batches / name
+        if not path.is_file():
+            raise FishexpError(f"{path} is missing; copy the six CIFAR-10 batches and batches.meta there")
+        if not check_md5(path, md5):
+            size = path.stat().st_size
+            raise FishexpError(f"{path} ({size:,} bytes) is not the original: its md5 is not {md5}; fetch it again")
+
+
+def _downloaded() -> Path:
+    from torchvision.datasets import CIFAR10
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "fishexp", "cifar10")
+    try:
+        CIFAR10(folder, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FishexpError(
+            f"data.root is not set and CIFAR-10 could not be downloaded ({reason}); give data.root=DIR"
+        ) from None
+    return folder

@@ -1,0 +1,31 @@
+"""1,797 handwritten digits, 8x8 pixels, that come with scikit-learn (UCI optical recognition of handwritten digits)."""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+
+from fishexp.examples import Data
+from fishexp.images import Images
+from fishexp.metrics import accuracy
+
+
+def load(
+    *,
+    train_limit: Annotated[int, Ge(1)] | None,
+    valid_limit: Annotated[int, Ge(1)] | None,
+    holdout: Annotated[int, Ge(0)],
+) -> Data:
+    """1,437 digits to train on and the last 360, by other writers, to report on. Augmented with shifts of one pixel."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    pixels = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)[:, None]  # (1797, 1, 8, 8)
+    labels = torch.from_numpy(digits.target).long()
+    split = len(labels) * 4 // 5
+
+    def part(chosen: slice) -> Images:
+        return Images(pixels[chosen], labels[chosen], mean=(0.305,), std=(0.376,), crop=1)
+
+    data = Data(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
+    return data.limited(train_limit, valid_limit, holdout)

@@ -1,0 +1,168 @@
+"""GLUE: nine tasks of English sentences and sentence pairs (Wang et al., 2019)."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from fishexp.data import default_root
+from fishexp.errors import FishexpError
+from fishexp.examples import Data, Metrics
+from fishexp.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from fishexp.text import Sentences
+
+log = logging.getLogger(__name__)
+
+TaskName: TypeAlias = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
+# more short lines than one in a thousand mean a broken file; a few are in the official ones
+SHORT_LINES = 0.001
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a task's official files and its data set on the hub are laid out.
+
+    Attributes:
+        folder: Of the official download.
+        columns: Sentence columns of the file, by header name, or by position where there is no header.
+        label: Column of the label, likewise.
+        names: Label texts in the order of the hub's label numbers; empty for a regression.
+        hub: Sentence columns on the hub.
+    """
+
+    folder: str
+    columns: tuple[str | int, ...]
+    label: str | int
+    names: tuple[str, ...]
+    hub: tuple[str, ...]
+    metrics: Callable[[Tensor, Tensor], Metrics] = accuracy
+    valid: tuple[tuple[str, str, str], ...] = (("", "dev.tsv", "validation"),)  # (name in metrics, file, hub split)
+
+
+PAIR = ("sentence1", "sentence2")
+TASKS: dict[str, Task] = {
+    "cola": Task("CoLA", (3,), 1, ("0", "1"), ("sentence",), matthews),
+    "sst2": Task("SST-2", ("sentence",), "label", ("0", "1"), ("sentence",)),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), PAIR, accuracy_and_f1),
+    "stsb": Task("STS-B", PAIR, "score", (), PAIR, correlations),
+    "qqp": Task(
+        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("question1", "question2"), accuracy_and_f1
+    ),
+    "mnli": Task(
+        "MNLI",
+        PAIR,
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        ("premise", "hypothesis"),
+        valid=(
+            ("matched", "dev_matched.tsv", "validation_matched"),
+            ("mismatched", "dev_mismatched.tsv", "validation_mismatched"),
+        ),
+    ),
+    "qnli": Task("QNLI", ("question", "sentence"), "label", ("entailment", "not_entailment"), ("question", "sentence")),
+    "rte": Task("RTE", PAIR, "label", ("entailment", "not_entailment"), PAIR),
+    "wnli": Task("WNLI", PAIR, "label", ("0", "1"), PAIR),
+}
+
+
+def load(
+    *,
+    task: TaskName,
+    root: str | None,
+    max_length: Annotated[int, Ge(3)],
+    train_limit: Annotated[int, Ge(1)] | None,
+    valid_limit: Annotated[int, Ge(1)] | None,
+    holdout: Annotated[int, Ge(0)],
+) -> Data:
+    """A task's training sentences and its development set, which is what is reported.
+
+    Args:
+        root: Folder of the official download (``RTE/train.tsv`` ...); None: ``$FISHEXP_DATA/glue``, else
+            ``nyu-mll/glue`` through ``datasets``.
+        max_length: Tokens an input is cut to.
+
+    Raises:
+        FishexpError: If a file is missing or holds a label that does not exist, or the hub cannot be reached.
+    """
+    layout = TASKS[task]
+    folder = Path(root) if root is not None else default_root("glue")
+    if folder is not None:
+        train = _from_file(folder / layout.folder / "train.tsv", layout, max_length, folder)
+        valid = {
+            name: _from_file(folder / layout.folder / file, layout, max_length, folder)
+            for name, file, _ in layout.valid
+        }
+    else:
+        train, valid = _from_hub(task, layout, max_length)
+    data = Data(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
+    return data.limited(train_limit, valid_limit, holdout)
+
+
+def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:
+    """Tab-separated text without quoting: the official files hold unbalanced quotes."""
+    if not path.is_file():
+        raise FishexpError(f"{path} is missing; data.root={root} should hold the official GLUE download")
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = [line.rstrip("\r\n").split("\t") for line in file]
+    wanted = [*layout.columns, layout.label]
+    header = isinstance(layout.label, str)
+    if header and (missing := [name for name in wanted if name not in lines[0]]):
+        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} among {', '.join(lines[0])}")
+    index = [lines[0].index(str(name)) if header else int(name) for name in wanted]
+    # QQP has lines with too few columns, MNLI more columns in dev than in train: the last one wanted decides
+    rows = [(number, row) for number, row in enumerate(lines, 1) if number > header and row != [""]]
+    good = [(number, row) for number, row in rows if len(row) > max(index)]
+    if short := [number for number, row in rows if len(row) <= max(index)]:
+        message = f"{path} line {short[0]}: {len(short)} of {len(rows)} lines have too few columns"
+        if len(short) > SHORT_LINES * len(rows):
+            raise FishexpError(f"{message}; is the file complete?")
+        log.warning("%s and were left out", message)
+    if not good:
+        raise FishexpError(f"{path} holds no examples")
+    labels = [_label(row[index[-1]], layout, path, number) for number, row in good]
+    texts = [[row[column] for _, row in good] for column in index[:-1]]
+    return _sentences(texts, labels, layout, max_length)
+
+
+def _label(text: str, layout: Task, path: Path, number: int) -> float:
+    if layout.names:
+        if text not in layout.names:
+            raise FishexpError(f"{path} line {number}: the label {text!r} is not one of {', '.join(layout.names)}")
+        return layout.names.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 5:
+        raise FishexpError(f"{path} line {number}: the score {text!r} is not a number from 0 to 5")
+    return score
+
+
+def _sentences(texts: list[list[str]], labels: list[float], layout: Task, max_length: int) -> Sentences:
+    second = texts[1] if len(texts) > 1 else None
+    return Sentences(
+        texts[0], second, torch.tensor(labels, dtype=torch.long if layout.names else torch.float), max_length
+    )
+
+
+def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict[str, Sentences]]:
+    from datasets import load_dataset
+
+    try:
+        parts = load_dataset("nyu-mll/glue", task)
+    except Exception as error:  # datasets raises many kinds, network ones among them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FishexpError(
+            f"data.root is not set and nyu-mll/glue could not be loaded ({reason}); give data.root=DIR"
+        ) from None
+
+    def part(split: str) -> Sentences:
+        rows = parts[split]
+        return _sentences([list(rows[column]) for column in layout.hub], list(rows["label"]), layout, max_length)
+
+    return part("train"), {name: part(split) for name, _, split in layout.valid}

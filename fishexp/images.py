@@ -1,0 +1,86 @@
+"""Images in memory as bytes, normalised and augmented a batch at a time."""
+
+import torch
+from torch import Tensor
+
+
+class Images:
+    """Images kept as bytes; normalised, and on request augmented, a batch at a time with no per-image Python.
+
+    Args:
+        pixels: uint8 (examples, channels, height, width).
+        labels: int64 (examples,).
+        mean: Per channel, in [0, 1].
+        std: Per channel, in [0, 1].
+        crop: Reflect-pad by this many pixels and crop back at random, in pixels.
+        flip: Mirror half of the images.
+        cutout: Side of the square set to the mean, in pixels; 0 for none.
+    """
+
+    lengths = None
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        crop: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
+    ) -> None:
+        self.pixels, self.labels = pixels, labels
+        self.mean, self.std = mean, std
+        self.crop, self.flip, self.cutout = crop, flip, cutout
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _with(self, pixels: Tensor, labels: Tensor) -> "Images":
+        return Images(pixels, labels, mean=self.mean, std=self.std, crop=self.crop, flip=self.flip, cutout=self.cutout)
+
+    def subset(self, index: Tensor) -> "Images":
+        return self._with(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Images":
+        return self._with(self.pixels.to(device), self.labels.to(device))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (batch, channels, height, width) -> float, zero mean and unit variance over the data set."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        index = index.to(self.pixels.device)
+        if generator is None:
+            return self.normalise(self.pixels[index]), self.labels[index]
+        return self._augmented(index, generator), self.labels[index]
+
+    def _augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop, flip and cut out by choosing, for each image, its source rows and columns."""
+        n, (height, width), device = len(index), self.pixels.shape[-2:], self.pixels.device
+
+        def draw(high: int) -> Tensor:  # one integer in [0, high) per image, (n, 1)
+            return torch.randint(high, (n, 1), generator=generator).to(device)
+
+        rows = _reflect(torch.arange(height, device=device) + draw(2 * self.crop + 1) - self.crop, height)
+        columns = _reflect(torch.arange(width, device=device) + draw(2 * self.crop + 1) - self.crop, width)
+        if self.flip:
+            columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+        pixels = self.pixels.movedim(1, -1)[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        images = self.normalise(pixels.movedim(-1, 1))
+        if self.cutout:
+            top, left = draw(height - self.cutout + 1), draw(width - self.cutout + 1)
+            row = torch.arange(height, device=device) - top  # (n, height), 0 at the square's first row
+            column = torch.arange(width, device=device) - left
+            inside = ((row >= 0) & (row < self.cutout))[:, :, None] & ((column >= 0) & (column < self.cutout))[:, None]
+            images = images.masked_fill(inside[:, None], 0.0)
+        return images.contiguous()
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Positions beyond either edge, mirrored at the outermost pixel."""
+    position = position.abs()
+    return torch.where(position >= size, 2 * (size - 1) - position, position)

@@ -1,0 +1,120 @@
+"""The one training loop, and evaluation."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from fishexp.errors import RunFailed
+from fishexp.examples import Metrics
+from fishexp.fisher import Batches, Inputs
+from fishexp.problem import Problem
+
+OptimiserName: TypeAlias = Literal["sgd", "adamw"]
+CHECK_STEPS = 20  # optimiser steps between looks at the loss: each look waits for the device
+
+
+def make_optimiser(
+    name: OptimiserName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+) -> Optimizer:
+    """SGD with Nesterov momentum 0.9, or AdamW with betas 0.9 and 0.999: the two the paper trains with."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+
+
+def linear_schedule(optimiser: Optimizer, steps: int, warmup: int) -> LRScheduler:
+    """Learning rate up in a straight line over ``warmup`` steps, then down to 0 after ``steps``."""
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
+
+    return LambdaLR(optimiser, factor)
+
+
+def train_epoch(
+    problem: Problem,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    batches: Batches,
+    *,
+    accumulate: int,
+    clip: float | None,
+    advance: Callable[[Tensor, int], None],
+) -> float:
+    """One pass over ``batches``.
+
+    Args:
+        accumulate: Batches an optimiser step; the gradient is that of the mean loss over all their examples.
+        clip: Largest norm of the kept entries' gradient; None for no limit.
+        advance: Told the loss (a tensor, on the device) and the number of examples of each step.
+
+    Returns:
+        The mean training loss over the examples, in the loss's own unit (nats for classes).
+
+    Raises:
+        RunFailed: If the loss stops being finite; says at which step of the epoch.
+    """
+    problem.model.train()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    total = torch.zeros((), device=problem.device)
+    first_bad = torch.tensor(math.inf, device=problem.device)
+    seen = 0
+    for step, group in enumerate(_grouped(batches, accumulate), 1):
+        examples = sum(len(labels) for _, labels in group)
+        step_loss = torch.zeros((), device=problem.device)
+        for inputs, labels in group:
+            loss = problem.loss(problem.logits(inputs), labels) * (len(labels) / examples)
+            loss.backward()  # gradients of the kept entries, and of nothing else
+            step_loss += loss.detach()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+
+        seen += examples
+        total += step_loss * examples  # stays on the device: no wait per step
+        first_bad = torch.where(step_loss.isfinite(), first_bad, first_bad.clamp(max=step))
+        if step % CHECK_STEPS == 0:
+            _check(first_bad)
+        advance(step_loss, examples)
+    _check(first_bad)
+    return total.item() / seen
+
+
+def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]]]:
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def _check(first_bad: Tensor) -> None:
+    if not math.isinf(first_bad.item()):
+        raise RunFailed(
+            f"the loss is not finite at step {int(first_bad.item())}; lower regime.lr or use precision=fp32"
+        )
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, size: int) -> Metrics:
+    """The data set's metrics and the loss over its reported examples, in evaluation mode.
+
+    Args:
+        size: Examples a batch; changes speed only.
+    """
+    problem.model.eval()
+    metrics: Metrics = {}
+    for name, examples in problem.data.valid.items():
+        outputs = [(problem.logits(inputs), labels) for inputs, labels in problem.evaluation(examples, size)]
+        logits = torch.cat([logits for logits, _ in outputs]).cpu()
+        labels = torch.cat([labels for _, labels in outputs]).cpu()
+        loss = problem.loss(logits, labels).item()
+        found = problem.data.metrics(logits, labels) | {"loss": loss if math.isfinite(loss) else None}
+        metrics |= {f"{metric}_{name}" if name else metric: value for metric, value in found.items()}
+    return metrics

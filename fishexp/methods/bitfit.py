@@ -1,0 +1,14 @@
+"""Bit-Fit: every bias and the head (Ben Zaken, Ravfogel & Goldberg, 2022)."""
+
+import torch
+
+from fishexp.masks import Mask
+from fishexp.problem import Problem
+
+
+def mask(problem: Problem) -> Mask:
+    """All entries of the parameters named ``bias``, the shifts of normalisation layers among them."""
+    return {
+        name: torch.full_like(p, name.rpartition(".")[2] == "bias" or name in problem.head, dtype=torch.bool)
+        for name, p in problem.model.named_parameters()
+    }

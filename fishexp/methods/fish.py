@@ -1,0 +1,34 @@
+"""FISH: weights matter as much as their Fisher information (Sung, Nair & Raffel, 2021)."""
+
+import logging
+from typing import Annotated
+
+from annotated_types import Ge
+
+from fishexp.fisher import Labels, Power, diagonal_fisher
+from fishexp.masks import Scores
+from fishexp.problem import Problem
+
+log = logging.getLogger(__name__)
+
+BATCH = 32  # examples a pass while BatchNorm statistics are taken; the scores themselves are exact for each example
+
+
+def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:
+    """Fisher information of each weight over ``samples`` distinct training examples, not augmented.
+
+    Args:
+        samples: If there are fewer training examples, all of them.
+        labels: ``true_label``, ``expected`` (a backward pass per class) or ``sampled``.
+        power: ``square`` or ``absolute``.
+    """
+    available = len(problem.data.train)
+    if samples > available:
+        log.warning("method.samples=%d: there are %d training examples, all are used", samples, available)
+    original = problem.as_original
+    if original:
+        problem.model.train(problem.data.channels > 0)  # its ResNets were in training mode, its BERTs were not
+    batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
+    batches = problem.watch(batches, min(samples, available), "scoring")
+    loss = problem.loss if labels == "true_label" else None
+    return diagonal_fisher(problem.model, batches, labels, power, loss, problem.generator, as_is=original)

@@ -1,0 +1,12 @@
+"""Magnitude: weights matter by their absolute value before training."""
+
+from typing import Literal
+
+from fishexp.masks import Scores
+from fishexp.problem import Problem
+
+
+def scores(problem: Problem, *, order: Literal["largest", "smallest"]) -> Scores:
+    """Absolute values; their negatives where the smallest are to move."""
+    sign = 1 if order == "largest" else -1
+    return {name: p.detach().abs() * sign for name, p in problem.model.named_parameters()}

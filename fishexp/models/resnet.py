@@ -1,0 +1,142 @@
+"""ResNets for small images: torchvision's, with a 3x3 stem, and Page's ResNet-9 of the original CIFAR-10 code."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fishexp.errors import FishexpError
+from fishexp.models import Model
+
+FILE = "model.safetensors"
+
+
+def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
+    """A ResNet with a fresh classifier, or with the weights of an earlier run.
+
+    Args:
+        classes: Number of labels.
+        channels: Of the images.
+        layers: 18 and 34 are torchvision's, with a 3x3 stem of stride 1 and the max-pool, as in the paper's code; 9 is
+            Page's; 8 has one block a stage and suits images of 8x8 pixels.
+        path: Safetensors file, or folder with a model.safetensors; None for random weights.
+
+    Raises:
+        FishexpError: If the data set is no set of images, or the weights at ``path`` do not fit.
+    """
+    if channels == 0:
+        raise FishexpError(
+            f"model=resnet{layers} reads images, but the data set is text; choose a BERT, such as model=minilm"
+        )
+    if classes == 1:
+        raise FishexpError(f"model=resnet{layers} predicts classes, but the data set is a regression")
+    network = {
+        8: lambda: _resnet8(classes, channels),
+        9: lambda: _resnet9(classes, channels),
+        18: lambda: _torchvision(classes, channels, [2, 2, 2, 2]),
+        34: lambda: _torchvision(classes, channels, [3, 4, 6, 3]),
+    }[layers]()
+    head = "linear" if layers == 9 else "fc"
+    if path is not None:
+        _load(network, Path(path), head, classes)
+
+    def save(folder: Path) -> None:
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / FILE)
+
+    return Model(network, tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters()), save)
+
+
+def _torchvision(classes: int, channels: int, blocks: list[int]) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    network = ResNet(BasicBlock, blocks, num_classes=classes)
+    network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def _resnet8(classes: int, channels: int) -> nn.Module:
+    """Stem, three blocks of 32, 64 and 128 channels, classifier."""
+    from torchvision.models.resnet import BasicBlock
+
+    def block(before: int, after: int) -> nn.Module:
+        if before == after:
+            return BasicBlock(before, after)
+        shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after))
+        return BasicBlock(before, after, stride=2, downsample=shortcut)
+
+    return nn.Sequential(
+        OrderedDict(
+            stem=_conv(channels, 32),
+            layer1=block(32, 32),
+            layer2=block(32, 64),
+            layer3=block(64, 128),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(128, classes),
+        )
+    )
+
+
+def _conv(before: int, after: int, *more: nn.Module) -> nn.Sequential:
+    layers = (nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True), *more)
+    return nn.Sequential(OrderedDict(zip(("conv", "norm", "relu", "pool"), layers, strict=False)))
+
+
+class _Residual(nn.Module):
+    """x + two convolutions of x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _conv(width, width), _conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x))
+
+
+class _Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def _resnet9(classes: int, channels: int) -> nn.Module:
+    """Page's network for CIFAR-10: 6,573,120 weights with 10 classes, logits scaled by 0.125, no bias in the head."""
+    return nn.Sequential(
+        OrderedDict(
+            prep=_conv(channels, 64),
+            layer1=nn.Sequential(*_conv(64, 128, nn.MaxPool2d(2)), _Residual(128)),
+            layer2=_conv(128, 256, nn.MaxPool2d(2)),
+            layer3=nn.Sequential(*_conv(256, 512, nn.MaxPool2d(2)), _Residual(512)),
+            pool=nn.AdaptiveMaxPool2d(1),
+            flatten=nn.Flatten(),
+            linear=nn.Linear(512, classes, bias=False),
+            scale=_Scale(0.125),
+        )
+    )
+
+
+def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
+    file = path / FILE if path.is_dir() else path
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise FishexpError(f"model.path={path}: {file} is no safetensors file that can be read ({error})") from None
+    rows = weights[f"{head}.weight"].shape[0] if f"{head}.weight" in weights else classes
+    if rows != classes:
+        raise FishexpError(f"model.path={path} has a classifier of {rows} labels, the data set has {classes}")
+    own = network.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        where = "is missing from" if name in own else "is not in this model but in"
+        raise FishexpError(f"model.path={path}: {name} {where} {file.name}; was it trained with another model=?")
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)}, this model {tuple(value.shape)}"
+            raise FishexpError(f"model.path={path}: {name} has shape {shapes}; was it trained with another model=?")
+    network.load_state_dict(weights)

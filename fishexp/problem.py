@@ -1,0 +1,101 @@
+"""What is to be learned and by what: the model, its data, its loss."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fishexp.examples import Data, Examples, grouped_order
+from fishexp.fisher import Inputs, logits_of
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
+
+
+@dataclass
+class Problem:
+    """A model with the data it is to learn; what methods and regimes work on.
+
+    Attributes:
+        model: On ``device``; returns logits (examples, classes), or an object with ``.logits``.
+        head: Names of the parameters of the freshly initialised classifier, which always train.
+        generator: Draws the mask: scoring examples, sampled labels, random scores.
+        order: Draws the order of the training examples and their augmentation. It is another stream than ``generator``,
+            so that the method does not change the data the model sees.
+        precision: ``bf16`` computes under autocast; the weights stay float32.
+        as_original: Score as the original code does where ours is better (``compat=fish``).
+        watch: Shows progress over batches: (batches, number of examples, what is done) -> the same batches.
+    """
+
+    model: nn.Module
+    head: tuple[str, ...]
+    data: Data
+    device: torch.device
+    generator: torch.Generator
+    order: torch.Generator
+    precision: Precision = "fp32"
+    as_original: bool = False
+    watch: Callable[[Iterator[Batch], int, str], Iterator[Batch]] = lambda batches, _total, _what: batches
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch: cross-entropy in nats, or the squared error of a regression."""
+        if self.data.classes == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
+
+    def logits(self, inputs: Inputs) -> Tensor:
+        """(examples, classes) in float32, computed in ``precision``."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return logits_of(self.model, inputs).float()
+
+    def batches(
+        self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False
+    ) -> Iterator[Batch]:
+        """Training examples on the device, each at most once, clean unless ``augment``.
+
+        Args:
+            size: Examples a batch; the last one may be smaller.
+            shuffle: Draw them at random, from ``generator``.
+            limit: Stop after so many examples.
+        """
+        count = len(self.data.train)
+        index = torch.randperm(count, generator=self.generator) if shuffle else torch.arange(count)
+        generator = self.generator if augment else None
+        for chosen in index[:limit].split(size):
+            yield self._batch(self.data.train, chosen, generator)
+
+    def epoch(self, size: int, *, drop_last: bool) -> Iterator[Batch]:
+        """One pass over the training examples in a new random order, augmented; sentences of like length together.
+
+        Args:
+            size: Examples a batch.
+            drop_last: Leave out a smaller last batch, unless it is the only one.
+        """
+        train: Examples = self.data.train
+        if train.lengths is None:
+            index = torch.randperm(len(train), generator=self.order)
+        else:
+            index = grouped_order(train.lengths, size, self.order)
+        for chosen in index[: self.epoch_size(size, drop_last=drop_last)].split(size):
+            yield self._batch(train, chosen, self.order)
+
+    def epoch_size(self, size: int, *, drop_last: bool) -> int:
+        """Number of examples that :meth:`epoch` yields."""
+        count = len(self.data.train)
+        return count // size * size if drop_last and count > size else count
+
+    def evaluation(self, examples: Examples, size: int) -> Iterator[Batch]:
+        """All examples, clean, longest first."""
+        index = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
+        for chosen in index.split(size):
+            yield self._batch(examples, chosen, None)
+
+    def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:
+        inputs, labels = examples.batch(index, generator)
+        if isinstance(inputs, Tensor):
+            return inputs.to(self.device), labels.to(self.device)
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in inputs.items()}
+        return moved, labels.to(self.device, non_blocking=True)
