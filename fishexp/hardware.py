@@ -1,0 +1,84 @@
+"""The device a run gets, its name, and the memory that was used on it."""
+
+import contextlib
+import fcntl
+import os
+import platform
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fishexp.errors import FishexpError
+
+
+@contextmanager
+def device(choice: str) -> Iterator[torch.device]:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``mps``; of several GPUs one that no other run holds.
+
+    Raises:
+        FishexpError: If there is no such device.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if choice == "auto":
+        choice = "cuda" if cuda else "mps" if mps else "cpu"
+    if (choice == "cuda" and not cuda) or (choice == "mps" and not mps):
+        raise FishexpError(
+            f"device={choice}: torch {torch.__version__} sees none on this machine; use device=cpu or auto"
+        )
+    if choice != "cuda":
+        yield torch.device(choice)
+        return
+    with _free_gpu(torch.cuda.device_count()) as index:
+        torch.cuda.set_device(index)
+        yield torch.device("cuda", index)
+
+
+@contextmanager
+def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
+    """The first GPU whose lock file is free, held until the run ends; GPU 0 is shared if all are taken."""
+    folder = folder or Path(tempfile.gettempdir())
+    for index in range(count):
+        uuid = torch.cuda.get_device_properties(index).uuid
+        with (folder / f"fishexp-{os.getuid()}-gpu-{uuid}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield index
+            return
+    yield 0
+
+
+def name(device: torch.device) -> str:
+    """The chip's name: NVIDIA H200, AMD EPYC."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.type == "cpu" and cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+    return platform.processor() or device.type
+
+
+def start_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, so that each run of a sweep reports its own."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # Linux only, and not in every sandbox
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the CUDA allocator, else of the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

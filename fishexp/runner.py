@@ -1,0 +1,149 @@
+"""One run: configuration -> data, model -> Problem -> scores -> mask -> training -> weights and a record."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from fishexp import hardware
+from fishexp.errors import FishexpError, RunFailed
+from fishexp.examples import Data
+from fishexp.masks import Mask, count, top_k
+from fishexp.models import Model
+from fishexp.problem import Problem
+from fishexp.record import Record
+from fishexp.saved import save_run
+from fishexp.settings import Config, Settings, check_settings, component, run_id, run_name, shareable
+from fishexp.tracking import Log
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, folder: Path) -> Record:
+    """Carry out one run in ``folder`` and append its record.
+
+    Args:
+        config: Fully resolved, as :func:`fishexp.config.resolved` gives it.
+
+    Returns:
+        The record of the finished run.
+
+    Raises:
+        FishexpError: If something in ``config`` does not fit, on this machine or with each other.
+        RunFailed: If training broke down.
+    """
+    settings = check_settings(config)
+    load, build, method, train = (component(group, config[group]) for group in ("data", "model", "method", "regime"))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = shareable(config)
+    record = Record(run_id(config), shared, method=config["method"]["name"], keep=settings.keep, seed=settings.seed)
+    with (
+        _alone(folder),
+        hardware.device(settings.device) as device,
+        Log(folder, run_name(config), shared, settings.wandb) as tracker,
+        _recorded(record, tracker, Path(settings.records), device),
+    ):
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shared)))
+        tracker.say(
+            f"{run_name(config)} on {hardware.name(device)}, {torch.get_num_threads()} threads, {settings.precision}"
+        )
+        with tracker.clock("data"):
+            data: Data = load()
+        torch.manual_seed(settings.seed)
+        model: Model = build(data.classes, data.channels)
+        with tracker.clock("data"):
+            data = _fitted(data, model, device)
+        problem = _problem(model, data, device, settings, tracker)
+        record.total = total = sum(p.numel() for p in model.network.parameters())
+
+        def choose() -> Mask:
+            with tracker.clock("scores"):
+                mask = _mask(problem, method, settings)
+            record.kept = kept = count(mask)
+            tracker.say(f"{kept:,} of {total:,} weights may move ({kept / total:.3%})")
+            return mask
+
+        record.metrics = train(problem, choose, tracker, settings.decay)
+        save_run(folder, model, data)
+        record.bytes = {"dense": (folder / "model.safetensors").stat().st_size}
+        record.status = "finished"
+    headline = ", ".join(f"{name} {value}" for name, value in record.metrics.items())
+    print(f"{headline}\n{os.path.relpath(folder)}")
+    return record
+
+
+def _fitted(data: Data, model: Model, device: torch.device) -> Data:
+    """Images on the device; sentences as the tokens of the model's own tokenizer."""
+
+    def fit(examples: Any) -> Any:
+        return examples.to(device) if model.tokenizer is None else examples.tokenised(model.tokenizer)
+
+    if model.tokenizer is not None:
+        longest = model.tokenizer.model_max_length
+        if data.train.max_length > longest:
+            raise FishexpError(f"data.max_length={data.train.max_length}: this model reads at most {longest} tokens")
+    return replace(data, train=fit(data.train), valid={name: fit(part) for name, part in data.valid.items()})
+
+
+def _problem(model: Model, data: Data, device: torch.device, settings: Settings, tracker: Log) -> Problem:
+    return Problem(
+        model.network.to(device),
+        model.head,
+        data,
+        device,
+        generator=torch.Generator().manual_seed(2 * settings.seed),
+        order=torch.Generator().manual_seed(2 * settings.seed + 1),
+        precision=settings.precision,
+        as_original=settings.compat == "fish",
+        watch=tracker.watch,
+    )
+
+
+def _mask(problem: Problem, method: Any, settings: Settings) -> Mask:
+    """The mask the method names outright, or the best of its scores that ``keep`` pays for."""
+    if method.func.__name__ == "mask":
+        log.info("%s decides by itself which weights move; keep is ignored", method.func.__module__.rpartition(".")[2])
+        return method(problem)
+    assert settings.keep is not None  # check_settings: only a method with a mask goes without
+    return top_k(method(problem), settings.keep, always=problem.head)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse to run where the same run is going on already."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FishexpError(
+                f"{folder}: another process is at this very run; wait for it, or change the seed"
+            ) from None
+        yield
+
+
+@contextmanager
+def _recorded(record: Record, tracker: Log, records: Path, device: torch.device) -> Iterator[None]:
+    """Write the record however the run ends, and end its W&B run."""
+    hardware.start_peak_memory(device)
+    try:
+        yield
+    except BaseException as error:
+        record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        record.error = str(error) if isinstance(error, FishexpError | RunFailed) else f"{type(error).__name__}: {error}"
+        log.debug("the run ended here", exc_info=True)
+        raise
+    finally:
+        record.seconds = {what: round(tracker.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
+        record.peak_memory_bytes = hardware.peak_memory(device)
+        record.device, record.threads = hardware.name(device), torch.get_num_threads()
+        record.write(records, tracker.folder)
+        tracker.finish(asdict(record))
