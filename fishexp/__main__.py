@@ -1,105 +1,132 @@
 """The command line: ``python -m fishexp method=fish data=cifar10 keep=0.005``."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
+import tempfile
 import traceback
+from argparse import Namespace
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fishexp import config
+from fishexp import config, usage
 from fishexp.errors import FishexpError, RunFailed
 from fishexp.record import finished
-from fishexp.settings import Config, run_id, run_name
+from fishexp.settings import GROUPS, Config, component, run_id, run_name
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
-
-
-class SweepFailed(Exception):
-    """A run failed and has said so; the other runs of the sweep go on, and the exit status is ``code``."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+FAILURES = "FISHEXP_FAILURES"  # a file to which each failed run of a sweep, in whatever process, adds its exit status
 
 
 def main() -> int:
-    """Run what the command line asks for; the exit status."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, who put them in one line
+    """Run what the command line asks for.
+
+    Returns:
+        Exit status: 0, 1 if a run failed, 2 if what the user gave cannot be right, 130 if interrupted.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the record says interrupted
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, who put them in one line
     config.register_resolvers()
     try:
-        args = get_args_parser().parse_args()
-        if not (args.help or args.hydra_help or args.shell_completion or args.info):
-            runs = config.check_command_line(args)
-            _check_folders(runs)
-            if args.multirun:
-                os.environ.setdefault("WANDB_RUN_GROUP", _group(runs))
-        hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")(_job)()
+        args = _arguments()
+        if args.help:
+            print(usage.page([Path(folder) for folder in (config.CONF, args.config_dir) if folder]))
+            return 0
+        return _run(args)
     except FishexpError as error:
         print(f"fishexp: {error}", file=sys.stderr)
         return USER_ERROR
-    except SweepFailed as error:
-        return error.code
     except KeyboardInterrupt:
         print("fishexp: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
+
+
+def _arguments() -> Namespace:
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise FishexpError(f"{message}; --help shows what there is")
+
+    parser.error = error  # type: ignore[method-assign]
+    return parser.parse_args()
+
+
+def _run(args: Namespace) -> int:
+    """Check every run that is asked for, then let Hydra start them; the exit status."""
+    only_shows = args.cfg or args.info or args.hydra_help or args.shell_completion
+    if not (args.hydra_help or args.shell_completion):
+        runs = config.check_command_line(args)
+        if not only_shows:
+            _prepare(runs, args.multirun)
+    with tempfile.NamedTemporaryFile(prefix="fishexp-") as failures:
+        os.environ[FAILURES] = failures.name
+        hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")(_job)()
+        statuses = [int(line) for line in Path(failures.name).read_text().split()]
+    if args.multirun and statuses:
+        print(f"fishexp: {len(statuses)} of {len(runs)} runs failed", file=sys.stderr)
+    return max(statuses, default=0)
+
+
+def _prepare(runs: list[Config], multirun: bool) -> None:
+    """Everything that can be refused before the first run starts."""
+    for key, folder in {("outputs", run["outputs"]) for run in runs} | {
+        ("records", str(Path(run["records"]).parent)) for run in runs
+    }:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FishexpError(f"{key}={folder} cannot be made ({error.strerror}); choose another folder") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise FishexpError(f"{key}={folder} cannot be written; choose another folder")
+    for group in GROUPS:
+        for options in {json.dumps(run[group]) for run in runs}:
+            component(group, json.loads(options))
+    if multirun:
+        # the same group when an interrupted sweep is continued
+        ids = ",".join(sorted({run_id(run) for run in runs}))
+        os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{hashlib.sha256(ids.encode()).hexdigest()[:8]}")
+
+
+_started: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
 
 
 def _job(cfg: DictConfig) -> float | None:
     """One run; its headline metric, for sweepers that look for the best."""
     resolved = config.resolved(cfg)
-    if resolved["resume"] and finished(Path(resolved["records"]), run_id(resolved)):
-        print(f"{run_name(resolved)} is finished already")
+    name = run_name(resolved)
+    if name in _started or (resolved["resume"] and finished(Path(resolved["records"]), run_id(resolved))):
+        print(f"{name} is done already")
         return None
-    if resolved["wandb"] != "disabled" or not sys.stdout.isatty():
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _started.add(name)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they fork no workers of their own under a sweep's
     from fishexp.runner import run  # torch is imported here, after all that can be refused without it
 
     try:
         record = run(resolved, Path(HydraConfig.get().runtime.output_dir))
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:
-        raise SweepFailed(_explain(error, resolved)) from None
+    except Exception as error:  # the other runs of a sweep go on
+        status = _explain(error, resolved["debug"])
+        with Path(os.environ[FAILURES]).open("a") as failures:
+            failures.write(f"{status}\n")
+        return None
     return next(iter(record.metrics.values()), None)
 
 
-def _explain(error: Exception, resolved: Config) -> int:
-    """Say what went wrong, in one line unless debug=true; the exit status."""
-    if resolved["debug"]:
-        traceback.print_exc()
-    mistake = isinstance(error, FishexpError)
-    if isinstance(error, FishexpError | RunFailed):
-        line = str(error)
-    else:
-        line = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        line += "; debug=true shows where"
+def _explain(error: Exception, debug: bool) -> int:
+    """Say what went wrong, in one line unless debugging; the exit status."""
+    if debug:
+        traceback.print_exception(error)
+    line = str(error).strip()
+    if not isinstance(error, FishexpError | RunFailed):
+        line = f"{type(error).__name__}: {(line.splitlines() or [''])[0]}; debug=true shows where"
     print(f"fishexp: {line}", file=sys.stderr)
-    return USER_ERROR if mistake else RUN_FAILED
-
-
-def _check_folders(runs: list[Config]) -> None:
-    """Refuse an output folder that cannot be written before anything is computed."""
-    for folder in {Path(run["outputs"]) for run in runs} | {Path(run["records"]).parent for run in runs}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FishexpError(f"outputs={folder} cannot be made: {error.strerror}") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise FishexpError(f"outputs={folder} cannot be written; choose another with outputs=DIR")
-
-
-def _group(runs: list[Config]) -> str:
-    """One W&B group per sweep: the same one when an interrupted sweep is continued."""
-    ids = ",".join(sorted(run_id(run) for run in runs))
-    return f"sweep-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
+    return USER_ERROR if isinstance(error, FishexpError) else RUN_FAILED
 
 
 if __name__ == "__main__":
