@@ -1,0 +1,1 @@
+"""Tables and plots out of records. Needs neither torch nor the runs themselves."""

@@ -1,0 +1,106 @@
+"""Runs that differ in nothing but the seed, pooled: what the table and the plot show."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fishexp.errors import FishexpError
+from fishexp.record import read
+from fishexp.report.group import Group, single
+
+# settings that every report shows, and those that follow from a component's name
+_SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")
+_IMPLIED = ("model.module", "model.layers", "method.ignores_keep")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All groups, in the order of a table: by data set, model, method, keep.
+
+    Attributes:
+        reported: Measured on the reported examples.
+        held_out: Measured on training examples held out, to choose hyper-parameters.
+        unfinished: failed | interrupted -> number of runs.
+    """
+
+    reported: list[Group]
+    held_out: list[Group]
+    unfinished: Counter[str]
+
+
+def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The records of several files, in order.
+
+    Raises:
+        FishexpError: If a file cannot be read or a line is not a record.
+    """
+    for path in paths:
+        try:
+            yield from read(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise FishexpError(f"{path} cannot be read: {error}") from None
+
+
+def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> Pool:
+    """Pool the finished runs that agree in every setting but the seed; of each run the latest record counts.
+
+    Args:
+        records: In the order in which they were written.
+        uncommitted: Take runs of uncommitted code too.
+
+    Raises:
+        FishexpError: If no run finished, or some are of uncommitted code.
+    """
+    latest: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        latest.pop(record["run_id"], None)  # so that the order is that of the latest records
+        latest[record["run_id"]] = record
+    statuses = Counter(str(record["status"]) for record in latest.values())
+    pooled: dict[str, dict[int, Group]] = {}
+    for record in latest.values():
+        if record["status"] == "finished":
+            run = single(record)
+            key = json.dumps([run.metric, run.settings], sort_keys=True)
+            pooled.setdefault(key, {})[record["config"]["seed"]] = run
+    if not pooled:
+        raise FishexpError(f"no finished run among the {len(latest)} in the records{_counts(statuses)}")
+    groups = sorted((_joined(runs) for runs in pooled.values()), key=lambda group: group.order)
+    if not uncommitted:
+        _check_commits(groups)
+    del statuses["finished"]
+    reported = [group for group in groups if not group.held_out]
+    return Pool(reported, [group for group in groups if group.held_out], statuses)
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The settings that tell ``groups`` apart, beyond those that every report shows.
+
+    A setting that one method or regime has and another has not is no difference of its own.
+    """
+    found = []
+    for key in dict.fromkeys(key for group in groups for key in group.settings):
+        name = f"{key.partition('.')[0]}.name"
+        owners = {group.settings.get(name) for group in groups if key in group.settings}
+        values = {group.setting(key) for group in groups if group.settings.get(name) in owners}
+        if len(values) > 1 and key not in (*_SHOWN, *_IMPLIED):
+            found.append(key)
+    return found
+
+
+def _check_commits(groups: Iterable[Group]) -> None:
+    bad = [run_id for group in groups for run_id in group.uncommitted]
+    if bad:
+        runs = f"runs {', '.join(bad)} are" if len(bad) > 1 else f"run {bad[0]} is"
+        raise FishexpError(f"{runs} of uncommitted code; commit it and run again, or pass --uncommitted")
+
+
+def _joined(runs: Mapping[int, Group]) -> Group:
+    one = next(iter(runs.values()))
+    return Group(one.settings, one.metric, [run for seed in sorted(runs) for run in runs[seed].runs])
+
+
+def _counts(statuses: Counter[str]) -> str:
+    return f" ({', '.join(f'{n} {status}' for status, n in sorted(statuses.items()))})" if statuses else ""

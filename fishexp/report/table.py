@@ -1,0 +1,147 @@
+"""Records to a Markdown table: ``python -m fishexp.report.table outputs/records.jsonl``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fishexp.errors import FishexpError
+from fishexp.report.group import Group, seeds_text, span
+from fishexp.report.pool import Pool, differing, load, pool
+
+_LEFT = ("data set", "model", "method", "metric", "lr chosen from")  # columns of words; the others are aligned right
+_COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.optimiser")
+_DAGGER = "†"
+
+
+def markdown(pooled: Pool) -> str:
+    """The table of the reported runs, that of the runs on held-out examples, and what is in neither."""
+    parts = []
+    if pooled.reported:
+        parts.append(_table(reported_columns(pooled)))
+    if pooled.held_out:
+        parts += [
+            "**Chosen on held-out training examples** (the best learning rate in bold)",
+            _table(held_out_columns(pooled)),
+        ]
+    if dirty := [run_id for group in pooled.reported + pooled.held_out for run_id in group.uncommitted]:
+        parts.append(f"{_DAGGER} with uncommitted code: {', '.join(dirty)}")
+    if pooled.unfinished:
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(pooled.unfinished.items()))
+        parts.append(f"Not shown, because they did not finish: {counts}.")
+    return "\n\n".join(parts)
+
+
+def reported_columns(pooled: Pool) -> dict[str, list[str]]:
+    """Header -> cells of the reported runs; where the learning rate comes from, if any was chosen."""
+    groups = pooled.reported
+    columns = _columns(groups, [_number(group.lr) for group in groups])
+    if pooled.held_out:
+        columns["lr chosen from"] = [_chosen_from(group, pooled.held_out) for group in groups]
+    return columns
+
+
+def held_out_columns(pooled: Pool) -> dict[str, list[str]]:
+    """Header -> cells of the runs on held-out examples; the best learning rate of a family in bold."""
+    groups = pooled.held_out
+    best = {id(group) for family in _families(groups) for group in _best(family)}
+    columns = _columns(groups, [_bold(group) if id(group) in best else _number(group.lr) for group in groups])
+    columns["held-out examples"] = [f"{group.held_out:,}" for group in groups]
+    return columns
+
+
+def _columns(groups: Sequence[Group], rates: list[str]) -> dict[str, list[str]]:
+    headers = [group.header for group in groups]
+    columns = {
+        "data set": [group.data for group in groups],
+        "model": [group.model for group in groups],
+        "method": [group.method for group in groups],
+        "keep": [_number(group.keep) for group in groups],
+        "weights moved": [span(group.kept) for group in groups],
+    }
+    scores = [group.score + (f" {_DAGGER}" if group.uncommitted else "") for group in groups]
+    columns |= {headers[0]: scores} if len(set(headers)) == 1 else {"metric": headers, "score": scores}
+    columns |= {
+        "seeds": [str(len(group.runs)) for group in groups],
+        "seconds": [f"{group.seconds:,.{1 if group.seconds < 100 else 0}f}" for group in groups],
+        "lr": rates,
+    }
+    always = ["decay"] if any(group.setting("decay") == "all" for group in groups) else []
+    return columns | {key: [group.setting(key) for group in groups] for key in [*differing(groups), *always]}
+
+
+def _chosen_from(row: Group, held_out: Sequence[Group]) -> str:
+    """The learning rates tried on held-out examples for what ``row`` does, the best in bold."""
+    families = _families([group for group in held_out if _question(group) == _question(row)])
+    return "; ".join(_candidates(family, row) for family in families) or "default, not tuned"
+
+
+def _candidates(family: Sequence[Group], row: Group) -> str:
+    best = _best(family)
+    rates = ", ".join(_bold(group) if group in best else _number(group.lr) for group in family)
+    seeds = seeds_text(family)
+    other = "" if row.lr in [group.lr for group in best] else f", but this row ran at {_number(row.lr)}"
+    return f"{rates} (on {family[0].held_out:,} held-out examples, {seeds}){other}"
+
+
+def _question(group: Group) -> dict[str, object]:
+    """What a learning rate is chosen for. Neither epochs nor limits: choosing may be cheaper than reporting."""
+    return {
+        key: value
+        for key, value in group.settings.items()
+        if key in _COMPARABLE or key.startswith(("model.", "method."))
+    }
+
+
+def _families(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that differ in the learning rate only, by learning rate."""
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        rest = {key: value for key, value in group.settings.items() if key != "regime.lr"}
+        families.setdefault(json.dumps([group.metric, rest], sort_keys=True), []).append(group)
+    return list(families.values())
+
+
+def _best(family: Sequence[Group]) -> list[Group]:
+    """Those of the highest mean; none if all are undefined."""
+    highest = max((group.mean for group in family if group.mean is not None), default=None)
+    return [group for group in family if highest is not None and group.mean == highest]
+
+
+def _bold(group: Group) -> str:
+    return f"**{_number(group.lr)}**"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _table(columns: dict[str, list[str]]) -> str:
+    """Markdown whose columns are lined up as plain text too."""
+    lines = []
+    for header, cells in columns.items():
+        texts = [cell.replace("|", "\\|") for cell in (header, *cells)]
+        width = max(3, *map(len, texts))
+        align = str.ljust if header in _LEFT else str.rjust
+        rule = "-" * width if header in _LEFT else "-" * (width - 1) + ":"
+        lines.append([align(texts[0], width), rule, *(align(text, width) for text in texts[1:])])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*lines, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of the files named on the command line; 2 if there is none to print."""
+    parser = argparse.ArgumentParser(prog="python -m fishexp.report.table", description="Records to a Markdown table.")
+    parser.add_argument("records", nargs="+", type=Path, help="files that runs appended their records to")
+    parser.add_argument("--uncommitted", action="store_true", help="take runs of uncommitted code too, marked")
+    options = parser.parse_args(arguments)
+    try:
+        print(markdown(pool(load(options.records), uncommitted=options.uncommitted)))
+    except FishexpError as error:
+        print(f"fishexp: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
