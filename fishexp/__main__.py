@@ -76,15 +76,10 @@ def _run(args: Namespace) -> int:
 
 def _prepare(runs: list[Config], multirun: bool) -> None:
     """Everything that can be refused before the first run starts."""
-    for key, folder in {("outputs", run["outputs"]) for run in runs} | {
-        ("records", str(Path(run["records"]).parent)) for run in runs
-    }:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FishexpError(f"{key}={folder} cannot be made ({error.strerror}); choose another folder") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise FishexpError(f"{key}={folder} cannot be written; choose another folder")
+    for folder in {Path(run["outputs"]) for run in runs}:
+        _check_folder("outputs", folder)
+    for folder in {Path(run["records"]).parent for run in runs}:
+        _check_folder("records", folder)
     for group in GROUPS:
         for options in {json.dumps(run[group]) for run in runs}:
             component(group, json.loads(options))
@@ -92,6 +87,15 @@ def _prepare(runs: list[Config], multirun: bool) -> None:
         # the same group when an interrupted sweep is continued
         ids = ",".join(sorted({run_id(run) for run in runs}))
         os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{hashlib.sha256(ids.encode()).hexdigest()[:8]}")
+
+
+def _check_folder(key: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FishexpError(f"{key}={folder} cannot be made ({error.strerror}); choose another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FishexpError(f"{key}={folder} cannot be written; choose another folder")
 
 
 _started: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once

@@ -46,12 +46,14 @@ def train_epoch(
     accumulate: int,
     clip: float | None,
     advance: Callable[[Tensor, int], None],
+    name: str,
 ) -> float:
     """One pass over ``batches``.
 
     Args:
         accumulate: Batches an optimiser step; the gradient is that of the mean loss over all their examples.
         clip: Largest norm of the kept entries' gradient; None for no limit.
+        name: Of the pass, for the message if it fails.
         advance: Told the loss (a tensor, on the device) and the number of examples of each step.
 
     Returns:
@@ -82,9 +84,9 @@ def train_epoch(
         total += step_loss * examples  # stays on the device: no wait per step
         first_bad = torch.where(step_loss.isfinite(), first_bad, first_bad.clamp(max=step))
         if step % CHECK_STEPS == 0:
-            _check(first_bad)
+            _check(first_bad, name)
         advance(step_loss, examples)
-    _check(first_bad)
+    _check(first_bad, name)
     return total.item() / seen
 
 
@@ -94,11 +96,9 @@ def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]
         yield group
 
 
-def _check(first_bad: Tensor) -> None:
-    if not math.isinf(first_bad.item()):
-        raise RunFailed(
-            f"the loss is not finite at step {int(first_bad.item())}; lower regime.lr or use precision=fp32"
-        )
+def _check(first_bad: Tensor, name: str) -> None:
+    if math.isfinite(step := first_bad.item()):
+        raise RunFailed(f"{name}: the loss is not finite at step {step:.0f}; lower regime.lr")
 
 
 @torch.no_grad()
@@ -107,6 +107,9 @@ def evaluate(problem: Problem, size: int) -> Metrics:
 
     Args:
         size: Examples a batch; changes speed only.
+
+    Raises:
+        RunFailed: If the loss is not finite.
     """
     problem.model.eval()
     metrics: Metrics = {}
@@ -115,6 +118,8 @@ def evaluate(problem: Problem, size: int) -> Metrics:
         logits = torch.cat([logits for logits, _ in outputs]).cpu()
         labels = torch.cat([labels for _, labels in outputs]).cpu()
         loss = problem.loss(logits, labels).item()
-        found = problem.data.metrics(logits, labels) | {"loss": loss if math.isfinite(loss) else None}
+        if not math.isfinite(loss):
+            raise RunFailed(f"the loss over the {len(labels)} reported examples is not finite; lower regime.lr")
+        found = problem.data.metrics(logits, labels) | {"loss": loss}
         metrics |= {f"{metric}_{name}" if name else metric: value for metric, value in found.items()}
     return metrics

@@ -12,7 +12,7 @@ from fishexp.examples import Metrics
 
 def accuracy(logits: Tensor, labels: Tensor) -> Metrics:
     """Share of examples whose largest logit is the label's, in [0, 1]."""
-    return {"accuracy": (logits.argmax(-1) == labels).float().mean().item()}
+    return {"accuracy": (logits.argmax(-1) == labels).double().mean().item()}
 
 
 def accuracy_and_f1(logits: Tensor, labels: Tensor) -> Metrics:

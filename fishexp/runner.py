@@ -76,8 +76,7 @@ def run(config: Config, folder: Path) -> Record:
         save_run(folder, model, data)
         record.bytes = {"dense": (folder / "model.safetensors").stat().st_size}
         record.status = "finished"
-    headline = ", ".join(f"{name} {value}" for name, value in record.metrics.items())
-    print(f"{headline}\n{os.path.relpath(folder)}")
+        tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
     return record
 
 

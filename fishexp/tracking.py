@@ -42,10 +42,10 @@ class Log:
     def __enter__(self) -> Self:
         (self.folder / "metrics.jsonl").write_text("")
         self._logger = logging.getLogger("fishexp")
-        self._logger.setLevel(logging.INFO)
+        self._logger.setLevel(logging.DEBUG)
         file = logging.FileHandler(self.folder / "log.txt", mode="w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._handlers = [file, _ConsoleHandler(self.console)]
+        self._handlers = [file, _ConsoleHandler(self.console)]  # tracebacks (debug) go to the file only
         for handler in self._handlers:
             self._logger.addHandler(handler)
         if self._mode != "disabled":
@@ -160,7 +160,7 @@ class _ConsoleHandler(logging.Handler):
     """Lines above the bar, if there is one."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
+        super().__init__(logging.INFO)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -187,4 +187,4 @@ def _start_wandb(folder: Path, name: str, config: Mapping[str, Any], mode: Wandb
         )
     except Error as error:
         reason = str(error).strip().splitlines()[0]
-        raise FishexpError(f"wandb={mode}: {reason}; run `wandb login`, or use wandb=offline") from None
+        raise FishexpError(f"wandb={mode}: {reason} wandb=offline needs no account") from None

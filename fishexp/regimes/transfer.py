@@ -67,7 +67,14 @@ def train(
             with log.clock("train"):
                 batches = problem.epoch(batch_size, drop_last=drop_last)
                 loss = train_epoch(
-                    problem, stepper, schedule, batches, accumulate=accumulate, clip=clip, advance=bar.advance
+                    problem,
+                    stepper,
+                    schedule,
+                    batches,
+                    accumulate=accumulate,
+                    clip=clip,
+                    advance=bar.advance,
+                    name=f"epoch {epoch}",
                 )
             with log.clock("evaluate"):
                 metrics = evaluate(problem, evaluation_batch_size)
