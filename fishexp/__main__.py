@@ -60,11 +60,9 @@ def _arguments() -> Namespace:
 
 def _run(args: Namespace) -> int:
     """Check every run that is asked for, then let Hydra start them; the exit status."""
-    only_shows = args.cfg or args.info or args.hydra_help or args.shell_completion
-    if not (args.hydra_help or args.shell_completion):
-        runs = config.check_command_line(args)
-        if not only_shows:
-            _prepare(runs, args.multirun)
+    runs = [] if args.hydra_help or args.shell_completion else config.check_command_line(args)
+    if not (args.cfg or args.info):
+        _prepare(runs, args.multirun)
     with tempfile.NamedTemporaryFile(prefix="fishexp-") as failures:
         os.environ[FAILURES] = failures.name
         hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")(_job)()

@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -103,10 +102,11 @@ def _check_keys(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in (*top, "recipes", "hydra"):
             raise FishexpError(f"unknown key {key}{nearest(str(key), top)}")
-    repository = GlobalHydra.instance().config_loader().repository  # type: ignore[attr-defined]
+    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
     for group, choice in cfg.hydra.runtime.choices.items():
         if group in GROUPS:
-            known = [str(key) for key in repository.load_config(f"{group}/{choice}").config]
+            file = next(file for folder in folders if (file := folder / group / f"{choice}.yaml").is_file())
+            known = [str(key) for key in OmegaConf.load(file)]
             for key in cfg[group]:
                 if key not in known:
                     raise FishexpError(f"unknown key {group}.{key}{_key_hint(group, str(key), known)}")

@@ -30,8 +30,9 @@ def tiny_bert(classes: int = CLASSES) -> nn.Module:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=12, num_labels=classes,
+        max_position_embeddings=12,
     )  # fmt: skip
+    config.num_labels = classes
     return BertForSequenceClassification(config).double()
 
 

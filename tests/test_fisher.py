@@ -88,7 +88,9 @@ def test_a_loss_of_ones_own_and_a_regression() -> None:
     torch.testing.assert_close(fisher["weight"][0], (residual[:, None] * inputs).square().mean(0))
     torch.testing.assert_close(fisher["bias"][0], residual.square().mean())
     for kind in ("expected", "sampled"):
-        with pytest.raises(FishexpError, match=f"labels={kind} needs classes to draw from, but the model has one output"):
+        with pytest.raises(
+            FishexpError, match=f"labels={kind} needs classes to draw from, but the model has one output"
+        ):
             diagonal_fisher(model, [(inputs, targets)], kind)
 
 

@@ -20,7 +20,9 @@ def flat(mask: dict[str, torch.Tensor]) -> list[bool]:
 
 
 @given(values=SCORES, cuts=st.tuples(st.integers(0, 60), st.integers(0, 60)), keep=st.floats(0.01, 1))
-def test_keeps_exactly_the_best_and_of_equal_ones_the_first(values: list[int], cuts: tuple[int, int], keep: float) -> None:
+def test_keeps_exactly_the_best_and_of_equal_ones_the_first(
+    values: list[int], cuts: tuple[int, int], keep: float
+) -> None:
     low, high = sorted(min(cut, len(values)) for cut in cuts)
     parts = torch.tensor(values, dtype=torch.float).tensor_split([low, high])
     scores = {f"p{i}": part for i, part in enumerate(parts)}
@@ -54,13 +56,21 @@ def test_keep_is_read_as_a_decimal(total: int, thousandths: int) -> None:
 def test_the_papers_budgets() -> None:
     """Sizes in the original code: BERT-large-cased with 2 labels, ResNet-34, ResNet-9."""
     assert budget(0.005, 333_581_314) == 1_667_906
-    assert [budget(keep, 21_282_122) - 5_130 for keep in (0.005, 0.02, 0.1, 0.25)] == [101_280, 420_512, 2_123_082, 5_315_400]
+    assert [budget(keep, 21_282_122) - 5_130 for keep in (0.005, 0.02, 0.1, 0.25)] == [
+        101_280,
+        420_512,
+        2_123_082,
+        5_315_400,
+    ]
     assert [budget(keep, 6_573_120) - 5_120 for keep in (0.005, 0.02, 0.1)] == [27_745, 126_342, 652_192]
     assert budget(0.29, 100) == 29
 
 
 def test_scores_of_different_precision_compare_exactly() -> None:
-    scores = {"half": torch.tensor([1.0, 3.0], dtype=torch.bfloat16), "double": torch.tensor([1.0 + 1e-12, 2.0]).double()}
+    scores = {
+        "half": torch.tensor([1.0, 3.0], dtype=torch.bfloat16),
+        "double": torch.tensor([1.0 + 1e-12, 2.0]).double(),
+    }
     scores["double"][0] = 1.0 + 1e-12
     assert flat(top_k(scores, 0.75)) == [False, True, True, True]
 

