@@ -46,6 +46,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("fishexp: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, `| head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RUN_FAILED
 
 
 def _arguments() -> Namespace:

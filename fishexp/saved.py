@@ -14,6 +14,7 @@ from fishexp.examples import Data
 from fishexp.images import Images
 from fishexp.models import Model
 from fishexp.settings import component
+from fishexp.text import Tokens
 
 PREPROCESSING = "preprocessing.json"
 
@@ -24,6 +25,8 @@ def save_run(folder: Path, model: Model, data: Data) -> None:
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels}
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
+    if isinstance(data.train, Tokens):
+        about |= {"max_length": data.train.max_length}
     (folder / PREPROCESSING).write_text(json.dumps(about) + "\n")
 
 
@@ -44,16 +47,18 @@ def load_run(folder: str | Path) -> tuple[nn.Module, Callable[..., Any]]:
         options: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except OSError as error:
         raise FishexpError(f"{folder} is not the folder of a finished run: {error.filename} is missing") from None
-    build = component("model", {**options["model"], "path": str(folder)})
+    options["model"] |= {"path": str(folder)}
+    if "pretrained" in options["model"]:
+        options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
+    build = component("model", options["model"])
     model: Model = build(about["classes"], about["channels"])
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
         return model.network.eval(), images.normalise
 
     def tokenise(*texts: Sequence[str]) -> dict[str, Tensor]:
-        limit = options["data"]["max_length"]
         encoded = model.tokenizer(
-            *map(list, texts), truncation=True, max_length=limit, padding=True, return_tensors="pt"
+            *map(list, texts), truncation=True, max_length=about["max_length"], padding=True, return_tensors="pt"
         )
         return dict(encoded)
 

@@ -33,14 +33,16 @@ class Sentences:
         encoded = tokenizer(self.first, self.second, truncation=True, max_length=self.max_length)
         columns = {key: [torch.tensor(row) for row in rows] for key, rows in encoded.items()}
         padding = dict.fromkeys(columns, 0) | {"input_ids": tokenizer.pad_token_id}
-        return Tokens(columns, padding, self.labels)
+        return Tokens(columns, padding, self.labels, self.max_length)
 
 
 class Tokens:
     """Token ids of each example, padded to the longest of a batch when it is asked for."""
 
-    def __init__(self, columns: dict[str, list[Tensor]], padding: dict[str, int], labels: Tensor) -> None:
-        self.columns, self.padding, self.labels = columns, padding, labels
+    def __init__(
+        self, columns: dict[str, list[Tensor]], padding: dict[str, int], labels: Tensor, max_length: int
+    ) -> None:
+        self.columns, self.padding, self.labels, self.max_length = columns, padding, labels, max_length
         self.lengths = torch.tensor([len(row) for row in columns["input_ids"]])
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class Tokens:
 
     def subset(self, index: Tensor) -> "Tokens":
         columns = {key: [rows[i] for i in index.tolist()] for key, rows in self.columns.items()}
-        return Tokens(columns, self.padding, self.labels[index])
+        return Tokens(columns, self.padding, self.labels[index], self.max_length)
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         inputs = {

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 TaskName: TypeAlias = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 # more short lines than one in a thousand mean a broken file; a few are in the official ones
 SHORT_LINES = 0.001
+SHOWN = 80  # characters of a bad field in a message
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,13 @@ def load(
 
 
 def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:
-    """Tab-separated text without quoting: the official files hold unbalanced quotes."""
     if not path.is_file():
         raise FishexpError(f"{path} is missing; data.root={root} should hold the official GLUE download")
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        lines = [line.rstrip("\r\n").split("\t") for line in file]
+    lines = _lines(path)
     wanted = [*layout.columns, layout.label]
     header = isinstance(layout.label, str)
     if header and (missing := [name for name in wanted if name not in lines[0]]):
-        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} among {', '.join(lines[0])}")
+        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(lines[0])[:SHOWN]!r}")
     index = [lines[0].index(str(name)) if header else int(name) for name in wanted]
     # QQP has lines with too few columns, MNLI more columns in dev than in train: the last one wanted decides
     rows = [(number, row) for number, row in enumerate(lines, 1) if number > header and row != [""]]
@@ -129,17 +128,33 @@ def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentenc
     return _sentences(texts, labels, layout, max_length)
 
 
+def _lines(path: Path) -> list[list[str]]:
+    """Tab-separated text without quoting: the official files hold unbalanced quotes."""
+    lines = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise FishexpError(f"{path} line {number} is not UTF-8 text; is this the official file?") from None
+            lines.append(text.rstrip("\r\n").split("\t"))
+    if not lines:
+        raise FishexpError(f"{path} is empty")
+    return lines
+
+
 def _label(text: str, layout: Task, path: Path, number: int) -> float:
     if layout.names:
         if text not in layout.names:
-            raise FishexpError(f"{path} line {number}: the label {text!r} is not one of {', '.join(layout.names)}")
+            shown, names = text[:SHOWN], ", ".join(layout.names)
+            raise FishexpError(f"{path} line {number}: the label {shown!r} is not one of {names}")
         return layout.names.index(text)
     try:
         score = float(text)
     except ValueError:
         score = -1.0
     if not 0 <= score <= 5:
-        raise FishexpError(f"{path} line {number}: the score {text!r} is not a number from 0 to 5")
+        raise FishexpError(f"{path} line {number}: the score {text[:SHOWN]!r} is not a number from 0 to 5")
     return score
 
 

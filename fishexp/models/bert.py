@@ -35,7 +35,8 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
     source = path if path is not None else str(_minilm())
     network, tokenizer = _load(source, classes, pretrained)
     if activation_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # the first is the newer name: with it the second warns
 
     def save(folder: Path) -> None:
         with _quiet():
@@ -61,21 +62,27 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
             config = AutoConfig.from_pretrained(source)
             _check_head(source, config, classes if pretrained else None)
             config.num_labels = classes
+            tokenizer = AutoTokenizer.from_pretrained(source)
             if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, output_loading_info=True
+                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
                 )
             else:
-                network, info = AutoModelForSequenceClassification.from_config(config), {"missing_keys": ()}
-            tokenizer = AutoTokenizer.from_pretrained(source)
+                network, info = AutoModelForSequenceClassification.from_config(config), {}
     except FishexpError:
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # transformers raises many kinds, those of safetensors and tokenizers among them
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FishexpError(f"model.path={source} cannot be loaded: {reason}") from None
     if getattr(network, HEAD, None) is None:
         raise FishexpError(f"model.path={source} is a {type(network).__name__}, which has no `{HEAD}`; give a BERT")
-    lacking = sorted(name for name in info["missing_keys"] if not name.startswith(f"{HEAD}."))
+    for name, found, wanted in sorted(info.get("mismatched_keys", ())):
+        shapes = f"{tuple(found)}, by its config.json and the data set it is {tuple(wanted)}"
+        raise FishexpError(f"model.path={source}: {name} has shape {shapes}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # without files transformers makes one that knows no word
+        raise FishexpError(f"model.path={source} holds no tokenizer; its tokenizer.json or vocab.txt is missing")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    lacking = sorted(name for name in info.get("missing_keys", ()) if not name.startswith(f"{HEAD}."))
     if lacking:
         log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
     return network, tokenizer

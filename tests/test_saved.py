@@ -1,0 +1,94 @@
+"""What a run leaves behind gives the same logits again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fishexp.config import CONF
+from fishexp.data import digits
+from fishexp.examples import Data
+from fishexp.metrics import accuracy
+from fishexp.models import Model, bert, resnet
+from fishexp.saved import load_run, save_run
+from fishexp.text import Sentences
+from tests.checks import refusal, same_weights
+
+FIRST = ["the cat runs .", "a dog ?", "the dog sees the cat and the dog runs"]
+SECOND = ["the cats", "a dog runs and a dog runs and a dog runs", "?"]
+
+
+def configure(folder: Path, name: str, **options: Any) -> None:
+    """config.yaml as the runner leaves it: conf/model/NAME.yaml with ``options``."""
+    folder.mkdir(exist_ok=True)
+    model = OmegaConf.merge(OmegaConf.load(f"{CONF}/model/{name}.yaml"), options)
+    OmegaConf.save({"model": model, "data": {"name": "mine"}}, folder / "config.yaml")
+
+
+@pytest.fixture(params=[8, 9])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Model, Data]:
+    """A ResNet with running statistics of its own, the digits, and the folder of their run."""
+    model = resnet.build(10, 1, layers=request.param, path=None)
+    data = digits.load(train_limit=32, valid_limit=16, holdout=0)
+    if request.param == 9:
+        data.train.pixels = data.train.pixels.repeat(1, 1, 4, 4)
+        data.valid[""].pixels = data.valid[""].pixels.repeat(1, 1, 4, 4)
+    for _ in range(3):
+        model.network(data.train.batch(torch.arange(32))[0])
+    configure(tmp_path / "run", f"resnet{request.param}")
+    save_run(tmp_path / "run", model, data)
+    return tmp_path / "run", model, data
+
+
+def test_images(images: tuple[Path, Model, Data]) -> None:
+    folder, model, data = images
+    network, prepare = load_run(folder)
+    assert not network.training
+    assert same_weights(network, model.network)
+    examples = data.valid[""]
+    inputs, _ = examples.batch(torch.arange(len(examples)))
+    assert torch.equal(prepare(examples.pixels), inputs)
+    assert torch.equal(network(prepare(examples.pixels)), model.network.eval()(inputs))
+
+
+def sentences(model: Model, *, pair: bool, max_length: int) -> Data:
+    part = Sentences(FIRST, SECOND if pair else None, torch.arange(3), max_length).tokenised(model.tokenizer)
+    return Data(part, {"": part}, classes=3, channels=0, metrics=accuracy)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("max_length", [20, 6])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_sentences(bert_folder: Path, pretrained: bool, pair: bool, max_length: int) -> None:
+    """Whatever the weights began as, and cut where training cut them, with no option of the data set's."""
+    model = bert.build(3, 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    data = sentences(model, pair=pair, max_length=max_length)
+    folder = bert_folder / "run"
+    configure(folder, "bert_base", pretrained=pretrained, path="gone")
+    save_run(folder, model, data)
+    assert json.loads((folder / "preprocessing.json").read_text())["max_length"] == max_length
+
+    network, prepare = load_run(str(folder))
+    assert not network.training
+    assert same_weights(network, model.network)
+    inputs, _ = data.train.batch(torch.arange(3))
+    prepared = prepare(FIRST, SECOND) if pair else prepare(FIRST)
+    assert prepared.keys() == inputs.keys()
+    assert all(torch.equal(prepared[key], inputs[key]) for key in inputs)
+    assert torch.equal(network(**prepared).logits, model.network.eval()(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["preprocessing.json", "config.yaml"])
+def test_folders_of_no_finished_run(images: tuple[Path, Model, Data], name: str) -> None:
+    file = images[0] / name
+    file.unlink()
+    assert refusal(load_run, images[0]) == f"{images[0]} is not the folder of a finished run: {file} is missing"
+    assert refusal(load_run, "/no/such/run").startswith("/no/such/run is not the folder of a finished run: ")
+
+
+def test_a_run_without_its_weights(images: tuple[Path, Model, Data]) -> None:
+    (images[0] / "model.safetensors").unlink()
+    assert refusal(load_run, images[0]).startswith(f"model.path={images[0]}: {images[0] / 'model.safetensors'} is no ")
