@@ -57,6 +57,8 @@ def load_run(folder: str | Path) -> tuple[nn.Module, Callable[..., Any]]:
         return model.network.eval(), images.normalise
 
     def tokenise(*texts: Sequence[str]) -> dict[str, Tensor]:
+        if any(isinstance(text, str) for text in texts):
+            raise FishexpError("prepare takes lists of sentences, got a single string; put it into a list")
         encoded = model.tokenizer(
             *map(list, texts), truncation=True, max_length=about["max_length"], padding=True, return_tensors="pt"
         )

@@ -160,7 +160,7 @@ def test_a_sweep_over_keep_runs_bitfit_once(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     result = fishexp(*QUICK, "method=full", "regime.lr=1e12", "regime.batch_size=16")
     assert result.status == 1
-    assert re.fullmatch(r"fishexp: epoch 1: the loss is not finite at step \d; lower regime.lr .*\n", result.err)
+    assert re.fullmatch(r"fishexp: epoch 1: the loss is not finite at step \d; lower regime.lr\n", result.err)
     (record,) = records(tmp_path)
     assert record["status"] == "failed"
     assert "not finite" in record["error"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from fishexp.data import default_root
 from fishexp.errors import FishexpError
 from fishexp.examples import Data, Metrics
+from fishexp.hub import fail_fast_offline
 from fishexp.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from fishexp.text import Sentences
 
@@ -168,6 +169,7 @@ def _sentences(texts: list[list[str]], labels: list[float], layout: Task, max_le
 def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict[str, Sentences]]:
     from datasets import load_dataset
 
+    fail_fast_offline()
     try:
         parts = load_dataset("nyu-mll/glue", task)
     except Exception as error:  # datasets raises many kinds, network ones among them

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.errors import FishexpError
+from fishexp.hub import fail_fast_offline
 from fishexp.models import Model
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,10 @@ def _minilm() -> Path:
 def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+    if not Path(source).is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
+            raise FishexpError(f"model.path={source} is not a folder")
+        fail_fast_offline()
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source)

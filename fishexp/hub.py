@@ -1,0 +1,20 @@
+"""The Hugging Face hub, when there is no network."""
+
+import socket
+import sys
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+
+def fail_fast_offline() -> None:
+    """Where the hub's name cannot be looked up, use what is cached instead of retrying for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True

@@ -1,0 +1,74 @@
+"""The wheel, the README's commands, a sweep in parallel."""
+
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hydra._internal.utils import get_args_parser
+
+from fishexp import config
+from fishexp.record import read
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_runs_from_any_folder(tmp_path: Path) -> None:
+    """It carries conf/ inside the package and nothing beside it; unzipped, it runs without the repository."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("fishexp-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert {name.split("/")[0] for name in names} == {"fishexp", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+    for file in ROOT.glob("conf/**/*.yaml"):
+        assert f"fishexp/{file.relative_to(ROOT)}" in names
+
+    code = (
+        "import sys; sys.path.insert(0, '../site'); import fishexp.__main__ as m; print(m.__file__); sys.exit(m.main())"
+    )
+    quick = ["regime.epochs=1", "data.train_limit=64", "method=random"]
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *quick], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "site") in str(Path(tmp_path, "elsewhere", done.stdout.splitlines()[0]).resolve())
+    (record,) = read(tmp_path / "elsewhere" / "outputs" / "records.jsonl")
+    assert record["commit"] is None
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m fishexp ") or line == "python -m fishexp"]
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_what_the_readme_shows_can_be_composed(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if "--help" in command:
+        return
+    config.register_resolvers()
+    monkeypatch.chdir(tmp_path)
+    arguments = get_args_parser().parse_args(shlex.split(command)[3:])
+    assert config.check_command_line(arguments)
+
+
+def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
+    """With Hydra's joblib launcher: two processes, one of three runs fails."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")
+    arguments = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "regime.epochs=1", "data.train_limit=64"]
+    command = [sys.executable, "-m", "fishexp", "-m", *arguments, "method=random", "keep=0.004,0.01,0.02"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done
+    assert "fishexp: 1 of 3 runs failed" in done.stderr
+    found = {record["keep"]: record["status"] for record in read(tmp_path / "outputs" / "records.jsonl")}
+    assert found == {0.004: "failed", 0.01: "finished", 0.02: "finished"}
