@@ -193,7 +193,9 @@ def test_an_interrupted_run_ends_cleanly(tmp_path: Path, sent: signal.Signals) -
     time.sleep(1)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "fishexp: interrupted\n")
+    # Python dies of the signal itself if it came while a string was executed, in an import say: 130 to a shell as well
+    assert process.returncode in (130, -signal.SIGINT)
+    assert err == "fishexp: interrupted\n"
     (record,) = records(tmp_path)
     assert record["status"] == "interrupted"
 
