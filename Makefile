@@ -1,6 +1,8 @@
 # Needs Python 3.11 or later and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 DEMO := outputs/demo
 
 .PHONY: setup demo test test-slow check wheel clean

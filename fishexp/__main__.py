@@ -14,10 +14,11 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fishexp import config, usage
-from fishexp.errors import FishexpError, RunFailed
+from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.record import finished
 from fishexp.settings import GROUPS, Config, component, run_id, run_name
 
@@ -43,12 +44,15 @@ def main() -> int:
     except FishexpError as error:
         print(f"fishexp: {error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("fishexp: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return RUN_FAILED
+    except OSError as error:  # a run folder that cannot be made, say
+        print(f"fishexp: {error.filename}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("fishexp: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _arguments() -> Namespace:
@@ -79,8 +83,11 @@ def _prepare(runs: list[Config], multirun: bool) -> None:
     """Everything that can be refused before the first run starts."""
     for folder in {Path(run["outputs"]) for run in runs}:
         _check_folder("outputs", folder)
-    for folder in {Path(run["records"]).parent for run in runs}:
-        _check_folder("records", folder)
+    for file in {Path(run["records"]) for run in runs}:
+        _check_folder("records", file.parent)
+        if file.is_dir() or (file.exists() and not os.access(file, os.W_OK)):
+            raise FishexpError(f"records={file} is not a file that can be written")
+        finished(file)  # refuses a file that holds anything but records
     for group in GROUPS:
         for options in {json.dumps(run[group]) for run in runs}:
             component(group, json.loads(options))
@@ -99,38 +106,42 @@ def _check_folder(key: str, folder: Path) -> None:
         raise FishexpError(f"{key}={folder} cannot be written; choose another folder")
 
 
-_started: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
+_finished: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
 
 
 def _job(cfg: DictConfig) -> float | None:
     """One run; its headline metric, for sweepers that look for the best."""
     resolved = config.resolved(cfg)
     name = run_name(resolved)
-    if name in _started or (resolved["resume"] and finished(Path(resolved["records"]), run_id(resolved))):
+    if name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"]))):
         print(f"{name} is done already")
         return None
-    _started.add(name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they fork no workers of their own under a sweep's
     from fishexp.runner import run  # torch is imported here, after all that can be refused without it
 
     try:
         record = run(resolved, Path(HydraConfig.get().runtime.output_dir))
+        _finished.add(name)
     except Exception as error:  # the other runs of a sweep go on
-        status = _explain(error, resolved["debug"])
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        if isinstance(error, BusyError) and multirun:
+            print(f"{name} is going on in another process")
+            return None
+        status = _explain(error, resolved["debug"], name if multirun else "")
         with Path(os.environ[FAILURES]).open("a") as failures:
             failures.write(f"{status}\n")
         return None
     return next(iter(record.metrics.values()), None)
 
 
-def _explain(error: Exception, debug: bool) -> int:
+def _explain(error: Exception, debug: bool, name: str) -> int:
     """Say what went wrong, in one line unless debugging; the exit status."""
     if debug:
         traceback.print_exception(error)
     line = str(error).strip()
     if not isinstance(error, FishexpError | RunFailed):
         line = f"{type(error).__name__}: {(line.splitlines() or [''])[0]}; debug=true shows where"
-    print(f"fishexp: {line}", file=sys.stderr)
+    print(f"fishexp: {name}{': ' if name else ''}{line}", file=sys.stderr)
     return USER_ERROR if isinstance(error, FishexpError) else RUN_FAILED
 
 

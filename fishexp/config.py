@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fishexp.errors import FishexpError, nearest
 from fishexp.settings import ABOUT, GROUPS, Config, Settings, check_settings, run_name
@@ -67,7 +68,7 @@ def check_command_line(args: Namespace) -> list[Config]:
     folder = args.config_dir and Path(args.config_dir).absolute()
     if folder and not folder.is_dir():
         raise FishexpError(f"--config-dir {args.config_dir} is not a folder; it holds method/NAME.yaml and the like")
-    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
     with initialize_config_dir(CONF, version_base="1.3"):
         return [_compose([*search, *overrides]) for overrides in _sweep(args.overrides, args.multirun)]
 
@@ -90,7 +91,7 @@ def _compose(overrides: Sequence[str]) -> Config:
         config = resolved(cfg)
     except FishexpError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise _readable(error, overrides) from None
     check_settings(config)
     return config
@@ -127,6 +128,8 @@ def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
         return FishexpError(f"{empty[0]} is not key=value: the key is missing")
     if isinstance(error, OverrideParseException):
         return FishexpError(f"{error.override} is not key=value: {_first_line(error)}")
+    if isinstance(error, YAMLError):
+        return FishexpError(" ".join(str(error).split()))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     key = next((line.split()[-1] for line in str(cause).splitlines() if line.strip().startswith("full_key:")), None)
     return FishexpError(f"{key}: {_first_line(cause)}" if key else _first_line(cause))

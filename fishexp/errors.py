@@ -5,6 +5,10 @@ class FishexpError(ValueError):
     """Bad input. The message is one line: the value, the rule it broke, what to do."""
 
 
+class BusyError(FishexpError):
+    """The run is going on in another process."""
+
+
 class RunFailed(Exception):
     """A run could not finish (a NaN loss, say). The message is one line."""
 

@@ -26,6 +26,7 @@ def diagonal_fisher(
     loss: Loss | None = None,
     generator: torch.Generator | None = None,
     as_is: bool = False,
+    advance: Callable[[int], None] = lambda examples: None,
 ) -> Scores:
     r"""Fisher information of each weight on its own: the mean over examples of the squared gradient.
 
@@ -44,18 +45,20 @@ def diagonal_fisher(
         generator: Draws the labels of ``sampled``; if None, a new one with seed 0.
         as_is: Score in the mode the model is in, one example a pass, as the original code did: a BatchNorm in training
             mode then normalises each example by itself and its running statistics move.
+        advance: Told the number of examples scored since it was last called, to show progress.
 
     Returns:
-        name -> float tensor of the parameter's shape for each parameter that requires a gradient.
+        name -> float tensor of the parameter's shape for every parameter, frozen ones too.
 
     Raises:
         FishexpError: If there is no example, or ``expected`` or ``sampled`` is asked of a model with one output.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     totals = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in parameters.items()}
     generator = generator or torch.Generator().manual_seed(0)
     count = 0
-    with nullcontext(batches) if as_is else _evaluation_mode(model, batches) as scored:
+    evaluation = nullcontext(batches) if as_is else _evaluation_mode(model, batches)
+    with _differentiable(parameters.values()), evaluation as scored:
         for inputs, targets in scored:
             for i in range(len(targets)):
                 logits = logits_of(model, _example(inputs, i))
@@ -69,6 +72,7 @@ def diagonal_fisher(
                         if gradient is not None:
                             _add_power(total, gradient, weight, power)
                 count += 1
+                advance(1)
     if count == 0:
         raise FishexpError("the Fisher information needs at least one example, got no batch")
     return {name: total / count for name, total in totals.items()}
@@ -113,15 +117,26 @@ def _objectives(
 
 
 @contextmanager
+def _differentiable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Frozen parameters are scored as well; they are frozen again afterwards."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+@contextmanager
 def _evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
     """The model in evaluation mode with usable BatchNorm statistics; modes, buffers and random streams are restored."""
     modes = {module: module.training for module in model.modules()}
     untrained = [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.num_batches_tracked is not None
-        and module.num_batches_tracked == 0
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_untrained(module)
     ]
     buffers = {buffer: buffer.clone() for module in untrained for buffer in module.buffers()}
     devices = {p.device for p in model.parameters() if p.is_cuda}
@@ -137,6 +152,13 @@ def _evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
             module.training = training
         for buffer, saved in buffers.items():
             buffer.copy_(saved)
+
+
+def _is_untrained(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Initial statistics. The counter alone does not tell: published weights may lack it."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked != 0:
+        return False
+    return not bool(norm.running_mean.any()) and bool((norm.running_var == 1).all())
 
 
 @torch.no_grad()

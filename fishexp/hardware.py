@@ -40,7 +40,7 @@ def device(choice: str) -> Iterator[torch.device]:
 
 @contextmanager
 def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
-    """The first GPU whose lock file is free, held until the run ends; GPU 0 is shared if all are taken."""
+    """The first GPU whose lock file is free, held until the run ends; if all are taken, some one to share."""
     folder = folder or Path(tempfile.gettempdir())
     for index in range(count):
         uuid = torch.cuda.get_device_properties(index).uuid
@@ -51,7 +51,7 @@ def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
                 continue
             yield index
             return
-    yield 0
+    yield os.getpid() % count
 
 
 def name(device: torch.device) -> str:

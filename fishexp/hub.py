@@ -10,7 +10,7 @@ def fail_fast_offline() -> None:
     """Where the hub's name cannot be looked up, use what is cached instead of retrying for half a minute."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or getproxies():
+    if constants.HF_HUB_OFFLINE or getproxies().keys() - {"no"}:
         return
     try:
         socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)

@@ -17,7 +17,7 @@ class Images:
         cutout: Side of the square set to the mean, in pixels; 0 for none.
     """
 
-    lengths = None
+    lengths: Tensor | None = None
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
         raise FishexpError(f"always names {unknown[0]}, which has no scores; the scores cover {len(scores)} parameters")
     total = sum(score.numel() for score in scores.values())
     kept = budget(keep, total)
-    head = sum(scores[name].numel() for name in always)
+    head = sum(scores[name].numel() for name in set(always))
     if kept < max(head, 1):
         needs = f"fewer than the {head} of {', '.join(always)}, which are always kept" if head else "less than one"
         raise FishexpError(f"keep={keep} pays for {kept} of {total} weights, {needs}; raise keep")

@@ -1,6 +1,7 @@
 """What is to be learned and by what: the model, its data, its loss."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,6 +16,10 @@ Precision: TypeAlias = Literal["fp32", "bf16"]
 Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
 
 
+def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda examples: None)
+
+
 @dataclass
 class Problem:
     """A model with the data it is to learn; what methods and regimes work on.
@@ -27,7 +32,7 @@ class Problem:
             so that the method does not change the data the model sees.
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
-        watch: Shows progress over batches: (batches, number of examples, what is done) -> the same batches.
+        progress: Shows progress over so many examples: a context that gives what is told the examples done.
     """
 
     model: nn.Module
@@ -38,7 +43,7 @@ class Problem:
     order: torch.Generator
     precision: Precision = "fp32"
     as_original: bool = False
-    watch: Callable[[Iterator[Batch], int, str], Iterator[Batch]] = lambda batches, _total, _what: batches
+    progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch: cross-entropy in nats, or the squared error of a regression."""
@@ -47,9 +52,10 @@ class Problem:
         return F.cross_entropy(logits, labels)
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """(examples, classes) in float32, computed in ``precision``."""
+        """(examples, classes) in float32 or better, computed in ``precision``."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return logits_of(self.model, inputs).float()
+            logits = logits_of(self.model, inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def batches(
         self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False

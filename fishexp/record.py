@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -47,30 +48,33 @@ class Record:
     peak_memory_bytes: int | None = None
     bytes: dict[str, int] = field(default_factory=dict)
     error: str | None = None
-    commit: str | None = None
+    commit: str | None = field(default_factory=lambda: commit())
     device: str = ""
     threads: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
     ended: str = ""
 
     def write(self, records: Path, folder: Path) -> None:
         """Append to ``records`` and leave the same line in the run's folder, stamped with the time."""
-        self.commit, self.versions = commit(), versions()
+        self.metrics = {
+            name: value if value is not None and isfinite(value) else None for name, value in self.metrics.items()
+        }
         self.ended = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps(asdict(self), allow_nan=False)
-        append(records, line)
         temporary = folder / ".record.json"
         temporary.write_text(line + "\n")
         temporary.replace(folder / "record.json")
+        append(records, line)
 
 
 def append(path: Path, line: str) -> None:
     """Add one line in one write under a lock, so that jobs at the same time cannot tear each other's lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file.fileno()).st_size
-        data = f"{line}\n".encode()
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # not ours: keep this line out of it
+        data = f"{chr(10) * torn}{line}\n".encode()
         if os.write(file.fileno(), data) != len(data):  # a full disk: leave no half line behind
             os.ftruncate(file.fileno(), size)
             raise FishexpError(f"{path}: no room for another record")
@@ -98,12 +102,12 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def finished(path: Path, run_id: str) -> bool:
-    """Whether ``path`` holds a finished record of this run."""
-    return path.is_file() and any(r["run_id"] == run_id and r["status"] == "finished" for r in read(path))
+def finished(path: Path) -> set[str]:
+    """The run_ids of which ``path`` holds a finished record; a later attempt that failed takes nothing away."""
+    return {record["run_id"] for record in read(path) if record["status"] == "finished"} if path.exists() else set()
 
 
-@cache
+@cache  # the code is what it was when this process imported it
 def commit() -> str | None:
     """The commit of this code, with a + if tracked files differ from it; None outside a repository."""
     root = Path(__file__).parents[1]

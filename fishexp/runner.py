@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fishexp import hardware
-from fishexp.errors import FishexpError, RunFailed
+from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.examples import Data
 from fishexp.masks import Mask, count, top_k
 from fishexp.models import Model
@@ -24,6 +24,8 @@ from fishexp.settings import Config, Settings, check_settings, component, run_id
 from fishexp.tracking import Log
 
 log = logging.getLogger(__name__)
+
+_THREADS = torch.get_num_threads()  # what torch decides, for the next run of a sweep over threads
 
 
 def run(config: Config, folder: Path) -> Record:
@@ -41,16 +43,14 @@ def run(config: Config, folder: Path) -> Record:
     """
     settings = check_settings(config)
     load, build, method, train = (component(group, config[group]) for group in ("data", "model", "method", "regime"))
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or _THREADS)
     folder.mkdir(parents=True, exist_ok=True)
     shared = shareable(config)
     record = Record(run_id(config), shared, method=config["method"]["name"], keep=settings.keep, seed=settings.seed)
     with (
         _alone(folder),
-        hardware.device(settings.device) as device,
         Log(folder, run_name(config), shared, settings.wandb) as tracker,
-        _recorded(record, tracker, Path(settings.records), device),
+        _recorded(record, tracker, settings) as device,
     ):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shared)))
         tracker.say(
@@ -103,7 +103,7 @@ def _problem(model: Model, data: Data, device: torch.device, settings: Settings,
         order=torch.Generator().manual_seed(2 * settings.seed + 1),
         precision=settings.precision,
         as_original=settings.compat == "fish",
-        watch=tracker.watch,
+        progress=tracker.progress,
     )
 
 
@@ -123,18 +123,19 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FishexpError(
-                f"{folder}: another process is at this very run; wait for it, or change the seed"
-            ) from None
+            raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
         yield
 
 
 @contextmanager
-def _recorded(record: Record, tracker: Log, records: Path, device: torch.device) -> Iterator[None]:
-    """Write the record however the run ends, and end its W&B run."""
-    hardware.start_peak_memory(device)
+def _recorded(record: Record, tracker: Log, settings: Settings) -> Iterator[torch.device]:
+    """The device for the run; its record is written however the run ends, and its W&B run ended."""
+    device = torch.device("cpu")
     try:
-        yield
+        with hardware.device(settings.device) as device:
+            hardware.start_peak_memory(device)
+            tracker.connect()
+            yield device
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         record.error = str(error) if isinstance(error, FishexpError | RunFailed) else f"{type(error).__name__}: {error}"
@@ -144,5 +145,7 @@ def _recorded(record: Record, tracker: Log, records: Path, device: torch.device)
         record.seconds = {what: round(tracker.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
         record.peak_memory_bytes = hardware.peak_memory(device)
         record.device, record.threads = hardware.name(device), torch.get_num_threads()
-        record.write(records, tracker.folder)
-        tracker.finish(asdict(record))
+        try:
+            record.write(Path(settings.records), tracker.folder)
+        finally:
+            tracker.finish(asdict(record))

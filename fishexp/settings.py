@@ -5,11 +5,11 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fishexp.budget import check_keep
@@ -38,7 +38,7 @@ class Settings(BaseModel):
     model_config = _STRICT
 
     keep: float | None
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Lt(2**62)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "bf16"]
     decay: Decay
@@ -102,7 +102,9 @@ def _module(group: str, name: str) -> Any:
             return importlib.import_module(candidate)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
-                raise  # the module is there, something it imports is not
+                raise FishexpError(f"{group}={name}: {candidate} needs {error.name}, which is not installed") from None
+        except (SyntaxError, ImportError) as error:
+            raise FishexpError(f"{group}={name}: {candidate} cannot be imported: {error}") from None
     raise FishexpError(
         f"{group}={name}: neither {inside} nor a module {name} can be imported; is its folder on PYTHONPATH?"
     )
@@ -131,18 +133,38 @@ def shareable(config: Config) -> Config:
     shared["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     path = config["model"].get("path")
     if path is not None and Path(path).exists():
-        shared["model"] = {**config["model"], "path": Path(path).name}
+        shared["model"] = {**config["model"], "path": f"{Path(path).name}@{_digest(Path(path))}"}
     return shared
+
+
+@cache
+def _digest(path: Path) -> str:
+    """Of the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
+    files = (
+        [path] if path.is_file() else sorted(file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind))
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    """1.0 as 1: the same number is the same run however it was typed."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_id(config: Config) -> str:
     """Eight hexadecimal digits that two runs share exactly if they are told to compute the same."""
-    return hashlib.sha256(json.dumps(shareable(config), sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_canonical(shareable(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
     """A readable path that is the run's own: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
     data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
     task = f"-{config['data']['task']}" if "task" in config["data"] else ""
-    keep = f"-{config['keep']}" if config["keep"] is not None else ""
+    keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
     return f"{data}{task}/{model}/{method}{keep}/seed{config['seed']}-{run_id(config)}"

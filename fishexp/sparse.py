@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -62,24 +62,41 @@ def _hook(weight: Tensor, hook: Callable[[Tensor], None] | None) -> None:
         _HOOKS[weight] = weight.register_post_accumulate_grad_hook(hook)
 
 
-@torch.no_grad()
-def _write_back(optimiser: Optimizer, *_: object) -> None:
-    """Copy packed values into the weights after a step. No version counter would tell: fused steps raise none."""
+def _kept(optimiser: Optimizer) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Packed values, the storage they come from, and where in it, of this optimiser's parameters."""
     for packed in (p for group in optimiser.param_groups for p in group["params"] if p in _TARGETS):
         reference, offsets = _TARGETS[packed]
         weight = reference()
         if weight is not None:
-            weight.data.as_strided((weight.numel(),), (1,), weight.storage_offset())[offsets] = packed
+            yield packed, weight.data.as_strided((weight.numel(),), (1,), weight.storage_offset()), offsets
 
 
-register_optimizer_step_post_hook(_write_back)
+# Hooks around each step, since no version counter tells of one (fused steps raise none). The weights are what counts:
+# values loaded into them after `sparsify` are where the step starts from.
+
+
+@torch.no_grad()
+def _before_step(optimiser: Optimizer, *_: object) -> None:
+    for packed, storage, offsets in _kept(optimiser):
+        packed.copy_(storage[offsets])
+
+
+@torch.no_grad()
+def _after_step(optimiser: Optimizer, *_: object) -> None:
+    for packed, storage, offsets in _kept(optimiser):
+        storage[offsets] = packed
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)
 
 
 def sparsify(model: nn.Module, mask: Mask) -> Sparse:
     """Make the kept entries the only weights of ``model`` that train, in place.
 
     After ``optimiser.step()`` of any :class:`torch.optim.Optimizer` the weights hold the new values; entries outside
-    ``mask`` stay bit-identical, whatever the optimiser's decay or momentum, since it never sees them.
+    ``mask`` stay bit-identical, whatever the optimiser's decay or momentum, since it never sees them. Gradients are
+    those of :meth:`Sparse.parameters`: clear them with ``optimiser.zero_grad()`` and clip them there, not in the model.
 
     Args:
         model: Keeps its parameters, names and shapes. Those without a kept entry stop requiring a gradient.

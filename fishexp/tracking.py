@@ -5,10 +5,10 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fishexp.errors import FishexpError
 
-T = TypeVar("T")
 REFRESH = 0.5  # seconds between updates of a bar: each one waits for the device
 PLAIN = 30.0  # seconds between lines where there is no terminal
 WandbMode = Literal["disabled", "offline", "online"]
@@ -48,14 +47,17 @@ class Log:
         self._handlers = [file, _ConsoleHandler(self.console)]  # tracebacks (debug) go to the file only
         for handler in self._handlers:
             self._logger.addHandler(handler)
-        if self._mode != "disabled":
-            self._wandb = _start_wandb(self.folder, self.name, self.config, self._mode)
         return self
 
     def __exit__(self, *_: object) -> None:
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
+
+    def connect(self) -> None:
+        """Start the W&B run, if one is wanted."""
+        if self._mode != "disabled":
+            self._wandb = _start_wandb(self.folder, self.name, self.config, self._mode)
 
     def say(self, text: str) -> None:
         """One line, on the console and in log.txt."""
@@ -93,13 +95,12 @@ class Log:
         with Bar(self, total) as bar:
             yield bar
 
-    def watch(self, batches: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """The batches themselves, with progress shown; ``total`` examples, the last element of a batch being labels."""
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+        """A bar for work that has no loss; gives what is told the examples done."""
         with self.bar(total) as bar:
             bar.describe(what)
-            for batch in batches:
-                yield batch
-                bar.advance(None, len(batch[-1]))  # type: ignore[index]
+            yield lambda examples: bar.advance(None, examples)
 
 
 class Bar:

@@ -31,7 +31,7 @@ class Result:
 
 def fishexp(*arguments: str) -> Result:
     out, err = io.StringIO(), io.StringIO()
-    program._started.clear()
+    program._finished.clear()
     with (
         mock.patch.object(sys, "argv", ["fishexp", *arguments]),
         contextlib.redirect_stdout(out),

@@ -187,3 +187,14 @@ def test_recomputed_activations_give_the_same_gradients(trained: Path) -> None:
     assert passes == [1, 2]
     torch.testing.assert_close(*gradients)
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0].values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_trained_in_float32(
+    dtype: torch.dtype, bert_folder: Path, tmp_path: Path
+) -> None:
+    model = build_bert(bert_folder, pretrained=False)
+    model.network.to(dtype)
+    model.save(bert_folder)
+    assert {value.dtype for value in load_file(bert_folder / "model.safetensors").values()} == {dtype}
+    assert {p.dtype for p in build_bert(bert_folder).network.parameters()} == {torch.float32}

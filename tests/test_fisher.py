@@ -149,6 +149,30 @@ def test_an_untrained_batch_norm_is_scored_with_the_statistics_of_the_examples()
     assert not torch.allclose(found["0.weight"], identity["0.weight"], rtol=0.05)
 
 
+def test_trained_statistics_count_although_the_counter_is_missing() -> None:
+    """As in published weights of before the counter existed: they load with 0 batches tracked."""
+    model, (inputs, labels) = conv_net(), images()
+    model[1].num_batches_tracked.zero_()  # type: ignore[index]
+    found = diagonal_fisher(model, [(inputs, labels)])
+    expected = brute_force(model, inputs, labels, "true_label", "square")
+    torch.testing.assert_close(found["0.weight"], expected["0.weight"], rtol=1e-9, atol=1e-15)
+
+
+def test_frozen_parameters_are_scored_and_stay_frozen() -> None:
+    model, (inputs, labels) = conv_net(), images()
+    expected = brute_force(model, inputs, labels, "true_label", "square")
+    model[0].requires_grad_(False)  # type: ignore[index]
+    found = diagonal_fisher(model, [(inputs, labels)])
+    torch.testing.assert_close(dict(found), expected)
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True]
+
+
+def test_progress_is_told_example_by_example() -> None:
+    told: list[int] = []
+    diagonal_fisher(conv_net(), batched(*images()), advance=told.append)
+    assert told == [1] * 7
+
+
 def test_as_is_scores_in_training_mode_one_example_at_a_time() -> None:
     model, (inputs, labels) = conv_net(), images(3)
     model[3].p = 0.0  # type: ignore[index]

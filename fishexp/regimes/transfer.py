@@ -51,14 +51,21 @@ def train(
     """
     if epochs == 0:
         with log.clock("evaluate"):
-            return evaluate(problem, evaluation_batch_size)
+            metrics = evaluate(problem, evaluation_batch_size)
+        log.epoch(0, metrics)
+        return metrics
 
     mask = choose()
     parameters = mask_gradients(problem.model, mask) if decay == "all" else sparsify(problem.model, mask).parameters()
     stepper = make_optimiser(optimiser, parameters, lr, weight_decay)
     examples = problem.epoch_size(batch_size, drop_last=drop_last)
     steps = math.ceil(math.ceil(examples / batch_size) / accumulate)
-    schedule = linear_schedule(stepper, steps * epochs, int(steps * min(warmup, epochs / 4)))
+    if warmup > epochs / 4:
+        log.say(
+            f"regime.warmup={warmup} is over a quarter of {epochs} epochs: the learning rate rises for {epochs / 4}"
+        )
+        warmup = epochs / 4
+    schedule = linear_schedule(stepper, steps * epochs, int(steps * warmup))
 
     metrics: Metrics = {}
     with log.bar(examples * epochs) as bar:

@@ -45,7 +45,7 @@ def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> Pool:
-    """Pool the finished runs that agree in every setting but the seed; of each run the latest record counts.
+    """Pool the finished runs that agree in every setting but the seed; of each run the latest finished record counts.
 
     Args:
         records: In the order in which they were written.
@@ -56,8 +56,10 @@ def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> 
     """
     latest: dict[str, Mapping[str, Any]] = {}
     for record in records:
-        latest.pop(record["run_id"], None)  # so that the order is that of the latest records
-        latest[record["run_id"]] = record
+        before = latest.get(record["run_id"])
+        if before is None or before["status"] != "finished" or record["status"] == "finished":
+            latest.pop(record["run_id"], None)  # so that the order is that of the latest records
+            latest[record["run_id"]] = record
     statuses = Counter(str(record["status"]) for record in latest.values())
     pooled: dict[str, dict[int, Group]] = {}
     for record in latest.values():
