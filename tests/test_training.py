@@ -153,7 +153,7 @@ def test_fish_scores_distinct_examples_in_random_order_and_says_when_there_are_f
 
 def test_compat_scores_augmented_examples_in_training_mode() -> None:
     """As the original's CIFAR-10 code: batch normalisation of one image, whose running statistics move."""
-    ours = problem(conv_net(), (2, 4, 4), as_original=True)
+    ours = problem(conv_net().eval(), (2, 4, 4), as_original=True)
     before = ours.model[1].running_mean.clone()  # type: ignore[index]
     fish.scores(ours, samples=9, labels="true_label", power="square")
     assert all(ours.data.train.augmented)

@@ -74,7 +74,7 @@ def _columns(groups: Sequence[Group], rates: list[str]) -> dict[str, list[str]]:
 def _chosen_from(row: Group, held_out: Sequence[Group]) -> str:
     """The learning rates tried on held-out examples for what ``row`` does, the best in bold."""
     families = _families([group for group in held_out if _question(group) == _question(row)])
-    return "; ".join(_candidates(family, row) for family in families) or "default, not tuned"
+    return "; ".join(_candidates(family, row) for family in families) or "not tuned"
 
 
 def _candidates(family: Sequence[Group], row: Group) -> str:
