@@ -224,18 +224,27 @@ def test_an_unforeseen_error_is_on_record_too(tmp_path: Path, monkeypatch: pytes
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fishexp", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:  # which what runs in a shell's background ignores
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_cleanly(tmp_path: Path, sent: signal.Signals) -> None:
-    process = start("regime.epochs=10000", "method=random")
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not list(tmp_path.glob("outputs/digits/*/*/*/metrics.jsonl")):
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    with start("regime.epochs=10000", "method=random") as process:
+        try:
+            deadline = time.monotonic() + 100
+            while time.monotonic() < deadline and not list(tmp_path.glob("outputs/digits/*/*/*/metrics.jsonl")):
+                time.sleep(0.1)
+            time.sleep(1)
+            process.send_signal(sent)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     # Python dies of the signal itself if it came while a string was executed, in an import say: 130 to a shell as well
     assert process.returncode in (130, -signal.SIGINT)
     assert err == "fishexp: interrupted\n"
