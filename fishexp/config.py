@@ -110,11 +110,12 @@ def _check_keys(cfg: DictConfig) -> None:
             known = [str(key) for key in OmegaConf.load(file)]
             for key in cfg[group]:
                 if key not in known:
-                    raise FishexpError(f"unknown key {group}.{key}{_key_hint(group, str(key), known)}")
+                    raise FishexpError(f"unknown key {group}.{key}{_key_hint(group, str(key), choice, known)}")
 
 
-def _key_hint(group: str, key: str, known: Sequence[str]) -> str:
-    return nearest(f"{group}.{key}", [f"{group}.{name}" for name in known if name not in ABOUT])
+def _key_hint(group: str, key: str, choice: str, known: Sequence[str]) -> str:
+    keys = [f"{group}.{name}" for name in known if name not in ABOUT]
+    return nearest(f"{group}.{key}", keys) if keys else f"; {group}={choice} has no keys"
 
 
 def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
@@ -145,4 +146,5 @@ def _nearest_key(key: str, overrides: Sequence[str]) -> str:
     if not rest or group not in GROUPS:
         return nearest(key, [*Settings.model_fields, *GROUPS])
     choices = [override for override in overrides if override.partition("=")[0] in (*GROUPS, "hydra.searchpath")]
-    return _key_hint(group, rest, [str(name) for name in compose("config", choices)[group]])
+    chosen = compose("config", choices)[group]
+    return _key_hint(group, rest, chosen.name, [str(name) for name in chosen])

@@ -49,6 +49,11 @@ def test_what_cannot_be_composed(argument: str, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_key_that_only_some_methods_of_a_sweep_have() -> None:
+    mistake = fishexp("-m", "method=fish,random", "method.samples=64").mistake()
+    assert mistake == "unknown key method.samples; method=random has no keys"
+
+
 OPTIONS = {
     ("method.samples=abc",): "method.samples=abc should be a valid integer",
     ("method.samples=0",): "method.samples=0 should be greater than or equal to 1",
