@@ -9,9 +9,10 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 from fishexp.errors import FishexpError
+from fishexp.report import command
 from fishexp.report.group import Group
 from fishexp.report.panels import STYLE, Series, draw_dots, draw_sweep
-from fishexp.report.pool import Pool, differing, load, pool
+from fishexp.report.pool import Pool, differing
 
 # Okabe and Ito's colours or close to them, which colour-blind readers tell apart as well
 _COLOURS = {"fish": "#0072B2", "random": "#868B90", "magnitude": "#D98200", "bitfit": "#009E73", "full": "#24292F"}
@@ -81,16 +82,8 @@ def _detail(group: Group, keys: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the files named on the command line; 2 if there is nothing to draw."""
     parser = argparse.ArgumentParser(prog="python -m fishexp.report.plot", description="Records to one picture.")
-    parser.add_argument("records", nargs="+", type=Path, help="files that runs appended their records to")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the picture to write, a .png")
-    parser.add_argument("--uncommitted", action="store_true", help="take runs of uncommitted code too, marked")
-    options = parser.parse_args(arguments)
-    try:
-        save(figure(pool(load(options.records), uncommitted=options.uncommitted)), options.output)
-    except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, arguments, lambda pooled, options: save(figure(pooled), options.output))
 
 
 if __name__ == "__main__":

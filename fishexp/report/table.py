@@ -4,11 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from fishexp.errors import FishexpError
+from fishexp.report import command
 from fishexp.report.group import Group, seeds_text, span
-from fishexp.report.pool import Pool, differing, load, pool
+from fishexp.report.pool import Pool, differing
 
 _LEFT = ("data set", "model", "method", "metric", "lr chosen from")  # columns of words; the others are aligned right
 _COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.optimiser")
@@ -132,15 +131,7 @@ def _table(columns: dict[str, list[str]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the files named on the command line; 2 if there is none to print."""
     parser = argparse.ArgumentParser(prog="python -m fishexp.report.table", description="Records to a Markdown table.")
-    parser.add_argument("records", nargs="+", type=Path, help="files that runs appended their records to")
-    parser.add_argument("--uncommitted", action="store_true", help="take runs of uncommitted code too, marked")
-    options = parser.parse_args(arguments)
-    try:
-        print(markdown(pool(load(options.records), uncommitted=options.uncommitted)))
-    except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, arguments, lambda pooled, _: print(markdown(pooled)))
 
 
 if __name__ == "__main__":
