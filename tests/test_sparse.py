@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import logits_of
+from fishexp.kept import weights
 from fishexp.loop import linear_schedule, make_optimiser
 from fishexp.masks import Mask, count
 from fishexp.sparse import mask_gradients, sparsify
@@ -61,7 +62,7 @@ def test_equals_masked_dense_training(case: str, optimiser: str, clip: float | N
     for name, p in dense.named_parameters():
         p.register_hook(lambda gradient, kept=mask[name]: gradient * kept)
     steps(dense, make(dense.parameters()), data(), clip=clip)
-    for (name, found), expected in zip(model.named_parameters(), dense.parameters(), strict=True):
+    for (name, found), expected in zip(weights(model).items(), dense.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=name)
 
 
@@ -78,7 +79,7 @@ def test_frozen_weights_are_bit_identical(case: str, name: str, autocast: bool) 
     inputs = inputs.float() if isinstance(inputs, Tensor) else inputs
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         steps(model, optimiser, (inputs, labels), clip=1.0)
-    for key, p in model.named_parameters():
+    for key, p in weights(model).items():
         changed = p != before[key]
         assert not bool((changed & ~mask[key]).any()), key
         if key != "classifier.bias" or name == "adamw":
@@ -102,17 +103,22 @@ def test_optimiser_state_is_as_large_as_the_kept_entries() -> None:
     steps(model, optimiser, sentences(), n=1)
     moments = [v for state in optimiser.state.values() for key, v in state.items() if key.startswith("exp_avg")]
     assert (
-        sum(moment.numel() for moment in moments) == 2 * count(mask) < 0.2 * sum(p.numel() for p in model.parameters())
+        sum(moment.numel() for moment in moments)
+        == 2 * count(mask)
+        < 0.2 * sum(p.numel() for p in weights(model).values())
     )
     partial = [name for name, kept in mask.items() if kept.any() and not kept.all()]
-    assert all(p.grad is None for name, p in model.named_parameters() if name in partial)
+    assert all(p.grad is None for name, p in weights(model).items() if name in partial)
 
 
 def test_parameters_without_a_kept_entry_need_no_gradient() -> None:
     model = conv_net()
     mask = random_mask(model)
     sparsify(model, mask)
-    assert {n: p.requires_grad for n, p in model.named_parameters()} == {n: bool(m.any()) for n, m in mask.items()}
+    trains = dict(model.named_parameters())
+    for name, kept in mask.items():
+        assert trains[name].requires_grad == bool(kept.all()), name
+        assert (f"{name}_kept.values" in trains) == (bool(kept.any()) and not bool(kept.all())), name
 
 
 def test_gradients_accumulate_and_two_forwards_may_precede_one_backward() -> None:
@@ -129,7 +135,7 @@ def test_gradients_accumulate_and_two_forwards_may_precede_one_backward() -> Non
             for loss in losses:
                 loss.backward()
         optimiser.step()
-        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        results.append(torch.cat([p.detach().flatten() for p in weights(model).values()]))
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2], results[0])
 
@@ -152,7 +158,7 @@ def test_a_second_mask_takes_the_place_of_the_first() -> None:
     before = copy.deepcopy(model.state_dict())
     second = {name: ~kept for name, kept in first.items()}
     steps(model, torch.optim.SGD(sparsify(model, second).parameters(), 0.1), images())
-    for name, p in model.named_parameters():
+    for name, p in weights(model).items():
         assert torch.equal(p != before[name], second[name] & (p != before[name])), name
         assert bool((p != before[name]).any()) == bool(second[name].any()), name
 
@@ -167,7 +173,7 @@ def test_values_loaded_after_sparsify_are_where_the_next_step_starts() -> None:
     model.load_state_dict(other.state_dict())
     steps(model, optimiser, images(), n=1)
     steps(other, torch.optim.SGD(sparsify(other, mask).parameters(), 0.1), images(), n=1)
-    for found, expected in zip(model.parameters(), other.parameters(), strict=True):
+    for found, expected in zip(weights(model).values(), weights(other).values(), strict=True):
         assert torch.equal(found, expected)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fishexp.examples import Data
 from fishexp.images import Images
+from fishexp.kept import weights
 from fishexp.masks import Mask
 from fishexp.methods import fish, magnitude, random
 from fishexp.metrics import accuracy
@@ -105,13 +106,13 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     with Log(tmp_path, "", {}, "disabled") as log:
         metrics = transfer.train(ours, lambda: mask, log, decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
     reference, asked = plain_loop(decay, drop_last)
-    for found, expected in zip(ours.model.parameters(), reference.parameters(), strict=True):
+    for found, expected in zip(weights(ours.model).values(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert ours.data.train.asked == asked
     assert all(ours.data.train.augmented)
 
     before, rows = mlp(), ours.data.train
-    unmoved = [found == p for found, p in zip(ours.model.parameters(), before.parameters(), strict=True)]
+    unmoved = [found == p for found, p in zip(weights(ours.model).values(), before.parameters(), strict=True)]
     frozen = [~kept for kept in mask.values()]
     for same, off in zip(unmoved, frozen, strict=True):
         assert bool(same[off].all()) if decay == "kept" else not bool(same[off].any())

@@ -2,6 +2,7 @@
 
 import torch
 
+from fishexp.kept import weights
 from fishexp.masks import Mask
 from fishexp.problem import Problem
 
@@ -10,5 +11,5 @@ def mask(problem: Problem) -> Mask:
     """All entries of the parameters named ``bias``, the shifts of normalisation layers among them."""
     return {
         name: torch.full_like(p, name.rpartition(".")[2] == "bias" or name in problem.head, dtype=torch.bool)
-        for name, p in problem.model.named_parameters()
+        for name, p in weights(problem.model).items()
     }

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from fishexp.kept import weights
 from fishexp.masks import Scores
 from fishexp.problem import Problem
 
@@ -9,4 +10,4 @@ from fishexp.problem import Problem
 def scores(problem: Problem, *, order: Literal["largest", "smallest"]) -> Scores:
     """Absolute values; their negatives where the smallest are to move."""
     sign = 1 if order == "largest" else -1
-    return {name: p.detach().abs() * sign for name, p in problem.model.named_parameters()}
+    return {name: p.detach().abs() * sign for name, p in weights(problem.model).items()}

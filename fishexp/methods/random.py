@@ -2,10 +2,11 @@
 
 import torch
 
+from fishexp.kept import weights
 from fishexp.masks import Scores
 from fishexp.problem import Problem
 
 
 def scores(problem: Problem) -> Scores:
     """Independent uniform numbers."""
-    return {name: torch.rand(p.shape, generator=problem.generator) for name, p in problem.model.named_parameters()}
+    return {name: torch.rand(p.shape, generator=problem.generator) for name, p in weights(problem.model).items()}
