@@ -81,10 +81,11 @@ def linear_gradient(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
 def _pick(kept: Kept, block: Tensor) -> Tensor:
     """The kept entries of the touched rows and columns."""
     row_of = torch.repeat_interleave(kept.row_starts.diff())
-    return block.take(row_of * block.shape[1] + kept.column_of)
+    return block.take(row_of.long() * block.shape[1] + kept.column_of)
 
 
 def _sampled(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
+    assert _samples()  # and torch has said once what it says of CSR
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32  # what the sampled product knows
     pattern = torch.zeros(len(kept.positions), dtype=dtype, device=x.device)
     for part_g, part_x in zip(g.split(TOKENS), x.split(TOKENS), strict=True):

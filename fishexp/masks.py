@@ -1,6 +1,6 @@
 """Scores in, mask out: which weights may move."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -11,6 +11,9 @@ from fishexp.errors import FishexpError
 
 Scores: TypeAlias = Mapping[str, Tensor]  # importance of each weight, in the parameter's shape
 Mask: TypeAlias = dict[str, Tensor]  # true where a weight may move, in the parameter's shape
+
+DIGIT = 16  # bits decided by one pass over the scores
+CHUNK = 1 << 22  # scores looked at together
 
 
 def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
@@ -53,26 +56,62 @@ def _largest(scores: Scores, k: int) -> Mask:
     """Exactly ``k`` true entries: all above the k-th largest score, then as many equal to it as are left, in order."""
     if k == 0:
         return {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
-    dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores.values()) else torch.float32
-    flats = {name: score.detach().flatten().to(dtype) for name, score in scores.items()}
-    for name, flat in flats.items():
-        if flat.isnan().any():
+    for name, score in scores.items():
+        if score.isnan().any():
             raise FishexpError(
                 f"the scores of {name} hold NaN: the model or its loss is broken on the scoring examples"
             )
-    values = torch.cat([flat.cpu() for flat in flats.values()]).numpy()
-    values.partition(values.size - k)  # a selection, not a sort: linear in the number of weights
-    threshold = values[values.size - k].item()
-
-    ties = k - sum(int((flat > threshold).sum()) for flat in flats.values())
+    dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores.values()) else torch.float32
+    threshold, ties = _threshold(scores, k, dtype)
     mask = {}
-    for name, flat in flats.items():
+    for name, score in scores.items():
+        flat = score.detach().flatten().to(dtype)
         equal = flat == threshold
-        if ties < int(equal.sum()):
-            equal &= equal.cumsum(0) <= ties
-        ties -= int(equal.sum())
-        mask[name] = ((flat > threshold) | equal).view(scores[name].shape)
+        for chunk in equal.split(CHUNK):
+            count = int(chunk.sum())
+            if count > ties:
+                chunk[chunk.nonzero()[ties:]] = False
+            ties -= min(ties, count)
+        mask[name] = (flat > threshold).logical_or_(equal).view(score.shape)
     return mask
+
+
+def _threshold(scores: Scores, k: int, dtype: torch.dtype) -> tuple[float, int]:
+    """The k-th largest score, and how many equal to it are among the k largest.
+
+    Radix selection: of the scores, read as integers of the same order, the 16 highest bits of the k-th largest are
+    found by counting, then the next 16 among the scores that share these. Nothing is sorted or put together, and the
+    working memory is that of a chunk.
+    """
+    bits = 64 if dtype == torch.float64 else 32
+    prefix = 0
+    for shift in range(bits - DIGIT, -1, -DIGIT):
+        counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
+        for keys in _keys(scores, dtype):
+            # an arithmetic shift keeps the sign: the highest digit is counted from its most negative value on
+            same = keys if shift == bits - DIGIT else keys[keys >> (shift + DIGIT) == prefix]
+            digits = (same >> shift) - (prefix << DIGIT) + (1 << (DIGIT - 1) if shift == bits - DIGIT else 0)
+            counts += torch.bincount(digits, minlength=1 << DIGIT).cpu()
+        above = counts.flip(0).cumsum(0)  # scores with at least this digit, from the largest digit on
+        place = int((above < k).sum())
+        k -= int(above[place - 1]) if place else 0
+        digit = (1 << DIGIT) - 1 - place
+        prefix = (prefix << DIGIT) + digit - (1 << (DIGIT - 1) if shift == bits - DIGIT else 0)
+    key = torch.tensor(prefix, dtype=torch.int64 if bits == 64 else torch.int32)
+    return _flipped(key).view(dtype).item(), k
+
+
+def _keys(scores: Scores, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The scores as integers in the same order, a chunk at a time; -0.0 is 0.0."""
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
+    for score in scores.values():
+        for chunk in score.detach().flatten().split(CHUNK):
+            yield _flipped((chunk.to(dtype) + 0.0).view(integer))
+
+
+def _flipped(number: Tensor) -> Tensor:
+    """From a float's bits to an integer of the same order, and back: below zero all bits but the sign flip."""
+    return torch.where(number < 0, number ^ torch.iinfo(number.dtype).max, number)
 
 
 def count(mask: Mask) -> int:

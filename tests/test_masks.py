@@ -1,6 +1,7 @@
 """Budget, ties and head of the global top-k."""
 
 from fractions import Fraction
+from unittest import mock
 
 import pytest
 import torch
@@ -33,6 +34,22 @@ def test_keeps_exactly_the_best_and_of_equal_ones_the_first(
         return
     best = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
     assert flat(top_k(scores, keep)) == [i in best for i in range(len(values))]
+
+
+@given(
+    values=st.lists(st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1e-40, -1e-310]), min_size=1, max_size=60),
+    double=st.booleans(),
+    chunk=st.integers(1, 7),
+    data=st.data(),
+)
+def test_any_numbers_in_chunks(values: list[float], double: bool, chunk: int, data: st.DataObject) -> None:
+    """Infinite, subnormal and negative ones; 0.0 and -0.0 are equal."""
+    score = torch.tensor(values, dtype=torch.float64 if double else torch.float32)
+    rank = sorted(range(len(values)), key=lambda i: (-score[i].item(), i))
+    k = data.draw(st.integers(1, len(values)))
+    with mock.patch("fishexp.masks.CHUNK", chunk):
+        mask = top_k({"p": score}, min((k + 0.5) / len(values), 1))
+    assert mask["p"].nonzero().flatten().tolist() == sorted(rank[:k])
 
 
 @given(body=SCORES, head=st.integers(1, 10), keep=st.floats(0.01, 1))
