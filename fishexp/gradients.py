@@ -1,29 +1,43 @@
-"""The gradient of a Linear's kept entries, and of those only: what makes a sparse step cheaper than a dense one."""
+"""The gradient of the kept entries of a Linear or a convolution, and of those only: what makes a sparse step cheap."""
 
 import warnings
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fishexp.kept import Kept, Way
 
-TOKENS = 1024  # rows of a Linear's input that `sampled` takes at once, so that both factors stay in cache
 GAIN = 0.9  # a sparse way is taken where its predicted time is below this share of the dense one's
+TOKENS = 1024  # rows of a Linear's input that the sampled product takes at once, so that both factors stay in cache
+PLACES = 16384  # likewise places in a convolution's images
+
+
+class Conv(NamedTuple):
+    """The numbers of a two-dimensional convolution, each (vertical, horizontal)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
 
 # Nanoseconds on one core of an AMD EPYC with AVX-512 (torch 2.15.0), fitted by benchmarks/ways.py: a multiply-add of
-# the dense product, a number transposed for the sampled one, a multiply-add of that, and a call. More threads divide
-# all alike.
-PRODUCT = {torch.float64: 0.040, torch.float32: 0.0188, torch.bfloat16: 0.0041, torch.float16: 0.0041}
-TRANSPOSED = {torch.float64: 0.9, torch.float32: 0.43, torch.bfloat16: 0.46, torch.float16: 0.46}
+# the dense product of a Linear and of a convolution, a number brought into the sampled product's order, a multiply-add
+# of that product, and a call of it. More threads divide all alike.
+LINEAR = {torch.float64: 0.040, torch.float32: 0.0188, torch.bfloat16: 0.0041, torch.float16: 0.0041}
+CONVOLUTION = {torch.float64: 0.040, torch.float32: 0.0140, torch.bfloat16: 0.0060, torch.float16: 0.0060}
+ORDERED = 0.5
 SAMPLED = 0.10
-CALL = 30_000.0
+CALL = 20_000.0
 
 
-def choose(kept: Kept, tokens: int, dtype: torch.dtype) -> Way:
-    """The way of least predicted time for the gradient of a Linear's kept entries.
+def choose(kept: Kept, places: int, dtype: torch.dtype) -> Way:
+    """The way of least predicted time for the gradient of the kept entries of a Linear's or a convolution's weight.
 
-    ``sampled`` computes each entry on its own, as the product of two rows over the tokens. ``touched`` is the dense
+    ``sampled`` computes each entry on its own, as the product of two rows over all places. ``touched`` is the dense
     product of the rows and columns that hold kept entries. ``dense`` is the whole product; the kept entries are then
     gathered from it. A sparse way has to promise a gain of more than a tenth.
 
@@ -31,19 +45,23 @@ def choose(kept: Kept, tokens: int, dtype: torch.dtype) -> Way:
     dense product is several times faster than the one this rule was fitted to.
 
     Args:
-        tokens: Rows of the layer's input.
+        places: What the gradient is a sum over: rows of a Linear's input, or outputs of a convolution's one channel.
         dtype: Of the product.
     """
-    if kept.weight.device.type != "cpu" or dtype not in PRODUCT:
+    if kept.weight.device.type != "cpu" or dtype not in LINEAR:
         return "dense"
-    rows, columns = kept.shape
-    moved = tokens * (rows + columns)
-    times: dict[Way, float] = {
-        "dense": tokens * kept.weight.numel() * PRODUCT[dtype],
-        "touched": tokens * rows * columns * PRODUCT[dtype] + moved * TRANSPOSED[dtype] + CALL,
-    }
-    if _samples() and not (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()):
-        times["sampled"] = moved * TRANSPOSED[dtype] + tokens * len(kept.positions) * SAMPLED + 2 * CALL
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return "dense"
+    taps, inputs = kept.row_starts.shape[0], kept.weight.shape[1]
+    product = (LINEAR if kept.weight.dim() == 2 else CONVOLUTION)[dtype]
+    rows = kept.weight.shape[0] if kept.rows is None else len(kept.rows)
+    columns = inputs if kept.columns is None else len(kept.columns)
+    brought = places * (rows + columns) * ORDERED
+    times: dict[Way, float] = {"dense": places * kept.weight.numel() * product}
+    if kept.rows is not None or kept.columns is not None:
+        times["touched"] = places * rows * columns * taps * product + brought + CALL
+    if _samples():
+        times["sampled"] = brought + places * len(kept.positions) * SAMPLED + (taps + 1) * CALL
     best = min(times, key=times.__getitem__)
     return best if times[best] < GAIN * times["dense"] else "dense"
 
@@ -71,31 +89,118 @@ def linear_gradient(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
     kept.found = kept.way or choose(kept, len(x), x.dtype)
     if kept.found == "dense":
         return kept.gather(g.t() @ x)
+    g, x = _chosen(g, kept.rows), _chosen(x, kept.columns)
     if kept.found == "touched":
-        g = g if kept.rows is None else g.index_select(1, kept.rows)
-        x = x if kept.columns is None else x.index_select(1, kept.columns)
-        return _pick(kept, g.t() @ x).to(kept.values.dtype)
-    return _sampled(kept, g, x).to(kept.values.dtype)
+        return _pick(kept, g.t() @ x)
+    total = None
+    for part_g, part_x in zip(g.split(TOKENS), x.split(TOKENS), strict=True):
+        total = _sampled(kept, 0, _by_column(part_g), _by_column(part_x), total)
+    return total.to(kept.values.dtype)
+
+
+def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, conv: Conv) -> Tensor:
+    """The kept entries of the gradient of a convolution's weight.
+
+    ``sampled``: one channel's gradients and inputs are laid out as long rows, on grids so wide that a tap is the same
+    rows read from another start on, the gradients' grid being zero where the kernel would leave the image. A tap then
+    costs a sampled product and no copy. A stride splits the input into as many interleaved grids.
+
+    Args:
+        g: (examples, out, height, width), gradient of the layer's output.
+        x: (examples, in, height, width), the layer's input.
+    """
+    kept.found = kept.way or choose(kept, g.numel() // g.shape[1], x.dtype)
+    if kept.found == "touched" and conv.groups > 1:
+        kept.found = "dense"  # the touched channels of a group are not a convolution of their own
+    if kept.found == "dense":
+        return kept.gather(_dense_convolution(g, x, kept.weight.to(x.dtype), conv))
+    g, x = _chosen(g, kept.rows), _chosen(x, kept.columns)
+    if kept.found == "touched":
+        weight = x.new_empty(g.shape[1], x.shape[1], *conv.kernel)
+        return _pick(kept, _dense_convolution(g, x, weight, conv))
+    room = [d * (k - 1) // s for k, s, d in zip(conv.kernel, conv.stride, conv.dilation, strict=True)]
+    size = g.shape[2] + room[0], g.shape[3] + room[1]
+    examples = max(PLACES // (size[0] * size[1]), 1)
+    totals: list[Tensor | None] = [None] * len(kept.row_starts)
+    for part_g, part_x in zip(g.split(examples), x.split(examples), strict=True):
+        _convolve(kept, totals, part_g, part_x, conv, size)
+    return torch.cat([total for total in totals if total is not None]).to(kept.values.dtype)
+
+
+def _dense_convolution(g: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, [False, True, False]
+    )[1]
+
+
+def _convolve(kept: Kept, totals: list[Tensor | None], g: Tensor, x: Tensor, conv: Conv, size: tuple[int, int]) -> None:
+    """Add each tap's sampled product over these examples to ``totals``."""
+    row = len(g) * size[0] * size[1]
+    left = _grid(g, (0, 0), (1, 1), (0, 0), size)[: g.shape[1] * row].view(g.shape[1], row)
+    grids: dict[tuple[int, int], Tensor] = {}
+    for tap in range(len(totals)):
+        at = [d * k for d, k in zip(conv.dilation, divmod(tap, conv.kernel[1]), strict=True)]
+        phase = at[0] % conv.stride[0], at[1] % conv.stride[1]
+        if phase not in grids:
+            grids[phase] = _grid(x, phase, conv.stride, conv.padding, size)
+        start = at[0] // conv.stride[0] * size[1] + at[1] // conv.stride[1]
+        right = grids[phase][start : start + x.shape[1] * row].view(x.shape[1], row)
+        totals[tap] = _sampled(kept, tap, left, right, totals[tap])
+
+
+def _grid(
+    images: Tensor, phase: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Every ``stride``-th row and column of the padded images from ``phase`` on, (channels, examples, *size) flat.
+
+    Some zeros follow, so that the rows may be read from a later start.
+    """
+    examples, channels, height, width = images.shape
+    cuts = []
+    for a, s, p, length, limit in zip(phase, stride, padding, (height, width), size, strict=True):
+        first = max(-((a - p) // s), 0)  # the first grid line that lies in the image
+        source = slice(a + s * first - p, length, s)
+        count = min(len(range(length)[source]), limit - first)
+        cuts.append((slice(first, first + count), slice(source.start, source.start + s * count, s)))
+    (down, rows), (across, columns) = cuts
+    total = channels * examples * size[0] * size[1]
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    flat = torch.zeros(total + size[0] * size[1], dtype=dtype, device=images.device)
+    by_channel = images.transpose(0, 1)
+    if channels > 1 and images.is_contiguous(memory_format=torch.channels_last):
+        by_channel = _by_column(images.permute(0, 2, 3, 1).reshape(-1, channels)).view(
+            channels, examples, height, width
+        )
+    flat[:total].view(channels, examples, *size)[:, :, down, across] = by_channel[:, :, rows, columns]
+    return flat
+
+
+def _chosen(tensor: Tensor, index: Tensor | None) -> Tensor:
+    """The columns, or channels, at ``index``; all if it is None."""
+    return tensor if index is None else tensor.index_select(1, index)
+
+
+def _by_column(matrix: Tensor) -> Tensor:
+    """Transposed, rows contiguous, in a type that the sampled product knows: in this order the two are fastest."""
+    return matrix.t().contiguous().to(torch.float64 if matrix.dtype == torch.float64 else torch.float32)
 
 
 def _pick(kept: Kept, block: Tensor) -> Tensor:
-    """The kept entries of the touched rows and columns."""
-    row_of = torch.repeat_interleave(kept.row_starts.diff())
-    return block.take(row_of.long() * block.shape[1] + kept.column_of)
+    """The kept entries of the touched rows and columns (rows, columns, ...taps)."""
+    taps, rows = kept.row_starts.shape[0], block.shape[0]
+    line = torch.repeat_interleave(kept.row_starts.diff(dim=1).flatten()).long()  # tap * rows + row of each entry
+    found = block.reshape(rows, -1, taps)[line % rows, kept.column_of, line // rows]
+    return found.to(kept.values.dtype)
 
 
-def _sampled(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
+def _sampled(kept: Kept, tap: int, left: Tensor, right: Tensor, total: Any) -> Tensor:
+    """``total`` plus the kept entries of ``left @ right.T``, for two matrices of long rows."""
     assert _samples()  # and torch has said once what it says of CSR
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32  # what the sampled product knows
-    pattern = torch.zeros(len(kept.positions), dtype=dtype, device=x.device)
-    for part_g, part_x in zip(g.split(TOKENS), x.split(TOKENS), strict=True):
-        csr = torch.sparse_csr_tensor(kept.row_starts, kept.column_of, pattern, kept.shape, check_invariants=False)
-        left, right = _transposed(part_g, kept.rows, dtype), _transposed(part_x, kept.columns, dtype)
-        pattern = torch.sparse.sampled_addmm(csr, left, right.t()).values()
-    return pattern
-
-
-def _transposed(matrix: Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``columns`` of ``matrix`` as rows, each contiguous: transposed first, then cast, which is the faster order."""
-    chosen = matrix if columns is None else matrix.index_select(1, columns)
-    return chosen.t().contiguous().to(dtype)
+    entries = kept.row_starts[:, -1].tolist()
+    first = sum(entries[:tap])
+    columns = kept.column_of[first : first + entries[tap]]
+    if total is None:
+        total = left.new_zeros(len(columns))
+    size = len(left), len(right)
+    pattern = torch.sparse_csr_tensor(kept.row_starts[tap], columns, total, size, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, left, right.t()).values()

@@ -25,41 +25,35 @@ class Kept(nn.Module):
     Attributes:
         weight: The weight, shared with its module.
         values: (kept,) the kept entries, in the weight's type.
-        positions: (kept,) places in the flattened weight, ascending.
-        rows, columns: Of a Linear's weight, those that hold kept entries; None where nearly all do.
-        row_starts, column_of: The kept entries of the touched rows and columns in CSR form.
-        way: How the gradient is found; None for :func:`choose`.
+        positions: (kept,) their places in the flattened weight: ascending, but those of a convolution one tap after
+            the other.
+        rows, columns: Of a Linear's or a convolution's weight, the outputs and inputs that hold kept entries; None
+            where nearly all do.
+        row_starts, column_of: (taps, rows + 1) and (kept,): the kept entries of the touched rows and columns in CSR
+            form, tap by tap. A Linear has one tap, a 3x3 convolution nine.
+        way: How the gradient is found; None for :func:`fishexp.gradients.choose`.
         found: The way of the last backward pass, None before the first.
     """
 
-    def __init__(self, weight: nn.Parameter, mask: Tensor, *, linear: bool, way: Way | None) -> None:
+    def __init__(self, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: Way | None) -> None:
+        """``user`` is the Linear or convolution, if any, that multiplies by the weight."""
         super().__init__()
-        positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
         index = torch.int32 if weight.numel() < 2**31 else torch.int64
+        positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
+        if user is not None:
+            positions, table = _product(positions, weight.shape, getattr(user, "groups", 1))
+            for name, entries in table.items():
+                self.register_buffer(name, None if entries is None else entries.to(index), persistent=False)
         self.weight = weight
         self.values = nn.Parameter(weight.detach().take(positions))
-        _OWNERS[self.values] = weakref.ref(self)
         self.register_buffer("positions", positions.to(index), persistent=False)
         self.way = way
         self.found: Way | None = None
-        if linear:
-            rows, row_of = _touched(positions // weight.shape[1], weight.shape[0])
-            columns, column_of = _touched(positions % weight.shape[1], weight.shape[1])
-            counts = torch.bincount(row_of, minlength=weight.shape[0] if rows is None else len(rows))
-            self.register_buffer("rows", None if rows is None else rows.to(index), persistent=False)
-            self.register_buffer("columns", None if columns is None else columns.to(index), persistent=False)
-            self.register_buffer("row_starts", F.pad(counts.cumsum(0), (1, 0)).to(index), persistent=False)
-            self.register_buffer("column_of", column_of.to(index), persistent=False)
+        _OWNERS[self.values] = weakref.ref(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
         super().__setstate__(state)
         _OWNERS[self.values] = weakref.ref(self)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Touched rows and columns of a Linear's weight."""
-        rows, columns = self.weight.shape
-        return rows if self.rows is None else len(self.rows), columns if self.columns is None else len(self.columns)
 
     def gather(self, dense: Tensor) -> Tensor:
         """The kept entries of a tensor of the weight's shape."""
@@ -79,6 +73,20 @@ class Kept(nn.Module):
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         """Nothing: the weight is loaded, and the next step starts from it."""
+
+
+def _product(positions: Tensor, shape: torch.Size, groups: int) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The kept positions tap by tap, and for each tap the sparse matrix of outputs by inputs that they make up."""
+    outputs, inputs, taps = shape[0], shape[1], shape[2:].numel()
+    row, tap = positions // (inputs * taps), positions % taps
+    column = positions // taps % inputs + row // (outputs // groups) * inputs  # among the inputs of all groups
+    order = (tap * outputs + row).argsort(stable=True)
+    rows, row_of = _touched(row[order], outputs)
+    columns, column_of = _touched(column[order], inputs * groups)
+    height = outputs if rows is None else len(rows)
+    counts = torch.bincount(tap[order] * height + row_of, minlength=taps * height).view(taps, height)
+    starts = F.pad(counts.cumsum(1), (1, 0))
+    return positions[order], {"rows": rows, "columns": columns, "row_starts": starts, "column_of": column_of}
 
 
 def _touched(index: Tensor, size: int) -> tuple[Tensor | None, Tensor]:

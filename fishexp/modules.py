@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.gradients import linear_gradient
+from fishexp.gradients import Conv, convolution_gradient, linear_gradient
 from fishexp.kept import Kept
 
 _BASES: dict[
@@ -51,6 +51,38 @@ class LinearKept(Function):
                 found[4] = bias_kept.gather(total) if need_of_bias else None
             if need_of_weight:
                 found[3] = linear_gradient(weight_kept, g, x2)
+        return tuple(found)
+
+
+class ConvolutionKept(Function):
+    """``F.conv2d`` in the same manner."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None,
+        weight_kept: Kept | None, bias_kept: Kept | None, conv: Conv,
+    ) -> Tensor:  # fmt: skip
+        """``of_weight`` and ``of_bias`` are the kept values: they get the gradient."""
+        ctx.save_for_backward(x, weight)
+        ctx.kept, ctx.conv = (weight_kept, bias_kept), conv
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), conv = ctx.saved_tensors, ctx.conv
+        weight_kept, bias_kept = ctx.kept
+        need_x, need_weight, need_bias, need_of_weight, need_of_bias, *_ = ctx.needs_input_grad
+        found: list[Tensor | None] = [None] * 8
+        with torch.autocast(gradient.device.type, enabled=False):
+            found[0], found[1], total = torch.ops.aten.convolution_backward(
+                gradient, x, weight, [len(weight)], conv.stride, conv.padding, conv.dilation, False, [0, 0],
+                conv.groups, [need_x, need_weight, need_bias or need_of_bias],
+            )  # fmt: skip
+            found[2] = total if need_bias else None
+            found[4] = bias_kept.gather(total) if need_of_bias else None
+            if need_of_weight:
+                found[3] = convolution_gradient(weight_kept, gradient, x, conv)
         return tuple(found)
 
 
@@ -96,14 +128,31 @@ class WholeKept(Function):
 
 def _linear(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Linear with partly kept weights."""
+    return LinearKept.apply(*_arguments(module, x))
+
+
+def _convolution(module: Any, x: Tensor) -> Tensor:
+    """The forward pass of a Conv2d with partly kept weights."""
+    if x.dim() != 4:
+        return nn.Conv2d.forward(module, x)
+    padding = module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode), (0, 0)
+    conv = Conv(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+    return ConvolutionKept.apply(*_arguments(module, x), conv)
+
+
+def _arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
+    """Input, weight, bias, their kept values, and whose they are; under autocast in its type."""
     kept = {name: module._modules.get(f"{name}_kept") for name in ("weight", "bias")}
-    weight, bias = (getattr(module, name) if kept[name] is None else module._parameters[name] for name in kept)
+    weight, bias = (getattr(module, name) if one is None else module._parameters[name] for name, one in kept.items())
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     values = (None if one is None else one.values for one in kept.values())
-    return LinearKept.apply(x, weight, bias, *values, *kept.values())
+    return x, weight, bias, *values, *kept.values()
 
 
 def _embedding(module: Any, ids: Tensor) -> Tensor:
@@ -128,10 +177,11 @@ def _whole(name: str) -> property:
 def _class_of(base: type, names: tuple[str, ...]) -> type:
     """The class of a module that is a ``base`` but for its weights ``names``, which are partly kept."""
     body: dict[str, Any] = {name: _whole(name) for name in names}
-    if base.forward is nn.Linear.forward:  # type: ignore[attr-defined]
-        body["forward"] = _linear
-    elif base.forward is nn.Embedding.forward:  # type: ignore[attr-defined]
-        body["forward"] = _embedding
+    ours = {nn.Linear.forward: _linear, nn.Conv2d.forward: _convolution}
+    if "weight" in names:
+        ours[nn.Embedding.forward] = _embedding
+    if base.forward in ours:
+        body["forward"] = ours[base.forward]
     if issubclass(base, nn.RNNBase):  # it keeps its weights in a list as well
         body["_flat_weights"] = property(_flat_weights, lambda module, value: None)
     body |= {"__reduce_ex__": _reduce_ex, "__module__": base.__module__, "__qualname__": base.__qualname__}

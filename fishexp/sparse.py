@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, MutableMapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -25,6 +26,13 @@ class Sparse:
     def parameters(self) -> Iterator[nn.Parameter]:
         """What to give to an optimiser: its state is as large as these, not as the model."""
         return iter(self._parameters.values())
+
+    def positions(self) -> dict[str, Tensor]:
+        """Where in its flattened weight each value of :meth:`parameters` stands."""
+        return {
+            name: self._kept[name].positions.long() if name in self._kept else torch.arange(p.numel(), device=p.device)
+            for name, p in self._parameters.items()
+        }
 
     def ways(self) -> dict[str, Way]:
         """How the last backward pass found the gradient of each partly kept matrix of a Linear."""
@@ -72,7 +80,7 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
     """
     detach(model)
     _check(model, mask)
-    linear = {module._parameters.get("weight") for module in model.modules() if isinstance(module, nn.Linear)}
+    users = {m._parameters.get("weight"): m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     parameters: dict[str, nn.Parameter] = {}
     kept: dict[str, Kept] = {}
     for name, weight in model.named_parameters():
@@ -80,7 +88,7 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
         _hook(weight, None)
         weight.requires_grad_(every)
         if some and not every:
-            kept[name] = Kept(weight, mask[name], linear=weight in linear, way=way)
+            kept[name] = Kept(weight, mask[name], users.get(weight), way)
         if some:
             parameters[name] = weight if every else kept[name].values
     _attach_all(model, {one.weight: one for one in kept.values()})

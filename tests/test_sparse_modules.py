@@ -90,7 +90,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "embedding with padding": (lambda: nn.Embedding(9, 4, padding_idx=2), lambda: tokens(3, 6)),
     "embedding by frequency": (lambda: nn.Embedding(9, 4, scale_grad_by_freq=True), lambda: tokens(3, 6)),
     "sparse embedding": (lambda: nn.Embedding(9, 4, sparse=True), lambda: tokens(3, 6)),
-    "convolution": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, dilation=2), lambda: numbers(2, 4, 9, 9)),
+    "convolution": (lambda: nn.Conv2d(3, 5, 3, padding=1), lambda: numbers(3, 3, 6, 7)),
+    "convolution with stride": (
+        lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False), lambda: numbers(3, 3, 8, 7)
+    ),
+    "convolution in groups": (
+        lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), groups=2, dilation=(2, 1), padding=(0, 3)),
+        lambda: numbers(2, 4, 9, 9),
+    ),
+    "convolution by depth": (lambda: nn.Conv2d(4, 8, 5, stride=3, groups=4, padding=4), lambda: numbers(2, 4, 9, 8)),
+    "convolution of points": (lambda: nn.Conv2d(4, 6, 1, stride=2), lambda: numbers(2, 4, 5, 5)),
+    "convolution with same": (lambda: nn.Conv2d(3, 4, 4, padding="same", dilation=2), lambda: numbers(2, 3, 9, 9)),
+    "convolution that reflects": (
+        lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="reflect"), lambda: numbers(2, 3, 5, 5)
+    ),
+    "convolution of one image": (lambda: nn.Conv2d(3, 4, 3), lambda: numbers(3, 5, 5)),
+    "convolution channels last": (
+        lambda: nn.Conv2d(3, 4, 3, padding=1), lambda: numbers(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    ),
     "transposed": (lambda: nn.ConvTranspose1d(4, 2, 3), lambda: numbers(2, 4, 9)),
     "norms": (
         lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.LayerNorm(5), nn.PReLU()),
@@ -137,7 +154,9 @@ def test_the_gradient_is_the_dense_one_at_the_kept_entries(case: str, way: Way |
     ):
         gradient = torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
         found = torch.zeros_like(values) if values.grad is None else values.grad
-        torch.testing.assert_close(found.flatten(), gradient[mask[name]], rtol=1e-12, atol=1e-12, msg=name)
+        at = sparse.positions()[name]
+        assert torch.equal(at.sort().values, mask[name].flatten().nonzero().squeeze(1))
+        torch.testing.assert_close(found.flatten(), gradient.take(at), rtol=1e-12, atol=1e-12, msg=name)
     if below[1] is not None:
         torch.testing.assert_close(below[0], below[1], rtol=1e-12, atol=1e-12)
     assert all(p.grad is None for name, p in weights(model).items() if not mask[name].all())
@@ -147,7 +166,7 @@ def test_the_gradient_is_the_dense_one_at_the_kept_entries(case: str, way: Way |
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (40, 30)])
 def test_many_tokens_and_few_touched_rows_or_columns(way: Way, shape: tuple[int, int]) -> None:
     kept = Kept(nn.Parameter(numbers(*shape)), torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.02,
-                linear=True, way=way)  # fmt: skip
+                nn.Linear(1, 1), way)  # fmt: skip
     assert (kept.rows is not None) or (kept.columns is not None)
     g, x = numbers(2 * TOKENS + 5, shape[0]), numbers(2 * TOKENS + 5, shape[1])
     torch.testing.assert_close(linear_gradient(kept, g, x), kept.gather(g.t() @ x), rtol=1e-12, atol=1e-11)
@@ -156,7 +175,7 @@ def test_many_tokens_and_few_touched_rows_or_columns(way: Way, shape: tuple[int,
 
 def test_the_rule_takes_a_sparse_way_only_where_it_pays() -> None:
     def way(shape: tuple[int, int], mask: Tensor, dtype: torch.dtype) -> Way:
-        return choose(Kept(nn.Parameter(torch.zeros(shape)), mask, linear=True, way=None), 1024, dtype)
+        return choose(Kept(nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None), 1024, dtype)
 
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand((768, 768), generator=generator) < 0.005
