@@ -31,9 +31,19 @@ class Kept(nn.Module):
             where nearly all do.
         row_starts, column_of: (taps, rows + 1) and (kept,): the kept entries of the touched rows and columns in CSR
             form, tap by tap. A Linear has one tap, a 3x3 convolution nine.
-        way: How the gradient is found; None for :func:`fishexp.gradients.choose`.
+        way: How the gradient is found; None for :func:`fishexp.rule.choose`.
         found: The way of the last backward pass, None before the first.
     """
+
+    weight: nn.Parameter
+    values: nn.Parameter
+    positions: Tensor
+    rows: Tensor | None
+    columns: Tensor | None
+    row_starts: Tensor
+    column_of: Tensor
+    way: Way | None
+    found: Way | None
 
     def __init__(self, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: Way | None) -> None:
         """``user`` is the Linear or convolution, if any, that multiplies by the weight."""
@@ -48,7 +58,7 @@ class Kept(nn.Module):
         self.values = nn.Parameter(weight.detach().take(positions))
         self.register_buffer("positions", positions.to(index), persistent=False)
         self.way = way
-        self.found: Way | None = None
+        self.found = None
         _OWNERS[self.values] = weakref.ref(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
@@ -68,10 +78,10 @@ class Kept(nn.Module):
         """``values`` into the weight, whose version counter does not move: a graph may hold it."""
         self.weight.data.put_(self.positions.long(), self.values.detach())
 
-    def _save_to_state_dict(self, *arguments: Any) -> None:
+    def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: the weight holds the values."""
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: the weight is loaded, and the next step starts from it."""
 
 

@@ -24,8 +24,8 @@ def make_optimiser(
 ) -> Optimizer:
     """SGD with Nesterov momentum 0.9, or AdamW with betas 0.9 and 0.999: the two the paper trains with."""
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+        return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
 def linear_schedule(optimiser: Optimizer, steps: int, warmup: int) -> LRScheduler:

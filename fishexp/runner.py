@@ -133,6 +133,7 @@ def _recorded(record: Record, tracker: Log, settings: Settings) -> Iterator[torc
     device = torch.device("cpu")
     try:
         with hardware.device(settings.device) as device:
+            hardware.keep_freed_memory()
             hardware.start_peak_memory(device)
             tracker.connect()
             yield device

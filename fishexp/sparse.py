@@ -69,7 +69,7 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.
         mask: name -> bool tensor of the parameter's shape, for every parameter.
-        way: How the gradient of a Linear's kept entries is found; None lets :func:`fishexp.gradients.choose` predict
+        way: How the gradient of a Linear's kept entries is found; None lets :func:`fishexp.rule.choose` predict
             the fastest for each layer.
 
     Returns:

@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.gradients import TOKENS, choose, linear_gradient
+from fishexp.gradients import TOKENS, linear_gradient
 from fishexp.kept import Kept, Way, weights
 from fishexp.masks import Mask, count
 from fishexp.modules import plain
+from fishexp.rule import choose
 from fishexp.sparse import sparsify
 from tests.cases import conv_net, images, sentences, tiny_bert
 

@@ -1,6 +1,7 @@
 """One model, one mask chosen before the first step: the paper's parameter-efficient transfer."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated
 
@@ -56,7 +57,8 @@ def train(
         return metrics
 
     mask = choose()
-    parameters = mask_gradients(problem.model, mask) if decay == "all" else sparsify(problem.model, mask).parameters()
+    sparse = sparsify(problem.model, mask) if decay == "kept" else None
+    parameters = mask_gradients(problem.model, mask) if sparse is None else sparse.parameters()
     stepper = make_optimiser(optimiser, parameters, lr, weight_decay)
     examples = problem.epoch_size(batch_size, drop_last=drop_last)
     steps = math.ceil(math.ceil(examples / batch_size) / accumulate)
@@ -86,4 +88,7 @@ def train(
             with log.clock("evaluate"):
                 metrics = evaluate(problem, evaluation_batch_size)
             log.epoch(epoch, {"train_loss": loss, **metrics})
+            if epoch == 1 and sparse is not None and (ways := Counter(sparse.ways().values())):
+                counts = ", ".join(f"{ways[way]} {way}" for way in sorted(ways))
+                log.say(f"gradients of {ways.total()} partly kept products: {counts}")
     return metrics

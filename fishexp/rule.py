@@ -1,0 +1,64 @@
+"""Which way to the gradient of the kept entries is the fastest: a rule fitted to measurements."""
+
+import warnings
+from functools import cache
+
+import torch
+
+from fishexp.kept import Kept, Way
+
+GAIN = 0.9  # a sparse way is taken where its predicted time is below this share of the dense one's
+
+# Nanoseconds on one core of an AMD EPYC with AVX-512 (torch 2.15.0), fitted by benchmarks/ways.py: a multiply-add of
+# the dense product of a Linear and of a convolution, a number brought into the sampled product's order, a multiply-add
+# of that product, and a call of it. More threads divide all alike.
+LINEAR = {torch.float64: 0.040, torch.float32: 0.0188, torch.bfloat16: 0.0041, torch.float16: 0.0041}
+CONVOLUTION = {torch.float64: 0.040, torch.float32: 0.0140, torch.bfloat16: 0.0060, torch.float16: 0.0060}
+ORDERED = 0.5
+SAMPLED = 0.10
+CALL = 20_000.0
+
+
+def choose(kept: Kept, places: int, dtype: torch.dtype) -> Way:
+    """The way of least predicted time for the gradient of the kept entries of a Linear's or a convolution's weight.
+
+    ``sampled`` computes each entry on its own, as the product of two rows over all places. ``touched`` is the dense
+    product of the rows and columns that hold kept entries. ``dense`` is the whole product; the kept entries are then
+    gathered from it. A sparse way has to promise a gain of more than a tenth.
+
+    CUDA takes ``dense``: a sampled product there has not been measured. So does bf16 on a processor with AMX, whose
+    dense product is several times faster than the one this rule was fitted to.
+
+    Args:
+        places: What the gradient is a sum over: rows of a Linear's input, or outputs of a convolution's one channel.
+        dtype: Of the product.
+    """
+    if kept.weight.device.type != "cpu" or dtype not in LINEAR:
+        return "dense"
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return "dense"
+    taps, inputs = kept.row_starts.shape[0], kept.weight.shape[1]
+    product = (LINEAR if kept.weight.dim() == 2 else CONVOLUTION)[dtype]
+    rows = kept.weight.shape[0] if kept.rows is None else len(kept.rows)
+    columns = inputs if kept.columns is None else len(kept.columns)
+    brought = places * (rows + columns) * ORDERED
+    times: dict[Way, float] = {"dense": places * kept.weight.numel() * product}
+    if kept.rows is not None or kept.columns is not None:
+        times["touched"] = places * rows * columns * taps * product + brought + CALL
+    if samples():
+        times["sampled"] = brought + places * len(kept.positions) * SAMPLED + (taps + 1) * CALL
+    best = min(times, key=times.__getitem__)
+    return best if times[best] < GAIN * times["dense"] else "dense"
+
+
+@cache
+def samples() -> bool:
+    """Whether this build of torch has the sampled product."""
+    one = torch.ones(1, 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "CSR is in beta", said once in a process
+            torch.sparse.sampled_addmm(one.to_sparse_csr(), one, one)
+    except RuntimeError:
+        return False
+    return True
