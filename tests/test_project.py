@@ -75,7 +75,7 @@ def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("experiments/**/*.md")]:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("experiments/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,0 +1,57 @@
+"""PEFT's two ways to train single entries of linear layers, as near to our number of entries as they go."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from fishexp.masks import Mask, count
+
+
+def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
+    """Random entries, r (in + out) of each linear layer with one r for all: the r whose total is nearest to ours."""
+    from peft import ShiraConfig  # pyright: ignore[reportMissingImports]
+
+    torch.sparse.check_sparse_tensor_invariants.disable()  # what is the default, which PEFT is warned of
+    layers, _, modules = _linear(model, head)
+    wanted = _partial(mask, head)
+    r = max(1, round(wanted / sum(layer.in_features + layer.out_features for layer in layers.values())))
+    return _wrap(model, ShiraConfig(r=r, random_seed=0, target_modules=list(layers), modules_to_save=modules))
+
+
+def _supertuning(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
+    """The largest entries of each linear layer, the same share of each."""
+    from peft import SupertuningConfig  # pyright: ignore[reportMissingImports]
+
+    layers, total, modules = _linear(model, head)
+    sparsity = 1 - _partial(mask, head) / total
+    return _wrap(model, SupertuningConfig(sparsity=sparsity, target_modules=list(layers), modules_to_save=modules))
+
+
+def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linear], int, list[str]]:
+    """Linear layers other than the head, the number of entries of their weights, and the head's modules."""
+    heads = sorted({name.rpartition(".")[0] for name in head})
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads
+    }
+    return layers, sum(layer.weight.numel() for layer in layers.values()), heads
+
+
+def _partial(mask: Mask, head: tuple[str, ...]) -> int:
+    return count({name: kept for name, kept in mask.items() if name not in head})
+
+
+def _wrap(model: nn.Module, config: Any) -> nn.Module:
+    import peft  # pyright: ignore[reportMissingImports]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        return peft.get_peft_model(cast(Any, model), config)
+
+
+MAKERS: dict[str, Callable[[nn.Module, Mask, tuple[str, ...]], nn.Module]] = {
+    "SHiRA": _shira,
+    "Super-Tuning": _supertuning,
+}

@@ -1,0 +1,94 @@
+"""Ways to the diagonal Fisher information of a model's weights, at the true labels."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.cases import Batch
+from fishexp.fisher import Inputs, diagonal_fisher, logits_of
+from fishexp.masks import Scores
+
+Scorer: TypeAlias = Callable[[Sequence[Batch]], Scores]
+
+SUM = "sum_grad_squared"  # the attribute that BackPACK gives a parameter
+
+
+def make(name: str, model: nn.Module) -> Scorer:
+    """The contender of that name, for a model in evaluation mode."""
+    return {"loop": _loop, "batched": _batched, "ours": _ours, "BackPACK": _backpack}[name](model)
+
+
+def _loop(model: nn.Module) -> Scorer:
+    """A forward and a backward pass for each example; every ratio refers to this."""
+
+    def score(batches: Sequence[Batch]) -> Scores:
+        parameters = dict(model.named_parameters())
+        totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for inputs, labels in batches:
+            for i in range(len(labels)):
+                loss = F.cross_entropy(logits_of(model, _example(inputs, i)), labels[i : i + 1])
+                gradients = torch.autograd.grad(loss, list(parameters.values()))
+                for total, gradient in zip(totals.values(), gradients, strict=True):
+                    total.addcmul_(gradient, gradient)
+        return _mean(totals, batches)
+
+    return score
+
+
+def _example(inputs: Inputs, i: int) -> Inputs:
+    if isinstance(inputs, torch.Tensor):
+        return inputs[i : i + 1]
+    return {key: value[i : i + 1] for key, value in inputs.items()}
+
+
+def _mean(totals: Scores, batches: Sequence[Batch]) -> Scores:
+    examples = sum(len(labels) for _, labels in batches)
+    return {name: total / examples for name, total in totals.items()}
+
+
+def _batched(model: nn.Module) -> Scorer:
+    """A forward and a backward pass for each batch: not the Fisher information, but what its passes cost at least."""
+
+    def score(batches: Sequence[Batch]) -> Scores:
+        totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for inputs, labels in batches:
+            loss = F.cross_entropy(logits_of(model, inputs), labels)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            for total, gradient in zip(totals.values(), gradients, strict=True):
+                total.add_(gradient)
+        return totals
+
+    return score
+
+
+def _ours(model: nn.Module) -> Scorer:
+    return lambda batches: diagonal_fisher(model, batches)
+
+
+def _backpack(model: nn.Module) -> Scorer:
+    """The sum of squares that BackPACK forms in the backward pass of a batch's mean loss."""
+    from backpack import backpack, extend  # pyright: ignore[reportMissingImports]
+    from backpack.extensions import SumGradSquared  # pyright: ignore[reportMissingImports]
+
+    extended = extend(deepcopy(model), use_converter=True).eval()  # a graph of modules with the same parameters
+    cross_entropy = extend(nn.CrossEntropyLoss())
+
+    def score(batches: Sequence[Batch]) -> Scores:
+        totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for inputs, labels in batches:
+            loss = cross_entropy(logits_of(extended, inputs), labels)
+            with backpack(SumGradSquared()), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Full backward hook")  # the images need no gradient
+                loss.backward()
+            for name, p in extended.named_parameters():
+                totals[name].add_(getattr(p, SUM), alpha=len(labels) ** 2)
+                p.grad = None
+                delattr(p, SUM)
+        return _mean(totals, batches)
+
+    return score

@@ -1,0 +1,86 @@
+"""The picture: time of a training step as a fraction of dense training's."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from benchmarks.report import Record, Row, machines, settings
+from fishexp.report.panels import STYLE
+
+# contender -> colour (Okabe and Ito's, or close to them), marker, how far below the middle of its row
+_MARKS = {
+    "original": ("#D98200", "s", 0.0),
+    "SHiRA": ("#CC79A7", "^", -0.17),
+    "Super-Tuning": ("#009E73", "v", 0.17),
+    "floor": ("#868B90", "|", 0.0),
+    "ours": ("#0072B2", "o", 0.0),
+}
+_INK, _QUIET, _GRID = "#24292F", "#59636E", "#E4E7EB"
+_GAP = 0.6  # between settings, in rows
+
+
+def save(records: Sequence[Record], path: Path) -> None:
+    """Write the picture, if there are steps among the records."""
+    panels = {name: rows for name, own in machines(records).items() if (rows := settings(own, "step"))}
+    if panels:
+        with matplotlib.style.context(STYLE, after_reset=True):
+            figure(panels).savefig(path, metadata={"Software": None})
+
+
+def figure(panels: dict[str, list[Row]]) -> Figure:
+    """A panel for each device, a row for each setting and precision."""
+    sizes = [_heights(rows)[-1] + 3 for rows in panels.values()]
+    fig = Figure(figsize=(9, 0.5 + 0.27 * sum(sizes)), dpi=160, facecolor="white", layout="constrained")
+    axes = fig.subplots(len(panels), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for one, (name, rows) in zip(axes, panels.items(), strict=True):
+        _panel(one, rows)
+        one.set_title(name, loc="left", size=11, weight="bold")
+    shown = [name for name in _MARKS if any(name in row for rows in panels.values() for _, _, row in rows)]
+    handles = [
+        Line2D([], [], color=_MARKS[name][0], marker=_MARKS[name][1], linestyle="", markersize=8, markeredgewidth=2)
+        for name in shown
+    ]
+    fig.legend(handles, shown, loc="outside upper center", ncols=len(shown), frameon=False)
+    return fig
+
+
+def _heights(rows: Sequence[Row]) -> list[float]:
+    """Where each row goes, from the top: those of one setting next to each other."""
+    gaps = [0.0, *(_GAP * (a[0] != b[0]) for a, b in pairwise(rows))]
+    return [row + gap for row, gap in enumerate(accumulate(gaps))]
+
+
+def _panel(axes: Axes, rows: Sequence[Row]) -> None:
+    heights = _heights(rows)
+    for height, (_, _, row) in zip(heights, rows, strict=True):
+        axes.axhline(height, color=_GRID, linewidth=0.8, zorder=0)
+        for contender, (colour, marker, lane) in _MARKS.items():
+            if contender in row:
+                low, middle, high = row[contender]["ratio"]
+                axes.plot([low, high], [height + lane] * 2, color=colour, linewidth=2.5, alpha=0.5)
+                thin = marker == "|"
+                axes.scatter(
+                    middle,
+                    height + lane,
+                    130 if thin else 42,
+                    colour,
+                    marker=marker,
+                    edgecolor=None if thin else "white",
+                    linewidth=2.0 if thin else 0.7,
+                    zorder=4,
+                )
+    axes.axvline(1, color=_INK, linewidth=1.2, zorder=1)
+    titles = [name if at == 0 or rows[at - 1][0] != name else "" for at, (name, _, _) in enumerate(rows)]
+    axes.set_yticks(heights, [f"{name}   {precision}" for name, (_, precision, _) in zip(titles, rows, strict=True)])
+    axes.set_ylim(heights[-1] + 0.6, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time of a training step; dense training = 1")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor=_QUIET)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
