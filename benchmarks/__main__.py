@@ -60,6 +60,7 @@ def run(todo: Sequence[Case], effort: Effort, device: str, home: Path) -> None:
         FishexpError: If there is no such device, or a result is wrong.
     """
     _say_what_disturbs(todo)
+    hardware.keep_freed_memory()  # for all contenders, as for every run of ours
     with hardware.device(device) as found:
         machine = _machine(found)
         for case in todo:

@@ -11,6 +11,7 @@ from benchmarks import fishers
 from benchmarks.cases import Batch, Case, batches
 from benchmarks.contenders import backward
 from fishexp.errors import FishexpError
+from fishexp.kept import weights
 from fishexp.masks import Mask
 from fishexp.sparse import sparsify
 
@@ -33,7 +34,7 @@ def check_step(case: Case, model: nn.Module, mask: Mask) -> None:
             backward(network, batch, "fp32")
             optimiser.step()
             optimiser.zero_grad()
-    _compare(f"{case.model}: two steps of ours", dict(sparse.named_parameters()), dict(dense.named_parameters()))
+    _compare(f"{case.model}: two steps of ours", weights(sparse), dict(dense.named_parameters()))
     check_frozen(case, sparse, {name: p.double() for name, p in model.named_parameters()}, mask)
 
 
@@ -44,7 +45,7 @@ def check_frozen(case: Case, model: nn.Module, before: Mapping[str, Tensor], mas
         FishexpError: If it is not so; names the parameter.
     """
     moved = 0
-    for name, p in model.named_parameters():
+    for name, p in weights(model).items():
         changed = p.detach() != before[name].detach()
         if (changed & ~mask[name].to(p.device)).any():
             raise FishexpError(f"{case.model}: entries of {name} outside the mask moved; nothing was timed")

@@ -1,5 +1,6 @@
 """Layers whose backward pass forms the gradient of the kept entries, not the dense one."""
-# pyright: reportIncompatibleMethodOverride=false  (once_differentiable has no types)
+# once_differentiable has no types:
+# pyright: reportIncompatibleMethodOverride=false
 
 from typing import Any
 

@@ -59,8 +59,8 @@ def _whole(name: str) -> property:
     """The weight as any other forward pass sees it."""
 
     def get(module: Any) -> Tensor:
-        kept = module._modules[f"{name}_kept"]
-        return WholeKept.apply(module._parameters[name], kept.values, kept)
+        weight, kept = module._parameters[name], module._modules[f"{name}_kept"]
+        return WholeKept.apply(weight, kept.values, kept) if torch.is_grad_enabled() else weight
 
     return property(get)
 

@@ -14,6 +14,7 @@ from benchmarks.__main__ import HOME, _say_what_disturbs, run
 from benchmarks.cases import Case
 from benchmarks.timing import Effort, quartiles, ratios
 from fishexp.errors import FishexpError
+from fishexp.kept import Kept
 from fishexp.masks import Mask
 
 TWO = Effort(0.0, least=2, warmup=1)
@@ -69,7 +70,9 @@ def test_gradients_of_the_floor_flow_as_far_as_ours() -> None:
         contender = contenders.make(name, model, mask, ())
         outputs: dict[str, bool] = {}
         for key, module in contender.model.named_modules():
-            if not list(module.children()):  # after the floor's own hook, hence what the next layer gets
+            if not isinstance(module, Kept) and all(
+                isinstance(child, Kept) for child in module.children()
+            ):  # after the floor's own hook, hence what the next layer gets
                 module.register_forward_hook(partial(note, outputs, key))
         contenders.step(contender, cases.batches(2, 2, 8, torch.device("cpu"))[0], "fp32")
         reached.append(outputs)
@@ -84,7 +87,7 @@ def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(model: nn.Module, mask: Mask) -> Any:
         sparse = right(model, mask)
-        model.get_parameter("stem.conv.weight").register_hook(lambda gradient: gradient + 1e-3)
+        model.get_parameter("stem.conv.weight_kept.values").register_hook(lambda gradient: gradient + 1e-3)
         return sparse
 
     check.check_step(CONV, model, mask)
