@@ -1,0 +1,88 @@
+"""``python -m benchmarks.ways``: the ways to a layer's kept gradient, timed, beside what the rule chooses.
+
+The constants of fishexp/rule.py were fitted to these figures. Each line gives the time of every way as a fraction of
+the dense one's, what the rule takes, and how much slower that is than the fastest.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.timing import Effort, interleave, quartiles
+from fishexp import hardware
+from fishexp.gradients import Conv, convolution_gradient, linear_gradient
+from fishexp.kept import Kept, Way
+from fishexp.rule import choose
+
+WAYS: tuple[Way, ...] = ("dense", "sampled", "touched")
+LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))  # (out, in)
+TOKENS = (512, 2048)
+CONVOLUTIONS = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1))
+IMAGES = 64
+DENSITIES = (0.001, 0.005, 0.02, 0.1)
+
+
+def patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Masks: entries spread at random, and a few whole columns, as outlying inputs give them."""
+    generator = torch.Generator().manual_seed(0)
+    for density in DENSITIES:
+        yield f"{density:g} spread", torch.rand(shape, generator=generator) < density
+    columns = torch.zeros(shape, dtype=torch.bool)
+    columns[:, :: shape[1] // 4] = torch.rand(columns[:, :: shape[1] // 4].shape, generator=generator) < 0.5
+    yield "4 columns", columns
+
+
+def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[Kept], Tensor], int]]:
+    """What to call it, the weight's shape, its user, how the gradient is formed, and the places it is a sum over."""
+    for out, width in LINEARS:
+        for tokens in TOKENS:
+            g, x = torch.randn(tokens, out).to(dtype), torch.randn(tokens, width).to(dtype)
+            form: Callable[[Kept], Tensor] = partial(linear_gradient, g=g, x=x)
+            yield f"Linear {width} to {out}, {tokens} tokens", (out, width), nn.Linear(1, 1), form, tokens
+    for width, out, size, stride in CONVOLUTIONS:
+        module = nn.Conv2d(width, out, 3, stride, padding=1)
+        x = torch.randn(IMAGES, width, size, size).to(dtype)
+        conv = Conv((3, 3), (stride, stride), (1, 1), (1, 1), 1)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            g = torch.randn(IMAGES, out, size // stride, size // stride).to(dtype).contiguous(memory_format=layout)
+            form = partial(convolution_gradient, g=g, x=x.contiguous(memory_format=layout), conv=conv)
+            label = f"Conv2d {width} to {out}, {size}x{size}, stride {stride}"
+            label += ", channels last" if layout is torch.channels_last else ""
+            yield label, (out, width, 3, 3), module, form, g.numel() // out
+
+
+def main() -> None:
+    """Print the table, one line for each layer and mask; then the mean regret."""
+    hardware.keep_freed_memory()
+    regrets = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for label, shape, user, form, places in layers(dtype):
+            for pattern, mask in patterns(shape):
+                kept = Kept(nn.Parameter(torch.zeros(shape)), mask, user, None)
+                calls: dict[str, Callable[[], Any]] = {way: partial(_form, kept, form, way) for way in WAYS}
+                times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
+                middle = {way: quartiles(times[way])[1] for way in WAYS}
+                kept.way = None
+                chosen = choose(kept, places, dtype)
+                regrets.append(middle[chosen] / min(middle.values()) - 1)
+                shares = ", ".join(f"{way} {middle[way] / middle['dense']:.2f}" for way in WAYS[1:])
+                ms = middle["dense"] * 1e3
+                print(
+                    f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {ms:7.2f} ms, {shares}; "
+                    f"{chosen}, {regrets[-1]:.0%} slower than the best",
+                    flush=True,
+                )
+    print(f"regret: median {median(regrets):.1%}, mean {sum(regrets) / len(regrets):.1%}, worst {max(regrets):.0%}")
+
+
+def _form(kept: Kept, form: Callable[[Kept], Tensor], way: Way) -> Tensor:
+    kept.way = way
+    return form(kept)
+
+
+if __name__ == "__main__":
+    main()
