@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.examples import Data, Examples, grouped_order
-from fishexp.fisher import Inputs, logits_of
+from fishexp.inputs import Inputs, logits_of
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels

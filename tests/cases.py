@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from fishexp.fisher import Inputs
+from fishexp.inputs import Inputs
 
 CLASSES = 3
 

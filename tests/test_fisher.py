@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher import Inputs, Labels, Power, diagonal_fisher, logits_of
+from fishexp.fisher import diagonal_fisher
+from fishexp.inputs import Inputs, logits_of
+from fishexp.layers import Power
+from fishexp.scoring import Labels
 from tests.cases import CLASSES, batched, conv_net, images, sentences, tiny_bert
 
 CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
@@ -167,10 +170,11 @@ def test_frozen_parameters_are_scored_and_stay_frozen() -> None:
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True]
 
 
-def test_progress_is_told_example_by_example() -> None:
+@pytest.mark.parametrize("as_is", [False, True])
+def test_progress_is_told_of_every_example(as_is: bool) -> None:
     told: list[int] = []
-    diagonal_fisher(conv_net(), batched(*images()), advance=told.append)
-    assert told == [1] * 7
+    diagonal_fisher(conv_net(), batched(*images()), as_is=as_is, advance=told.append)
+    assert told == [3, 3, 1]
 
 
 def test_as_is_scores_in_training_mode_one_example_at_a_time() -> None:

@@ -5,9 +5,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from fishexp.fisher import Labels, Power, diagonal_fisher
+from fishexp.fisher import diagonal_fisher
+from fishexp.layers import Power
 from fishexp.masks import Scores
 from fishexp.problem import Problem
+from fishexp.scoring import Labels
 
 log = logging.getLogger(__name__)
 
