@@ -53,7 +53,8 @@ class Batch:
     """
 
     def __init__(self, examples: int, totals: Mapping[nn.Parameter, Tensor], power: Power) -> None:
-        self.examples, self.totals, self.power = examples, totals, power
+        self.examples, self.totals = examples, totals
+        self.power: Power = power
         self.uses: dict[nn.Parameter, int] = defaultdict(int)
         self.several: dict[nn.Parameter, list[_Use]] = defaultdict(list)  # of weights that are used more than once
         self.starts: list[Tensor] = []  # where the graph begins

@@ -12,6 +12,11 @@ from torch.nn import functional as F
 
 Power: TypeAlias = Literal["square", "absolute"]
 
+# measured on one core with 1 MiB of L2 cache
+FEW_TOKENS = 8  # up to here the squares cost more than the products, and blocks of rows that stay in the cache pay
+BLOCK = 2**17  # weights in such a block
+FEW_POSITIONS = 64  # of a convolution's output; up to here its columns and one buffer beat torch's own gradient
+
 
 def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> None:
     """``total += sign * gradient**2``, or its absolute value, which overwrites ``gradient``: no memory is taken."""
@@ -33,9 +38,8 @@ def add_powers(
         total.add_(_powered(gradients, power).sum(0))
     elif known and isinstance(module, nn.Embedding):
         _add_embedding_powers(total, module, inputs[0], g, power)
-    elif known and isinstance(module, nn.Linear) and g.numel() == len(g) * g.shape[-1]:  # one token an example
-        rows, columns = (_powered(t.to(total.dtype).flatten(1), power) for t in (g, inputs[0]))
-        total.addmm_(rows.t(), columns)
+    elif known and (matrices := _matrices(module, inputs[0], g)):
+        _add_matrix_powers(total.flatten(1), *matrices, power)
     else:
         for i in range(len(g)):
             add_power(total, gradient(module, name, tuple(x[i : i + 1] for x in inputs), g[i : i + 1]), power)
@@ -92,12 +96,47 @@ NORMS: dict[type[nn.Module], Callable[..., Tensor]] = {  # the input normalised,
 
 
 def _conv_weight(module: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
-    padding = module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros":
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode), 0
+    x, padding = _padded(module, x)
     shape, more = module.weight.shape, (module.stride, padding, module.dilation, module.groups)
     return nn.grad.conv2d_weight(x, shape, g, *more)  # type: ignore[arg-type]
+
+
+def _padded(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
+    """The input and the zeros still to be put around it."""
+    if not isinstance(module.padding, str) and module.padding_mode == "zeros":
+        return x, module.padding
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, module._reversed_padding_repeated_twice, mode), 0
+
+
+def _matrices(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(examples, tokens, inputs) and (examples, tokens, outputs), whose products are the gradients of the weight.
+
+    A convolution's tokens are the positions of its output. None if the module has no such form, or is slower in it.
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
+    if not isinstance(module, nn.Conv2d) or module.groups > 1 or g[0, 0].numel() > FEW_POSITIONS:
+        return None
+    x, padding = _padded(module, x)
+    columns = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # type: ignore[arg-type]
+    return columns.transpose(1, 2), g.flatten(2).transpose(1, 2)
+
+
+def _add_matrix_powers(total: Tensor, x: Tensor, g: Tensor, power: Power) -> None:
+    """For the product of ``g`` and ``x`` over the tokens, example by example in one buffer."""
+    if x.shape[1] == 1:
+        rows, columns = (_powered(t[:, 0].to(total.dtype), power) for t in (g, x))
+        total.addmm_(rows.t(), columns)
+        return
+    x = x.to(g.dtype)
+    size = len(total)
+    if x.shape[1] <= FEW_TOKENS and not total.is_cuda:
+        size = min(size, max(1, BLOCK // total.shape[1]))
+    buffer = g.new_empty(size, total.shape[1])
+    for part, rows in zip(total.split(size), g.transpose(1, 2).split(size, 1), strict=True):
+        for one, columns in zip(rows, x, strict=True):
+            add_power(part, torch.mm(one, columns, out=buffer[: len(part)]), power)
 
 
 def _add_embedding_powers(total: Tensor, module: nn.Embedding, x: Tensor, g: Tensor, power: Power) -> None:
