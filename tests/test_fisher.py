@@ -9,29 +9,11 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.inputs import Inputs, logits_of
 from fishexp.layers import Power
 from fishexp.scoring import Labels
-from tests.cases import CLASSES, batched, conv_net, images, sentences, tiny_bert
+from tests.cases import batched, brute_force, conv_net, images, sentences, tiny_bert
 
 CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
-
-
-def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
-    """Sum over examples and classes of p * |d log p / d w|^n, one forward and backward pass for each, over examples."""
-    model = copy.deepcopy(model).eval()
-    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for i in range(len(labels)):
-        example = inputs[i : i + 1] if isinstance(inputs, Tensor) else {k: v[i : i + 1] for k, v in inputs.items()}
-        for c in range(CLASSES):
-            model.zero_grad()
-            log_probs = logits_of(model, example)[0].log_softmax(-1)
-            weight = float(c == labels[i]) if kind == "true_label" else log_probs[c].exp().item()
-            log_probs[c].backward()
-            for name, p in model.named_parameters():
-                gradient = torch.zeros_like(p) if p.grad is None else p.grad
-                fisher[name] += weight * (gradient.square() if power == "square" else gradient.abs()) / len(labels)
-    return fisher
 
 
 @pytest.mark.parametrize("power", ["square", "absolute"])
