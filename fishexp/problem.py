@@ -60,7 +60,7 @@ class Problem:
     def batches(
         self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False
     ) -> Iterator[Batch]:
-        """Training examples on the device, each at most once, clean unless ``augment``.
+        """Training examples on the device, each at most once, clean unless ``augment``; sentences longest first.
 
         Args:
             size: Examples a batch; the last one may be smaller.
@@ -69,8 +69,11 @@ class Problem:
         """
         count = len(self.data.train)
         index = torch.randperm(count, generator=self.generator) if shuffle else torch.arange(count)
+        index = index[:limit]
+        if self.data.train.lengths is not None:  # little padding, and a batch that is too large fails at once
+            index = index[self.data.train.lengths[index].argsort(descending=True, stable=True)]
         generator = self.generator if augment else None
-        for chosen in index[:limit].split(size):
+        for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 
     def epoch(self, size: int, *, drop_last: bool) -> Iterator[Batch]:

@@ -105,8 +105,8 @@ class RMS(nn.Module):
         return x * x.square().mean(-1, keepdim=True).rsqrt() * self.scale
 
 
-def conv(*arguments: int, **more: object) -> Callable[[], nn.Module]:
-    return lambda: pool(nn.Conv2d(4, *arguments, **more), nn.ReLU(inplace=True))  # type: ignore[arg-type]
+def conv(*arguments: Any, **more: Any) -> Callable[[], nn.Module]:
+    return lambda: pool(nn.Conv2d(4, *arguments, **more), nn.ReLU(inplace=True))
 
 
 BATCHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
@@ -135,7 +135,7 @@ BATCHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: Custom(with_positions, words=nn.Embedding(7, 6), places=nn.Embedding(12, 6), head=head()), tokens
     ),
     "layer norm": (lambda: mean(nn.LayerNorm(6), nn.Tanh(), nn.LayerNorm(6)), floats(4, 6)),
-    "layer norm over two": (lambda: mean(nn.LayerNorm((4, 6)), nn.Tanh()), floats(4, 6)),
+    "layer norm over two": (lambda: mean(nn.LayerNorm([4, 6]), nn.Tanh()), floats(4, 6)),
     "layer norm, one token": (lambda: nn.Sequential(nn.LayerNorm(6), nn.Tanh(), head()), floats(6)),
     "group norm": (lambda: pool(nn.GroupNorm(2, 4), nn.Tanh()), floats(4, 6, 5)),
     "batch norm 1d": (lambda: nn.Sequential(evaluated(nn.BatchNorm1d(6), (6,)), nn.Tanh(), head()), floats(6)),
@@ -280,8 +280,8 @@ def test_one_example_at_a_time_where_a_batch_would_be_wrong(
     case: str, kind: Labels, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    *parts, reason = ALONE[case]
-    check(*made(*parts), kind, "square")
+    network, data, reason = ALONE[case]
+    check(*made(network, data), kind, "square")
     (message,) = caplog.messages
     assert message.startswith("scoring one example at a time")
     assert reason in message

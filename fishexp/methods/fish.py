@@ -13,7 +13,8 @@ from fishexp.scoring import Labels
 
 log = logging.getLogger(__name__)
 
-BATCH = 32  # examples a pass while BatchNorm statistics are taken; the scores themselves are exact for each example
+# examples a pass; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
+BATCH = 32
 
 
 def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:
