@@ -87,6 +87,8 @@ class Scoring:
         try:
             with forked_random_streams(self.model):
                 wrong = self._wrong_in_a_batch(select(inputs, pair, len(targets)), targets[pair])
+        except FishexpError:
+            raise
         except Exception as reason:  # whatever it is: if it is the model's own, scoring one at a time raises it, too
             log.info("scoring one example at a time: %s", reason)
             return False

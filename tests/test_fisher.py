@@ -118,6 +118,20 @@ def test_leaves_no_trace(case: str, trained: bool) -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_buffers_that_move_in_evaluation_mode_are_restored() -> None:
+    class Counts(nn.Linear):
+        calls: Tensor
+
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            self.calls += len(input)
+            return super().forward(input)
+
+    model = Counts(3, 3).double()
+    model.register_buffer("calls", torch.tensor(5))
+    diagonal_fisher(model, [(torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0]))])
+    assert model.calls == 5
+
+
 def test_an_untrained_batch_norm_is_scored_with_the_statistics_of_the_examples() -> None:
     model, (inputs, labels) = conv_net(), images(6)
     norm = model[1]  # type: ignore[index]
