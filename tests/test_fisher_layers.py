@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertForSequenceClassification
 
 from fishexp.batched import batch_of
 from fishexp.fisher import diagonal_fisher
@@ -329,6 +330,19 @@ def test_bert_in_single_and_under_autocast(dtype: torch.dtype, caplog: pytest.Lo
         assert found[name].dtype == torch.float32
         if not name.endswith("key.bias"):
             assert (found[name] - value).norm() <= 8 * torch.finfo(dtype).eps ** 0.75 * value.norm(), name
+    assert not caplog.messages
+
+
+def test_gradients_that_are_zero_but_for_rounding_are_not_held_against_a_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those of the biases of attention keys, in float32."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100, hidden_size=64, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64
+    )
+    inputs, labels = {"input_ids": torch.randint(100, (3, 20))}, torch.tensor([0, 1, 0])
+    diagonal_fisher(BertForSequenceClassification(config), [(inputs, labels)])
     assert not caplog.messages
 
 
