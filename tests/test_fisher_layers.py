@@ -333,7 +333,7 @@ def test_bert_in_single_and_under_autocast(dtype: torch.dtype, caplog: pytest.Lo
     assert not caplog.messages
 
 
-def test_gradients_that_are_zero_but_for_rounding_are_not_held_against_a_batch(
+def test_rounding_of_zero_gradients_is_not_held_against_a_batch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Those of the biases of attention keys, in float32."""
