@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fishexp.fisher import Inputs, diagonal_fisher
+from fishexp.fisher import diagonal_fisher
+from fishexp.inputs import Inputs
 from fishexp.masks import Mask, top_k
 from fishexp.models import bert, resnet
 

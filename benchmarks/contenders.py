@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks import adapters
 from benchmarks.cases import Batch
-from fishexp.fisher import logits_of
+from fishexp.inputs import logits_of
 from fishexp.masks import Mask
 from fishexp.sparse import mask_gradients, sparsify
 

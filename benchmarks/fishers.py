@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.cases import Batch
-from fishexp.fisher import Inputs, diagonal_fisher, logits_of
+from fishexp.fisher import diagonal_fisher
+from fishexp.inputs import Inputs, logits_of
 from fishexp.masks import Scores
 
 Scorer: TypeAlias = Callable[[Sequence[Batch]], Scores]

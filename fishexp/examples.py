@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fishexp.errors import FishexpError
-from fishexp.fisher import Inputs
+from fishexp.inputs import Inputs
 
 Metrics: TypeAlias = dict[str, float | None]  # name -> number in the metric's own range, None where it is undefined
 

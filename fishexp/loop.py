@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fishexp.errors import RunFailed
 from fishexp.examples import Metrics
-from fishexp.fisher import Batches, Inputs
+from fishexp.inputs import Batches, Inputs
 from fishexp.problem import Problem
 
 OptimiserName: TypeAlias = Literal["sgd", "adamw"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.examples import Data, Examples, grouped_order
-from fishexp.fisher import Inputs, logits_of
+from fishexp.inputs import Inputs, logits_of
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
@@ -60,7 +60,7 @@ class Problem:
     def batches(
         self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False
     ) -> Iterator[Batch]:
-        """Training examples on the device, each at most once, clean unless ``augment``.
+        """Training examples on the device, each at most once, clean unless ``augment``; sentences longest first.
 
         Args:
             size: Examples a batch; the last one may be smaller.
@@ -69,8 +69,11 @@ class Problem:
         """
         count = len(self.data.train)
         index = torch.randperm(count, generator=self.generator) if shuffle else torch.arange(count)
+        index = index[:limit]
+        if self.data.train.lengths is not None:  # little padding, and a batch that is too large fails at once
+            index = index[self.data.train.lengths[index].argsort(descending=True, stable=True)]
         generator = self.generator if augment else None
-        for chosen in index[:limit].split(size):
+        for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 
     def epoch(self, size: int, *, drop_last: bool) -> Iterator[Batch]:

@@ -1,10 +1,14 @@
 """Tiny seeded models in float64 that cover the layers of ResNets and BERTs."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from fishexp.fisher import Inputs
+from fishexp.inputs import Inputs, logits_of, select
+from fishexp.layers import Power
+from fishexp.scoring import Labels
 
 CLASSES = 3
 
@@ -57,3 +61,20 @@ def batched(inputs: Inputs, labels: Tensor, size: int = 3) -> list[tuple[Inputs,
     if isinstance(inputs, Tensor):
         return [(inputs[i : i + size], labels[i : i + size]) for i in cuts]
     return [({key: value[i : i + size] for key, value in inputs.items()}, labels[i : i + size]) for i in cuts]
+
+
+def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
+    """Sum over examples and classes of p * |d log p / d w|^n, one forward and backward pass for each, over examples."""
+    model = copy.deepcopy(model).eval()
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for i in range(len(labels)):
+        example = select(inputs, slice(i, i + 1), len(labels))
+        for c in range(CLASSES):
+            model.zero_grad()
+            log_probs = logits_of(model, example)[0].log_softmax(-1)
+            weight = float(c == labels[i]) if kind == "true_label" else log_probs[c].exp().item()
+            log_probs[c].backward()
+            for name, p in model.named_parameters():
+                gradient = torch.zeros_like(p) if p.grad is None else p.grad
+                fisher[name] += weight * (gradient.square() if power == "square" else gradient.abs()) / len(labels)
+    return fisher

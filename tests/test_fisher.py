@@ -8,27 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher import Inputs, Labels, Power, diagonal_fisher, logits_of
-from tests.cases import CLASSES, batched, conv_net, images, sentences, tiny_bert
+from fishexp.fisher import diagonal_fisher
+from fishexp.layers import Power
+from fishexp.scoring import Labels
+from tests.cases import batched, brute_force, conv_net, images, sentences, tiny_bert
 
 CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
-
-
-def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
-    """Sum over examples and classes of p * |d log p / d w|^n, one forward and backward pass for each, over examples."""
-    model = copy.deepcopy(model).eval()
-    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for i in range(len(labels)):
-        example = inputs[i : i + 1] if isinstance(inputs, Tensor) else {k: v[i : i + 1] for k, v in inputs.items()}
-        for c in range(CLASSES):
-            model.zero_grad()
-            log_probs = logits_of(model, example)[0].log_softmax(-1)
-            weight = float(c == labels[i]) if kind == "true_label" else log_probs[c].exp().item()
-            log_probs[c].backward()
-            for name, p in model.named_parameters():
-                gradient = torch.zeros_like(p) if p.grad is None else p.grad
-                fisher[name] += weight * (gradient.square() if power == "square" else gradient.abs()) / len(labels)
-    return fisher
 
 
 @pytest.mark.parametrize("power", ["square", "absolute"])
@@ -133,6 +118,20 @@ def test_leaves_no_trace(case: str, trained: bool) -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_buffers_that_move_in_evaluation_mode_are_restored() -> None:
+    class Counts(nn.Linear):
+        calls: Tensor
+
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            self.calls += len(input)
+            return super().forward(input)
+
+    model = Counts(3, 3).double()
+    model.register_buffer("calls", torch.tensor(5))
+    diagonal_fisher(model, [(torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0]))])
+    assert model.calls == 5
+
+
 def test_an_untrained_batch_norm_is_scored_with_the_statistics_of_the_examples() -> None:
     model, (inputs, labels) = conv_net(), images(6)
     norm = model[1]  # type: ignore[index]
@@ -167,10 +166,11 @@ def test_frozen_parameters_are_scored_and_stay_frozen() -> None:
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True]
 
 
-def test_progress_is_told_example_by_example() -> None:
+@pytest.mark.parametrize("as_is", [False, True])
+def test_progress_is_told_of_every_example(as_is: bool) -> None:
     told: list[int] = []
-    diagonal_fisher(conv_net(), batched(*images()), advance=told.append)
-    assert told == [1] * 7
+    diagonal_fisher(conv_net(), batched(*images()), as_is=as_is, advance=told.append)
+    assert told == [3, 3, 1]
 
 
 def test_as_is_scores_in_training_mode_one_example_at_a_time() -> None:

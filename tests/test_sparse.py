@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher import logits_of
+from fishexp.inputs import logits_of
 from fishexp.kept import weights
 from fishexp.loop import linear_schedule, make_optimiser
 from fishexp.masks import Mask, count

@@ -200,3 +200,13 @@ def test_images_are_augmented_in_training_only() -> None:
     assert not torch.equal(trained.sort(0).values, clean.sort(0).values)
     for batches in (ours.batches(4), ours.evaluation(images, 4)):
         assert torch.equal(torch.cat([inputs for inputs, _ in batches if isinstance(inputs, Tensor)]), clean)
+
+
+def test_sentences_are_scored_longest_first_and_are_the_ones_that_were_drawn() -> None:
+    ours, by_length = problem(mlp(), (5,)), problem(mlp(), (5,))
+    by_length.data.train.lengths = (torch.arange(N) * 7) % 5
+    drawn, _ = (list(p.batches(4, shuffle=True, limit=10)) for p in (ours, by_length))
+    assert [len(labels) for _, labels in drawn] == [4, 4, 2]
+    expected, found = ([i for asked in p.data.train.asked for i in asked] for p in (ours, by_length))
+    assert found == sorted(expected, key=lambda i: -by_length.data.train.lengths[i])  # stable
+    assert torch.equal(ours.generator.get_state(), by_length.generator.get_state())

@@ -5,13 +5,16 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from fishexp.fisher import Labels, Power, diagonal_fisher
+from fishexp.fisher import diagonal_fisher
+from fishexp.layers import Power
 from fishexp.masks import Scores
 from fishexp.problem import Problem
+from fishexp.scoring import Labels
 
 log = logging.getLogger(__name__)
 
-BATCH = 32  # examples a pass while BatchNorm statistics are taken; the scores themselves are exact for each example
+# examples a pass; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
+BATCH = 32
 
 
 def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:
