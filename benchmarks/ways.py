@@ -16,7 +16,6 @@ from benchmarks.timing import Effort, interleave, quartiles
 from fishexp import hardware
 from fishexp.gradients import Conv, convolution_gradient, linear_gradient
 from fishexp.kept import Kept, Way
-from fishexp.rule import choose
 
 WAYS: tuple[Way, ...] = ("dense", "sampled", "touched")
 LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))  # (out, in)
@@ -36,13 +35,13 @@ def patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     yield "4 columns", columns
 
 
-def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[Kept], Tensor], int]]:
-    """What to call it, the weight's shape, its user, how the gradient is formed, and the places it is a sum over."""
+def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[Kept], Tensor]]]:
+    """What to call it, the weight's shape, its user, and how the gradient is formed."""
     for out, width in LINEARS:
         for tokens in TOKENS:
             g, x = torch.randn(tokens, out).to(dtype), torch.randn(tokens, width).to(dtype)
             form: Callable[[Kept], Tensor] = partial(linear_gradient, g=g, x=x)
-            yield f"Linear {width} to {out}, {tokens} tokens", (out, width), nn.Linear(1, 1), form, tokens
+            yield f"Linear {width} to {out}, {tokens} tokens", (out, width), nn.Linear(1, 1), form
     for width, out, size, stride in CONVOLUTIONS:
         module = nn.Conv2d(width, out, 3, stride, padding=1)
         x = torch.randn(IMAGES, width, size, size).to(dtype)
@@ -52,7 +51,7 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
             form = partial(convolution_gradient, g=g, x=x.contiguous(memory_format=layout), conv=conv)
             label = f"Conv2d {width} to {out}, {size}x{size}, stride {stride}"
             label += ", channels last" if layout is torch.channels_last else ""
-            yield label, (out, width, 3, 3), module, form, g.numel() // out
+            yield label, (out, width, 3, 3), module, form
 
 
 def main() -> None:
@@ -60,14 +59,15 @@ def main() -> None:
     hardware.keep_freed_memory()
     regrets = []
     for dtype in (torch.float32, torch.bfloat16):
-        for label, shape, user, form, places in layers(dtype):
+        for label, shape, user, form in layers(dtype):
             for pattern, mask in patterns(shape):
                 kept = Kept(nn.Parameter(torch.zeros(shape)), mask, user, None)
                 calls: dict[str, Callable[[], Any]] = {way: partial(_form, kept, form, way) for way in WAYS}
                 times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
                 middle = {way: quartiles(times[way])[1] for way in WAYS}
-                kept.way = None
-                chosen = choose(kept, places, dtype)
+                _form(kept, form, None)
+                chosen = kept.found
+                assert chosen is not None
                 regrets.append(middle[chosen] / min(middle.values()) - 1)
                 shares = ", ".join(f"{way} {middle[way] / middle['dense']:.2f}" for way in WAYS[1:])
                 ms = middle["dense"] * 1e3
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"regret: median {median(regrets):.1%}, mean {sum(regrets) / len(regrets):.1%}, worst {max(regrets):.0%}")
 
 
-def _form(kept: Kept, form: Callable[[Kept], Tensor], way: Way) -> Tensor:
+def _form(kept: Kept, form: Callable[[Kept], Tensor], way: Way | None) -> Tensor:
     kept.way = way
     return form(kept)
 

@@ -40,10 +40,10 @@ class LinearKept(Function):
                 found[0] = (g @ weight).view(x.shape)
             if need_weight:
                 found[1] = g.t() @ x2
-            if need_bias or need_of_bias:
-                total = g.sum(0)
-                found[2] = total if need_bias else None
-                found[4] = bias_kept.gather(total) if need_of_bias else None
+            if need_bias:
+                found[2] = g.sum(0)
+            if need_of_bias:
+                found[4] = g.index_select(1, bias_kept.positions).sum(0, dtype=bias_kept.values.dtype)
             if need_of_weight:
                 found[3] = linear_gradient(weight_kept, g, x2)
         return tuple(found)

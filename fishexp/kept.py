@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Way: TypeAlias = Literal["sampled", "touched", "dense"]
 
-NEARLY_ALL = 0.75  # with more of its rows (or columns) touched than this, a matrix is not worth compressing
+MANY = 0.4  # with more of its rows (or columns) touched than this, a matrix is not worth compressing
 
 _OWNERS: MutableMapping[Tensor, "weakref.ref[Kept]"] = WeakTensorKeyDictionary()  # values -> whose they are
 
@@ -28,9 +28,10 @@ class Kept(nn.Module):
         positions: (kept,) their places in the flattened weight: ascending, but those of a convolution one tap after
             the other.
         rows, columns: Of a Linear's or a convolution's weight, the outputs and inputs that hold kept entries; None
-            where nearly all do.
+            where many do.
         row_starts, column_of: (taps, rows + 1) and (kept,): the kept entries of the touched rows and columns in CSR
             form, tap by tap. A Linear has one tap, a 3x3 convolution nine.
+        taps: Where each tap's entries begin, and the last one's end.
         way: How the gradient is found; None for :func:`fishexp.rule.choose`.
         found: The way of the last backward pass, None before the first.
     """
@@ -42,6 +43,7 @@ class Kept(nn.Module):
     columns: Tensor | None
     row_starts: Tensor
     column_of: Tensor
+    taps: list[int]
     way: Way | None
     found: Way | None
 
@@ -54,6 +56,7 @@ class Kept(nn.Module):
             positions, table = _product(positions, weight.shape, getattr(user, "groups", 1))
             for name, entries in table.items():
                 self.register_buffer(name, None if entries is None else entries.to(index), persistent=False)
+            self.taps = [0, *self.row_starts[:, -1].cumsum(0).tolist()]
         self.weight = weight
         self.values = nn.Parameter(weight.detach().take(positions))
         self.register_buffer("positions", positions.to(index), persistent=False)
@@ -100,15 +103,15 @@ def _product(positions: Tensor, shape: torch.Size, groups: int) -> tuple[Tensor,
 
 
 def _touched(index: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
-    """The different values of ``index`` and the place of each entry among them; None where they are nearly all."""
+    """The different values of ``index`` and the place of each entry among them; None where they are many."""
     found, place = index.unique(return_inverse=True)
-    return (None, index) if len(found) > NEARLY_ALL * size else (found, place)
+    return (None, index) if len(found) > MANY * size else (found, place)
 
 
 def owners(parameters: Iterable[Tensor]) -> Iterator[Kept]:
     """Those of ``parameters`` that are kept values of a living model."""
-    for reference in (_OWNERS[p] for p in parameters if p in _OWNERS):
-        kept = reference()
+    for reference in map(_OWNERS.get, parameters):
+        kept = None if reference is None else reference()
         if kept is not None:
             yield kept
 

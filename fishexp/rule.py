@@ -9,17 +9,19 @@ from fishexp.kept import Kept, Way
 
 GAIN = 0.9  # a sparse way is taken where its predicted time is below this share of the dense one's
 
-# Nanoseconds on one core of an AMD EPYC with AVX-512 (torch 2.15.0), fitted by benchmarks/ways.py: a multiply-add of
-# the dense product of a Linear and of a convolution, a number brought into the sampled product's order, a multiply-add
-# of that product, and a call of it. More threads divide all alike.
+# Nanoseconds on one core of an AMD EPYC with AVX-512 (torch 2.15.0), fitted to what benchmarks/ways.py prints with one
+# and with two threads. Of a multiply-add of the dense product of a Linear and of a convolution, of one of the sampled
+# product, of a number brought into the sampled product's order, of one read by a product with few columns, of a call.
 LINEAR = {torch.float64: 0.040, torch.float32: 0.0188, torch.bfloat16: 0.0041, torch.float16: 0.0041}
-CONVOLUTION = {torch.float64: 0.040, torch.float32: 0.0140, torch.bfloat16: 0.0060, torch.float16: 0.0060}
+CONVOLUTION = {torch.float64: 0.040, torch.float32: 0.0090, torch.bfloat16: 0.0050, torch.float16: 0.0050}
+SAMPLED = 0.09
 ORDERED = 0.5
-SAMPLED = 0.10
+READ = 0.25
 CALL = 20_000.0
+BOUND = 0.4  # n threads divide the time of a dense product by n, of what waits for memory by n to the power 1 - BOUND
 
 
-def choose(kept: Kept, places: int, dtype: torch.dtype) -> Way:
+def choose(kept: Kept, dtype: torch.dtype, places: int, numbers: float) -> Way:
     """The way of least predicted time for the gradient of the kept entries of a Linear's or a convolution's weight.
 
     ``sampled`` computes each entry on its own, as the product of two rows over all places. ``touched`` is the dense
@@ -30,8 +32,10 @@ def choose(kept: Kept, places: int, dtype: torch.dtype) -> Way:
     dense product is several times faster than the one this rule was fitted to.
 
     Args:
-        places: What the gradient is a sum over: rows of a Linear's input, or outputs of a convolution's one channel.
         dtype: Of the product.
+        places: What the gradient is a sum over: rows of a Linear's input, or outputs of a convolution's one channel.
+        numbers: Inputs and gradients that a sampled product would have to bring into its order, each counted by how
+            much slower this is than transposing a matrix.
     """
     if kept.weight.device.type != "cpu" or dtype not in LINEAR:
         return "dense"
@@ -41,12 +45,12 @@ def choose(kept: Kept, places: int, dtype: torch.dtype) -> Way:
     product = (LINEAR if kept.weight.dim() == 2 else CONVOLUTION)[dtype]
     rows = kept.weight.shape[0] if kept.rows is None else len(kept.rows)
     columns = inputs if kept.columns is None else len(kept.columns)
-    brought = places * (rows + columns) * ORDERED
+    slower = torch.get_num_threads() ** BOUND
     times: dict[Way, float] = {"dense": places * kept.weight.numel() * product}
     if kept.rows is not None or kept.columns is not None:
-        times["touched"] = places * rows * columns * taps * product + brought + CALL
+        times["touched"] = places * (rows * columns * taps * product + (rows + columns) * READ * slower) + 2 * CALL
     if samples():
-        times["sampled"] = brought + places * len(kept.positions) * SAMPLED + (taps + 1) * CALL
+        times["sampled"] = slower * (numbers * ORDERED + places * len(kept.positions) * SAMPLED) + (taps + 1) * CALL
     best = min(times, key=times.__getitem__)
     return best if times[best] < GAIN * times["dense"] else "dense"
 
