@@ -48,7 +48,8 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
         conv = Conv((3, 3), (stride, stride), (1, 1), (1, 1), 1)
         for layout in (torch.contiguous_format, torch.channels_last):
             g = torch.randn(IMAGES, out, size // stride, size // stride).to(dtype).contiguous(memory_format=layout)
-            form = partial(convolution_gradient, g=g, x=x.contiguous(memory_format=layout), conv=conv)
+            weight = torch.zeros(out, width, 3, 3, dtype=dtype).contiguous(memory_format=layout)
+            form = partial(convolution_gradient, g=g, x=x.contiguous(memory_format=layout), weight=weight, conv=conv)
             label = f"Conv2d {width} to {out}, {size}x{size}, stride {stride}"
             label += ", channels last" if layout is torch.channels_last else ""
             yield label, (out, width, 3, 3), module, form

@@ -70,14 +70,16 @@ class ConvolutionKept(Function):
         need_x, need_weight, need_bias, need_of_weight, need_of_bias, *_ = ctx.needs_input_grad
         found: list[Tensor | None] = [None] * 8
         with torch.autocast(gradient.device.type, enabled=False):
-            found[0], found[1], total = torch.ops.aten.convolution_backward(
-                gradient, x, weight, [len(weight)], conv.stride, conv.padding, conv.dilation, False, [0, 0],
-                conv.groups, [need_x, need_weight, need_bias or need_of_bias],
+            found[0], found[1], _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
+                conv.groups, [need_x, need_weight, False],
             )  # fmt: skip
-            found[2] = total if need_bias else None
-            found[4] = bias_kept.gather(total) if need_of_bias else None
+            if need_bias:  # not above, where oneDNN forms the weight's gradient as well
+                found[2] = gradient.sum((0, 2, 3))
+            if need_of_bias:
+                found[4] = bias_kept.gather(gradient.sum((0, 2, 3)))
             if need_of_weight:
-                found[3] = convolution_gradient(weight_kept, gradient, x, conv)
+                found[3] = convolution_gradient(weight_kept, gradient, x, weight, conv)
         return tuple(found)
 
 

@@ -44,7 +44,7 @@ def linear_gradient(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
     return total.to(kept.values.dtype)
 
 
-def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, conv: Conv) -> Tensor:
+def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
     """The kept entries of the gradient of a convolution's weight.
 
     ``sampled``: one channel's gradients and inputs are laid out as long rows, on grids so wide that a tap is the same
@@ -54,16 +54,17 @@ def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, conv: Conv) -> Tensor
     Args:
         g: (examples, out, height, width), gradient of the layer's output.
         x: (examples, in, height, width), the layer's input.
+        weight: In the type that it was multiplied in.
     """
     kept.found = kept.way or choose(kept, x.dtype, g.numel() // g.shape[1], _numbers(kept, g, x, conv))
-    if kept.found == "touched" and conv.groups > 1:
-        kept.found = "dense"  # the touched channels of a group are not a convolution of their own
+    if conv.groups > 1 or (kept.rows is None and kept.columns is None):
+        kept.found = "dense" if kept.found == "touched" else kept.found  # the touched channels are no convolution
     if kept.found == "dense":
-        return kept.gather(_dense_convolution(g, x, kept.weight.to(x.dtype), conv))
+        return kept.gather(_dense_convolution(g, x, weight, conv))
     g, x = _chosen(g, kept.rows), _chosen(x, kept.columns)
     if kept.found == "touched":
-        weight = x.new_empty(g.shape[1], x.shape[1], *conv.kernel)
-        return _pick(kept, _dense_convolution(g, x, weight, conv))
+        block = weight.new_empty(g.shape[1], x.shape[1], *conv.kernel)
+        return _pick(kept, _dense_convolution(g, x, block, conv))
     room = [d * (k - 1) // s for k, s, d in zip(conv.kernel, conv.stride, conv.dilation, strict=True)]
     size = g.shape[2] + room[0], g.shape[3] + room[1]
     examples = max(PLACES // (size[0] * size[1]), 1)

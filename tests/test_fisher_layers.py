@@ -2,16 +2,13 @@
 
 import copy
 import logging
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -22,6 +19,7 @@ from fishexp.layers import Power
 from fishexp.models.resnet import build
 from fishexp.scoring import Labels
 from tests.cases import CLASSES, brute_force, conv_net, images, sentences, tiny_bert
+from tests.checks import Peak
 
 N = 5
 
@@ -418,35 +416,6 @@ def test_an_error_leaves_no_trace(as_is: bool) -> None:
     assert torch.equal(weight.grad, torch.ones_like(weight))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
-
-
-class Peak(TorchDispatchMode):
-    """Most bytes of tensors, those ``known`` aside, that are alive at the same time."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self.add(tensor.untyped_storage())
-        return result
-
-    def add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.seen:
-            return
-        self.seen.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.free, key, size)
-
-    def free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
 
 
 SIZES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # three such layers; inputs

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
     head = "linear" if layers == 9 else "fc"
     if path is not None:
         _load(network, Path(path), head, classes)
+    network.to(memory_format=torch.channels_last)  # a step is 2 to 14 % faster so, on the CPU (benchmarks/README.md)
 
     def save(folder: Path) -> None:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / FILE)
