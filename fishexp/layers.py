@@ -22,6 +22,7 @@ def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> N
     """``total += sign * gradient**2``, or its absolute value, which overwrites ``gradient``: no memory is taken."""
     if gradient.is_sparse:
         gradient = gradient.to_dense()
+    gradient = gradient.to(total.dtype)  # once; the product below would do it twice
     if power == "square":
         total.addcmul_(gradient, gradient, value=sign)
     else:
@@ -135,8 +136,9 @@ def _add_matrix_powers(total: Tensor, x: Tensor, g: Tensor, power: Power) -> Non
         size = min(size, max(1, BLOCK // total.shape[1]))
     buffer = g.new_empty(size, total.shape[1])
     for part, rows in zip(total.split(size), g.transpose(1, 2).split(size, 1), strict=True):
+        product = buffer[: len(part)]
         for one, columns in zip(rows, x, strict=True):
-            add_power(part, torch.mm(one, columns, out=buffer[: len(part)]), power)
+            add_power(part, torch.mm(one, columns, out=product), power)
 
 
 def _add_embedding_powers(total: Tensor, module: nn.Embedding, x: Tensor, g: Tensor, power: Power) -> None:

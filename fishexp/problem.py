@@ -51,9 +51,13 @@ class Problem:
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         return F.cross_entropy(logits, labels)
 
+    def autocast(self) -> torch.autocast:
+        """A context in which models compute in ``precision``."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def logits(self, inputs: Inputs) -> Tensor:
         """(examples, classes) in float32 or better, computed in ``precision``."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.autocast():
             logits = logits_of(self.model, inputs)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -61,6 +61,7 @@ class Scoring:
     def objectives(self, logits: Tensor, targets: Tensor) -> list[Tensor]:
         """Scalars whose powers of gradients add up to the score: sums with a term for each row of ``logits``."""
         rows = range(len(logits))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.labels == "true_label":
             if self.loss is None:
                 return [F.cross_entropy(logits, targets, reduction="sum")]

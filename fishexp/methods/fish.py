@@ -20,6 +20,8 @@ BATCH = 32
 def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:
     """Fisher information of each weight over ``samples`` distinct training examples, not augmented.
 
+    Computed in the run's precision, as training is; sums are in float32.
+
     Args:
         samples: If there are fewer training examples, all of them.
         labels: ``true_label``, ``expected`` (a backward pass per class) or ``sampled``.
@@ -33,7 +35,7 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
         problem.model.train(problem.data.channels > 0)  # its ResNets were in training mode, its BERTs were not
     batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
     loss = problem.loss if labels == "true_label" else None
-    with problem.progress(min(samples, available), "scoring") as advance:
+    with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
         return diagonal_fisher(
             problem.model, batches, labels, power, loss, problem.generator, as_is=original, advance=advance
         )
