@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.gradients import Conv, convolution_gradient, linear_gradient
+from fishexp.gradients import Conv, convolution_gradient, embedding_gradient, linear_gradient
 from fishexp.kept import Kept
 
 
@@ -96,17 +96,12 @@ class EmbeddingKept(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (ids,), kept = ctx.saved_tensors, ctx.kept
-        size, width = kept.weight.shape
-        rows, slot = ids.flatten().unique(return_inverse=True)
-        sums = gradient.new_zeros(len(rows) + 1, width)  # the last row stays zero: it is that of absent ids
-        sums.index_add_(0, slot, gradient.reshape(-1, width))
-        place = torch.full((size,), len(rows), device=ids.device)
-        place[rows] = torch.arange(len(rows), device=ids.device)
+        width = kept.weight.shape[1]
+        ids, slot = ids.flatten().unique(return_inverse=True)
+        sums = gradient.new_zeros(len(ids), width).index_add_(0, slot, gradient.reshape(-1, width))
         if ctx.padding is not None:
-            place[ctx.padding] = len(rows)
-        positions = kept.positions.long()
-        found = sums.take(place[positions // width] * width + positions % width)
-        return None, None, None, found.to(kept.values.dtype), None
+            sums[ids == ctx.padding] = 0
+        return None, None, None, embedding_gradient(kept, ids, sums), None
 
 
 class WholeKept(Function):

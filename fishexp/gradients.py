@@ -74,6 +74,28 @@ def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, weight: Tensor, conv:
     return torch.cat([total for total in totals if total is not None]).to(kept.values.dtype)
 
 
+def embedding_gradient(kept: Kept, ids: Tensor, sums: Tensor) -> Tensor:
+    """The kept entries of the gradient of an embedding's weight, of which few rows are looked at.
+
+    Args:
+        ids: (rows that occur,), ascending.
+        sums: (rows that occur, width), their gradients.
+    """
+    line = ids
+    if kept.rows is not None:
+        line = torch.searchsorted(kept.rows.long(), ids).clamp_(max=len(kept.rows) - 1)
+        hit = kept.rows[line] == ids
+        line, sums = line[hit], sums[hit]
+    starts = kept.row_starts[0].long()
+    first, entries = starts[line], starts[line + 1] - starts[line]
+    row = torch.repeat_interleave(entries)  # of each kept entry in rows that occur, and the entry itself
+    entry = torch.arange(len(row), device=row.device) + (first - entries.cumsum(0) + entries)[row]
+    column = kept.column_of[entry] if kept.columns is None else kept.columns[kept.column_of[entry]]
+    found = kept.values.new_zeros(len(kept.values))
+    found[entry] = sums[row, column].to(found.dtype)
+    return found
+
+
 def _numbers(kept: Kept, g: Tensor, x: Tensor, conv: Conv | None = None) -> float:
     """Numbers to be brought into the sampled product's order, weighed by how slow that is."""
     shares = [1 if i is None else len(i) / t.shape[1] for t, i in ((g, kept.rows), (x, kept.columns))]

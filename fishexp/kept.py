@@ -27,8 +27,8 @@ class Kept(nn.Module):
         values: (kept,) the kept entries, in the weight's type.
         positions: (kept,) their places in the flattened weight: ascending, but those of a convolution one tap after
             the other.
-        rows, columns: Of a Linear's or a convolution's weight, the outputs and inputs that hold kept entries; None
-            where many do.
+        rows, columns: Of a Linear's, convolution's or embedding's weight, the outputs and inputs that hold kept
+            entries; None where many do.
         row_starts, column_of: (taps, rows + 1) and (kept,): the kept entries of the touched rows and columns in CSR
             form, tap by tap. A Linear has one tap, a 3x3 convolution nine.
         taps: Where each tap's entries begin, and the last one's end.
@@ -48,7 +48,7 @@ class Kept(nn.Module):
     found: Way | None
 
     def __init__(self, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: Way | None) -> None:
-        """``user`` is the Linear or convolution, if any, that multiplies by the weight."""
+        """``user`` is the Linear, convolution or embedding, if any, whose weight it is."""
         super().__init__()
         index = torch.int32 if weight.numel() < 2**31 else torch.int64
         positions = mask.to(weight.device).flatten().nonzero().squeeze(1)

@@ -13,9 +13,7 @@ from fishexp.functions import ConvolutionKept, EmbeddingKept, LinearKept, WholeK
 from fishexp.gradients import Conv
 from fishexp.kept import Kept
 
-_BASES: dict[
-    type, tuple[type, tuple[str, ...]]
-] = {}  # a class made here -> the module's own class, the partly kept names
+_BASES: dict[type, tuple[type, tuple[str, ...]]] = {}  # a class made here -> the module's own, the partly kept names
 
 
 def _linear(module: Any, x: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
 
 def _arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
     """Input, weight, bias, their kept values, and whose they are; under autocast in its type."""
-    kept = {name: module._modules.get(f"{name}_kept") for name in ("weight", "bias")}
+    kept = {name: _kept(module, name) for name in ("weight", "bias")}
     weight, bias = (getattr(module, name) if one is None else module._parameters[name] for name, one in kept.items())
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -49,18 +47,26 @@ def _arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
 
 def _embedding(module: Any, ids: Tensor) -> Tensor:
     """The forward pass of an Embedding with a partly kept weight."""
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-        return nn.Embedding.forward(module, ids)
-    kept = module._modules["weight_kept"]
-    return EmbeddingKept.apply(ids, module._parameters["weight"], module.padding_idx, kept.values, kept)
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse or ids.device.type != "cpu":
+        return nn.Embedding.forward(module, ids)  # on a GPU, which would have to wait for the rows that occur
+    kept = _kept(module, "weight")
+    return EmbeddingKept.apply(ids, kept.weight, module.padding_idx, kept.values, kept)
+
+
+def _kept(module: Any, name: str) -> Any:
+    """The kept entries of the module's own weight of that name, which may have been assigned anew; None if whole."""
+    kept = module._modules.get(f"{name}_kept")
+    if kept is not None and kept.weight is not module._parameters[name]:
+        kept.weight = module._parameters[name]
+    return kept
 
 
 def _whole(name: str) -> property:
     """The weight as any other forward pass sees it."""
 
     def get(module: Any) -> Tensor:
-        weight, kept = module._parameters[name], module._modules[f"{name}_kept"]
-        return WholeKept.apply(weight, kept.values, kept) if torch.is_grad_enabled() else weight
+        kept = _kept(module, name)
+        return WholeKept.apply(kept.weight, kept.values, kept) if torch.is_grad_enabled() else kept.weight
 
     return property(get)
 

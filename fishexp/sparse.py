@@ -10,10 +10,11 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fishexp.errors import FishexpError
-from fishexp.kept import Kept, Way, owners
+from fishexp.kept import Kept, Way, owners, weights
 from fishexp.masks import Mask
 from fishexp.modules import attach, detach
 
+PRODUCTS = nn.Linear | nn.Conv2d | nn.Embedding  # whose kept entries are sparse matrices
 _HOOKS: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()  # weight -> its gradient hook
 
 
@@ -35,7 +36,7 @@ class Sparse:
         }
 
     def ways(self) -> dict[str, Way]:
-        """How the last backward pass found the gradient of each partly kept matrix of a Linear."""
+        """How the last backward pass found the gradient of each partly kept weight of a Linear or a convolution."""
         return {name: kept.found for name, kept in self._kept.items() if kept.found is not None}
 
 
@@ -69,34 +70,44 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.
         mask: name -> bool tensor of the parameter's shape, for every parameter.
-        way: How the gradient of a Linear's kept entries is found; None lets :func:`fishexp.rule.choose` predict
-            the fastest for each layer.
+        way: How the gradient of the kept entries of Linears and convolutions is found; None lets
+            :func:`fishexp.rule.choose` predict the fastest for each layer.
 
     Returns:
         The kept entries; give :meth:`Sparse.parameters` to an optimiser.
 
     Raises:
-        FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a module hides a weight in a list.
+        FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a module reaches a weight otherwise than
+            by its name.
     """
+    partly = _partly_kept(model, mask)
     detach(model)
-    _check(model, mask)
-    users = {m._parameters.get("weight"): m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    users = {m._parameters.get("weight"): m for m in model.modules() if isinstance(m, PRODUCTS)}
     parameters: dict[str, nn.Parameter] = {}
     kept: dict[str, Kept] = {}
     for name, weight in model.named_parameters():
-        some, every = bool(mask[name].any()), bool(mask[name].all())
         _hook(weight, None)
-        weight.requires_grad_(every)
-        if some and not every:
+        weight.requires_grad_(bool(mask[name].all()))
+        if name in partly:
             kept[name] = Kept(weight, mask[name], users.get(weight), way)
-        if some:
-            parameters[name] = weight if every else kept[name].values
-    _attach_all(model, {one.weight: one for one in kept.values()})
+            parameters[name] = kept[name].values
+        elif weight.requires_grad:
+            parameters[name] = weight
+    of = {one.weight: one for one in kept.values()}
+    for module in list(model.modules()):
+        own = {name: of[p] for name, p in module._parameters.items() if p is not None and p in of}
+        if own:
+            attach(module, own)
     return Sparse(parameters, kept)
 
 
-def _check(model: nn.Module, mask: Mask) -> None:
-    parameters = dict(model.named_parameters())
+def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
+    """The weights of which some entries are kept, but not all.
+
+    Raises:
+        FishexpError: If the mask is not one for this model, or such a weight cannot be stood in for.
+    """
+    parameters = weights(model)
     for name in sorted(parameters.keys() ^ mask.keys()):
         where = "the mask" if name in mask else "the model"
         raise FishexpError(f"{name} is in {where} only; a mask names every parameter of its model")
@@ -105,21 +116,26 @@ def _check(model: nn.Module, mask: Mask) -> None:
             raise FishexpError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(mask[name].shape)}")
     if not any(bool(kept.any()) for kept in mask.values()):
         raise FishexpError("the mask keeps no weight, so nothing could train")
+    partly = {name: p for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
+    for module in model.modules():
+        if place := _out_of_reach(module, set(partly.values())):
+            raise FishexpError(
+                f"{place} of a {type(module).__name__} holds a weight that the mask keeps in part, where sparsify "
+                "cannot stand in for it; keep it whole or not at all, or make it a plain parameter of a module"
+            )
+    return partly
 
 
-def _attach_all(model: nn.Module, kept: dict[Tensor, Kept]) -> None:
-    """Wherever a partly kept weight is found, its kept entries train in its place."""
-    for module in list(model.modules()):
-        for key, value in vars(module).items():
-            hidden = value if isinstance(value, list | tuple) and not isinstance(module, nn.RNNBase) else ()
-            if any(isinstance(entry, nn.Parameter) and entry in kept for entry in hidden):
-                raise FishexpError(
-                    f"{type(module).__name__}.{key} holds a partly kept weight in a list, where sparsify cannot stand "
-                    "in for it; use a ParameterList, or keep that weight whole or not at all"
-                )
-        own = {name: kept[p] for name, p in module._parameters.items() if p is not None and p in kept}
-        if own:
-            attach(module, own)
+def _out_of_reach(module: nn.Module, partly: set[nn.Parameter]) -> str | None:
+    """An attribute through which ``module`` reaches a weight otherwise than by its name."""
+    if isinstance(module, nn.Sequential):  # what stands beside the weight would be called, too
+        return next((name for name, p in module._parameters.items() if p in partly), None)
+    if isinstance(module, nn.RNNBase):
+        return None  # its list is known
+    for name, value in vars(module).items():
+        if isinstance(value, list | tuple) and any(isinstance(p, nn.Parameter) and p in partly for p in value):
+            return name
+    return None
 
 
 def _hook(weight: Tensor, hook: Callable[[Tensor], None] | None) -> None:

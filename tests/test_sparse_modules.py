@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear without bias": (lambda: nn.Linear(5, 3, bias=False), lambda: numbers(4, 5)),
     "embedding": (lambda: nn.Embedding(9, 4), lambda: tokens(3, 6)),
     "embedding with padding": (lambda: nn.Embedding(9, 4, padding_idx=2), lambda: tokens(3, 6)),
+    "embedding of many": (lambda: nn.Embedding(300, 4), lambda: torch.cat([tokens(3, 6), tokens(2, 6) + 290])),
     "embedding by frequency": (lambda: nn.Embedding(9, 4, scale_grad_by_freq=True), lambda: tokens(3, 6)),
     "sparse embedding": (lambda: nn.Embedding(9, 4, sparse=True), lambda: tokens(3, 6)),
     "convolution": (lambda: nn.Conv2d(3, 5, 3, padding=1), lambda: numbers(3, 3, 6, 7)),
@@ -340,8 +342,42 @@ def test_plain_gives_the_model_back_for_a_while() -> None:
     assert "0.weight_kept.values" in dict(model.named_parameters())
 
 
-def test_a_weight_hidden_in_a_list_is_refused() -> None:
-    model = nn.Linear(2, 2)
-    model.also = [model.weight]  # type: ignore[assignment]
-    with pytest.raises(FishexpError, match=r"Linear\.also holds a partly kept weight in a list"):
-        sparsify(model, mask_of(model, 0.5))
+def test_a_weight_that_is_assigned_anew_is_the_one_that_trains() -> None:
+    model, other = conv_net().eval(), conv_net().eval()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    mask = mask_of(model)
+    first, second = sparsify(model, mask), sparsify(other, mask)
+    model.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    found, expected = (trained(net, list(one.parameters()), images()) for net, one in ((model, first), (other, second)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+class Scaled(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+def test_a_weight_that_is_out_of_reach_is_refused_and_nothing_has_changed() -> None:
+    hidden = nn.Linear(2, 2)
+    hidden.also = [hidden.weight]  # type: ignore[assignment]
+    for model, place in ((hidden, "also of a Linear"), (Scaled(), "scale of a Scaled")):
+        with pytest.raises(FishexpError, match=f"{place} holds a weight that the mask keeps in part"):
+            sparsify(model, {name: torch.arange(p.numel()).view(p.shape) > 0 for name, p in weights(model).items()})
+        assert all(p.requires_grad for p in model.parameters())
+
+
+def test_data_parallel_training(tmp_path: Path) -> None:
+    """Of one process; values and their gradients are all that it would exchange."""
+    inputs, labels = images()
+    model, alone = conv_net().eval(), conv_net().eval()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sparse = sparsify(model, mask_of(model))
+        found = trained(nn.parallel.DistributedDataParallel(model), list(sparse.parameters()), (inputs, labels))
+    finally:
+        torch.distributed.destroy_process_group()
+    expected = trained(alone, list(sparsify(alone, mask_of(alone)).parameters()), (inputs, labels))
+    torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=0, atol=0)
