@@ -43,7 +43,7 @@ class LinearKept(Function):
             if need_bias:
                 found[2] = g.sum(0)
             if need_of_bias:
-                found[4] = g.index_select(1, bias_kept.positions).sum(0, dtype=bias_kept.values.dtype)
+                found[4] = bias_kept.gather(g.sum(0))
             if need_of_weight:
                 found[3] = linear_gradient(weight_kept, g, x2)
         return tuple(found)

@@ -32,12 +32,12 @@ def linear_gradient(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
         g: (tokens, out), gradient of the layer's output.
         x: (tokens, in), the layer's input.
     """
-    kept.found = kept.way or choose(kept, x.dtype, len(x), _numbers(kept, g, x))
-    if kept.found == "dense":
+    kept.found = kept.way or choose(kept, x.dtype, len(x), g.numel() + x.numel())
+    if kept.found == "dense" or (kept.found == "touched" and kept.touched is None):
         return kept.gather(g.t() @ x)
-    g, x = _chosen(g, kept.rows), _chosen(x, kept.columns)
     if kept.found == "touched":  # the narrow factor first: the other way round MKL is up to 18 times slower
-        return _pick(kept, (x.t() @ g).t() if x.shape[1] < g.shape[1] else g.t() @ x)
+        g, x = _chosen(kept, g, x)
+        return _pick(kept, (x.t() @ g).t() if kept.by_column else g.t() @ x)
     total: Any = None
     for part_g, part_x in zip(g.split(TOKENS), x.split(TOKENS), strict=True):
         total = _sampled(kept, 0, _by_column(part_g), _by_column(part_x), total)
@@ -56,13 +56,12 @@ def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, weight: Tensor, conv:
         x: (examples, in, height, width), the layer's input.
         weight: In the type that it was multiplied in.
     """
-    kept.found = kept.way or choose(kept, x.dtype, g.numel() // g.shape[1], _numbers(kept, g, x, conv))
-    if conv.groups > 1 or (kept.rows is None and kept.columns is None):
-        kept.found = "dense" if kept.found == "touched" else kept.found  # the touched channels are no convolution
-    if kept.found == "dense":
+    kept.found = kept.way or choose(kept, x.dtype, g.numel() // g.shape[1], _numbers(g, x, conv))
+    no_block = kept.touched is None or conv.groups > 1  # of which the touched channels are no convolution
+    if kept.found == "dense" or (kept.found == "touched" and no_block):
         return kept.gather(_dense_convolution(g, x, weight, conv))
-    g, x = _chosen(g, kept.rows), _chosen(x, kept.columns)
     if kept.found == "touched":
+        g, x = _chosen(kept, g, x)
         block = weight.new_empty(g.shape[1], x.shape[1], *conv.kernel)
         return _pick(kept, _dense_convolution(g, x, block, conv))
     room = [d * (k - 1) // s for k, s, d in zip(conv.kernel, conv.stride, conv.dilation, strict=True)]
@@ -81,30 +80,20 @@ def embedding_gradient(kept: Kept, ids: Tensor, sums: Tensor) -> Tensor:
         ids: (rows that occur,), ascending.
         sums: (rows that occur, width), their gradients.
     """
-    line = ids
-    if kept.rows is not None:
-        line = torch.searchsorted(kept.rows.long(), ids).clamp_(max=len(kept.rows) - 1)
-        hit = kept.rows[line] == ids
-        line, sums = line[hit], sums[hit]
     starts = kept.row_starts[0].long()
-    first, entries = starts[line], starts[line + 1] - starts[line]
+    first, entries = starts[ids], starts[ids + 1] - starts[ids]
     row = torch.repeat_interleave(entries)  # of each kept entry in rows that occur, and the entry itself
     entry = torch.arange(len(row), device=row.device) + (first - entries.cumsum(0) + entries)[row]
-    column = kept.column_of[entry] if kept.columns is None else kept.columns[kept.column_of[entry]]
     found = kept.values.new_zeros(len(kept.values))
-    found[entry] = sums[row, column].to(found.dtype)
+    found[entry] = sums[row, kept.column_of[entry]].to(found.dtype)
     return found
 
 
-def _numbers(kept: Kept, g: Tensor, x: Tensor, conv: Conv | None = None) -> float:
+def _numbers(g: Tensor, x: Tensor, conv: Conv) -> float:
     """Numbers to be brought into the sampled product's order, weighed by how slow that is."""
-    shares = [1 if i is None else len(i) / t.shape[1] for t, i in ((g, kept.rows), (x, kept.columns))]
-    of_g, of_x = g.numel() * shares[0], x.numel() * shares[1]
-    if conv is None:
-        return of_g + of_x
     if x.is_contiguous(memory_format=torch.channels_last):
-        return CHANNELS_LAST * (of_g + of_x)
-    return of_g + of_x * (STRIDED if max(conv.stride) > 1 else 1)
+        return CHANNELS_LAST * (g.numel() + x.numel())
+    return g.numel() + x.numel() * (STRIDED if max(conv.stride) > 1 else 1)
 
 
 def _dense_convolution(g: Tensor, x: Tensor, weight: Tensor, conv: Conv) -> Tensor:
@@ -154,9 +143,10 @@ def _grid(
     return flat
 
 
-def _chosen(tensor: Tensor, index: Tensor | None) -> Tensor:
-    """The columns, or channels, at ``index``; all if it is None."""
-    return tensor if index is None else tensor.index_select(1, index)
+def _chosen(kept: Kept, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of the product of the touched rows or columns."""
+    assert kept.touched is not None
+    return (g, x.index_select(1, kept.touched)) if kept.by_column else (g.index_select(1, kept.touched), x)
 
 
 def _by_column(matrix: Tensor) -> Tensor:
@@ -178,11 +168,16 @@ def _type(tensor: Tensor) -> torch.dtype:
 
 
 def _pick(kept: Kept, block: Tensor) -> Tensor:
-    """The kept entries of the touched rows and columns (rows, columns, ...taps)."""
-    taps, rows = kept.row_starts.shape[0], block.shape[0]
-    line = torch.repeat_interleave(kept.row_starts.diff(dim=1).flatten()).long()  # tap * rows + row of each entry
-    found = block.reshape(rows, -1, taps)[line % rows, kept.column_of, line // rows]
-    return found.to(kept.values.dtype)
+    """The kept entries of the product of the touched rows or columns."""
+    outputs = len(kept.weight)
+    line = torch.repeat_interleave(kept.row_starts.diff(dim=1).flatten()).long()  # tap * outputs + row of each entry
+    row, tap, column = line % outputs, line // outputs, kept.column_of.long()
+    assert kept.touched is not None
+    if kept.by_column:
+        column = torch.searchsorted(kept.touched.long(), column)
+    else:
+        row = torch.searchsorted(kept.touched.long(), row)
+    return block.reshape(*block.shape[:2], -1)[row, column, tap].to(kept.values.dtype)
 
 
 def _sampled(kept: Kept, tap: int, left: Tensor, right: Tensor, total: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 Way: TypeAlias = Literal["sampled", "touched", "dense"]
 
-MANY = 0.4  # with more of its rows (or columns) touched than this, a matrix is not worth compressing
+MANY = 0.4  # with a larger share of its rows and of its columns touched than this, a matrix is not worth compressing
 
 _OWNERS: MutableMapping[Tensor, "weakref.ref[Kept]"] = WeakTensorKeyDictionary()  # values -> whose they are
 
@@ -27,10 +27,11 @@ class Kept(nn.Module):
         values: (kept,) the kept entries, in the weight's type.
         positions: (kept,) their places in the flattened weight: ascending, but those of a convolution one tap after
             the other.
-        rows, columns: Of a Linear's, convolution's or embedding's weight, the outputs and inputs that hold kept
-            entries; None where many do.
-        row_starts, column_of: (taps, rows + 1) and (kept,): the kept entries of the touched rows and columns in CSR
-            form, tap by tap. A Linear has one tap, a 3x3 convolution nine.
+        row_starts, column_of: (taps, outputs + 1) and (kept,): the kept entries of a Linear's, convolution's or
+            embedding's weight as sparse matrices of outputs by inputs in CSR form, one for each tap. A Linear has one
+            tap, a 3x3 convolution nine.
+        touched: The inputs that hold kept entries, if ``by_column``, or the outputs: whichever are the fewer; None
+            where both are many.
         taps: Where each tap's entries begin, and the last one's end.
         way: How the gradient is found; None for :func:`fishexp.rule.choose`.
         found: The way of the last backward pass, None before the first.
@@ -39,10 +40,10 @@ class Kept(nn.Module):
     weight: nn.Parameter
     values: nn.Parameter
     positions: Tensor
-    rows: Tensor | None
-    columns: Tensor | None
     row_starts: Tensor
     column_of: Tensor
+    touched: Tensor | None
+    by_column: bool
     taps: list[int]
     way: Way | None
     found: Way | None
@@ -53,10 +54,12 @@ class Kept(nn.Module):
         index = torch.int32 if weight.numel() < 2**31 else torch.int64
         positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
         if user is not None:
-            positions, table = _product(positions, weight.shape, getattr(user, "groups", 1))
-            for name, entries in table.items():
-                self.register_buffer(name, None if entries is None else entries.to(index), persistent=False)
-            self.taps = [0, *self.row_starts[:, -1].cumsum(0).tolist()]
+            positions, starts, columns = _matrices(positions, weight.shape, getattr(user, "groups", 1))
+            touched, self.by_column = _touched(starts, columns, weight.shape[1] * getattr(user, "groups", 1))
+            self.taps = [0, *starts[:, -1].cumsum(0).tolist()]
+            self.register_buffer("row_starts", starts.to(index), persistent=False)
+            self.register_buffer("column_of", columns.to(index), persistent=False)
+            self.register_buffer("touched", None if touched is None else touched.to(index), persistent=False)
         self.weight = weight
         self.values = nn.Parameter(weight.detach().take(positions))
         self.register_buffer("positions", positions.to(index), persistent=False)
@@ -88,24 +91,23 @@ class Kept(nn.Module):
         """Nothing: the weight is loaded, and the next step starts from it."""
 
 
-def _product(positions: Tensor, shape: torch.Size, groups: int) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """The kept positions tap by tap, and for each tap the sparse matrix of outputs by inputs that they make up."""
+def _matrices(positions: Tensor, shape: torch.Size, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions tap by tap, where in each tap each output's entries begin, and the input of each."""
     outputs, inputs, taps = shape[0], shape[1], shape[2:].numel()
     row, tap = positions // (inputs * taps), positions % taps
     column = positions // taps % inputs + row // (outputs // groups) * inputs  # among the inputs of all groups
-    order = (tap * outputs + row).argsort(stable=True)
-    rows, row_of = _touched(row[order], outputs)
-    columns, column_of = _touched(column[order], inputs * groups)
-    height = outputs if rows is None else len(rows)
-    counts = torch.bincount(tap[order] * height + row_of, minlength=taps * height).view(taps, height)
-    starts = F.pad(counts.cumsum(1), (1, 0))
-    return positions[order], {"rows": rows, "columns": columns, "row_starts": starts, "column_of": column_of}
+    line = tap * outputs + row
+    order = line.argsort(stable=True)
+    counts = torch.bincount(line, minlength=taps * outputs).view(taps, outputs)
+    return positions[order], F.pad(counts.cumsum(1), (1, 0)), column[order]
 
 
-def _touched(index: Tensor, size: int) -> tuple[Tensor | None, Tensor]:
-    """The different values of ``index`` and the place of each entry among them; None where they are many."""
-    found, place = index.unique(return_inverse=True)
-    return (None, index) if len(found) > MANY * size else (found, place)
+def _touched(starts: Tensor, columns: Tensor, inputs: int) -> tuple[Tensor | None, bool]:
+    """The inputs (true) or outputs (false) with kept entries, whichever are the smaller share; None if it is large."""
+    rows, used = starts.diff(dim=1).any(0).nonzero().squeeze(1), columns.unique()
+    shares = len(rows) / (starts.shape[1] - 1), len(used) / inputs
+    by_column = shares[1] <= shares[0]
+    return (None if min(shares) > MANY else used if by_column else rows), by_column
 
 
 def owners(parameters: Iterable[Tensor]) -> Iterator[Kept]:
