@@ -11,7 +11,7 @@ from fishexp.rule import choose, samples
 TOKENS = 1024  # rows of a Linear's input that the sampled product takes at once, so that both factors stay in cache
 UNIT = 16  # columns that are transposed together
 PLACES = 16384  # likewise places in a convolution's images
-CHANNELS_LAST = 1.6  # how much slower images are laid out as rows of one channel if channels are last,
+CHANNELS_LAST = 3.0  # how much slower images are laid out as rows of one channel if channels are last,
 STRIDED = 5.0  # or if they are not and every other row and column is taken
 
 

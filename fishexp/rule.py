@@ -16,7 +16,7 @@ GAIN = 0.9  # a sparse way is taken where its predicted time is below this share
 LINEAR = {torch.float64: 0.040, torch.float32: 0.0188, torch.bfloat16: 0.0041, torch.float16: 0.0041}
 CONVOLUTION = {torch.float64: 0.040, torch.float32: 0.0090, torch.bfloat16: 0.0050, torch.float16: 0.0050}
 SAMPLED = 0.09
-ORDERED = 0.5
+ORDERED = {torch.float64: 0.9, torch.float32: 0.5, torch.bfloat16: 0.62, torch.float16: 0.62}
 READ = 0.25
 SELECTED = {torch.float64: 0.8, torch.float32: 0.4, torch.bfloat16: 1.6, torch.float16: 1.6}
 CALL = 20_000.0
@@ -52,7 +52,7 @@ def choose(kept: Kept, dtype: torch.dtype, places: int, numbers: float) -> Way:
         times["touched"] = times["dense"] * len(kept.touched) / narrow + places * brought * slower + 3 * CALL
     if samples():
         times["sampled"] = (
-            slower * (numbers * ORDERED + places * len(kept.positions) * SAMPLED) + (len(kept.taps) + 1) * CALL
+            slower * (numbers * ORDERED[dtype] + places * len(kept.positions) * SAMPLED) + (len(kept.taps) + 1) * CALL
         )
     best = min(times, key=times.__getitem__)
     return best if times[best] < GAIN * times["dense"] else "dense"
