@@ -46,6 +46,10 @@ class Sparse:
 
 def _before_step(optimiser: Optimizer, *_: object) -> None:
     for kept in owners(p for group in optimiser.param_groups for p in group["params"]):
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise FishexpError(
+                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
+            )
         kept.read_()
 
 

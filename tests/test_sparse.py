@@ -151,6 +151,13 @@ def test_weights_follow_although_the_sparse_object_is_gone() -> None:
     assert not torch.equal(model[0].weight, before)  # type: ignore[index]
 
 
+def test_an_optimiser_that_moves_weights_within_a_step_is_refused() -> None:
+    model = conv_net()
+    optimiser = torch.optim.LBFGS(sparsify(model, random_mask(model)).parameters())
+    with pytest.raises(FishexpError, match="LBFGS looks at the loss within a step"):
+        optimiser.step(lambda: 0.0)
+
+
 def test_a_second_mask_takes_the_place_of_the_first() -> None:
     model = conv_net()
     first = random_mask(model)
