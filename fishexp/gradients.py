@@ -159,7 +159,7 @@ def _by_column(matrix: Tensor) -> Tensor:
     """
     matrix = matrix.to(_type(matrix))
     tokens, width = matrix.shape
-    if width % UNIT:
+    if width % UNIT or not tokens:
         return matrix.t().contiguous()
     unit = torch.eye(UNIT, dtype=matrix.dtype, device=matrix.device).expand(width // UNIT, UNIT, UNIT)
     return torch.bmm(unit, matrix.reshape(tokens, -1, UNIT).permute(1, 2, 0)).view(width, tokens)

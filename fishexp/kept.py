@@ -1,19 +1,27 @@
 """The kept entries of a weight: values that train in its place, and where in it they are."""
 
 import weakref
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from fishexp.errors import FishexpError
 
 Way: TypeAlias = Literal["sampled", "touched", "dense"]
 
 MANY = 0.4  # with a larger share of its rows and of its columns touched than this, a matrix is not worth compressing
 
-_OWNERS: MutableMapping[Tensor, "weakref.ref[Kept]"] = WeakTensorKeyDictionary()  # values -> whose they are
+INDICES = ("positions", "row_starts", "column_of", "touched")
+
+_OWNERS: MutableMapping[Tensor, "weakref.ref[Kept] | None"] = (
+    WeakTensorKeyDictionary()
+)  # values -> whose; None: retired
 
 
 class Kept(nn.Module):
@@ -32,6 +40,7 @@ class Kept(nn.Module):
             tap, a 3x3 convolution nine.
         touched: The inputs that hold kept entries, if ``by_column``, or the outputs: whichever are the fewer; None
             where both are many.
+        groups: Of the convolution.
         taps: Where each tap's entries begin, and the last one's end.
         way: How the gradient is found; None for :func:`fishexp.rule.choose`.
         found: The way of the last backward pass, None before the first.
@@ -44,6 +53,7 @@ class Kept(nn.Module):
     column_of: Tensor
     touched: Tensor | None
     by_column: bool
+    groups: int
     taps: list[int]
     way: Way | None
     found: Way | None
@@ -53,19 +63,27 @@ class Kept(nn.Module):
         super().__init__()
         index = torch.int32 if weight.numel() < 2**31 else torch.int64
         positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
+        self.groups = getattr(user, "groups", 1)
         if user is not None:
-            positions, starts, columns = _matrices(positions, weight.shape, getattr(user, "groups", 1))
-            touched, self.by_column = _touched(starts, columns, weight.shape[1] * getattr(user, "groups", 1))
+            positions, starts, columns = _matrices(positions, weight.shape, self.groups)
+            touched, self.by_column = _touched(starts, columns, weight.shape[1] * self.groups)
             self.taps = [0, *starts[:, -1].cumsum(0).tolist()]
-            self.register_buffer("row_starts", starts.to(index), persistent=False)
-            self.register_buffer("column_of", columns.to(index), persistent=False)
-            self.register_buffer("touched", None if touched is None else touched.to(index), persistent=False)
+            self.row_starts, self.column_of = starts.to(index), columns.to(index)
+            self.touched = None if touched is None else touched.to(index)
         self.weight = weight
         self.values = nn.Parameter(weight.detach().take(positions))
-        self.register_buffer("positions", positions.to(index), persistent=False)
+        self.positions = positions.to(index)
         self.way = way
         self.found = None
         _OWNERS[self.values] = weakref.ref(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Kept":
+        """Moves the indices as well. They are no buffers, which others would broadcast, average or count."""
+        super()._apply(fn, recurse)
+        for name in INDICES:
+            if isinstance(index := getattr(self, name, None), Tensor):
+                setattr(self, name, fn(index))
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
         super().__setstate__(state)
@@ -78,17 +96,19 @@ class Kept(nn.Module):
 
     def read_(self) -> None:
         """``values`` from the weight."""
-        self.values.data.copy_(self.weight.detach().take(self.positions.long()))
+        self.values.detach().copy_(self.weight.detach().take(self.positions.long()))
 
     def write_(self) -> None:
-        """``values`` into the weight, whose version counter does not move: a graph may hold it."""
-        self.weight.data.put_(self.positions.long(), self.values.detach())
+        """``values`` into the weight."""
+        with torch.no_grad():
+            self.weight.put_(self.positions.long(), self.values)
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: the weight holds the values."""
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        """Nothing: the weight is loaded, and the next step starts from it."""
+        """The weight is loaded by now; the values are its."""
+        self.read_()
 
 
 def _matrices(positions: Tensor, shape: torch.Size, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,14 +130,47 @@ def _touched(starts: Tensor, columns: Tensor, inputs: int) -> tuple[Tensor | Non
     return (None if min(shares) > MANY else used if by_column else rows), by_column
 
 
-def owners(parameters: Iterable[Tensor]) -> Iterator[Kept]:
-    """Those of ``parameters`` that are kept values of a living model."""
-    for reference in map(_OWNERS.get, parameters):
-        kept = None if reference is None else reference()
-        if kept is not None:
+def retire(kept: Kept) -> None:
+    """Another mask has taken the place of this one: no optimiser may move its values any more."""
+    _OWNERS[kept.values] = None
+
+
+def _owners(optimiser: Optimizer) -> Iterator[Kept]:
+    for p in (p for group in optimiser.param_groups for p in group["params"] if p in _OWNERS):
+        reference = _OWNERS[p]
+        if reference is None:
+            raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise FishexpError(
+                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
+            )
+        if (kept := reference()) is not None:
             yield kept
 
 
+# Hooks around each step, since no version counter tells of one (fused steps raise none). The weights are what counts:
+# values loaded into them after `sparsify` are where the step starts from. They are registered here, where an unpickled
+# model's values come from.
+
+
+def _before_step(optimiser: Optimizer, *_: object) -> None:
+    for kept in _owners(optimiser):
+        kept.read_()
+
+
+def _after_step(optimiser: Optimizer, *_: object) -> None:
+    for kept in _owners(optimiser):
+        kept.write_()
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)
+
+
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, without the kept values that stand beside them."""
-    return {name: p for name, p in model.named_parameters() if p not in _OWNERS}
+    """The model's own parameters of numbers with a point by name, without the kept values that stand beside them."""
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p not in _OWNERS and (p.is_floating_point() or p.is_complex())
+    }

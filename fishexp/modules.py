@@ -1,6 +1,6 @@
 """Modules whose partly kept weights train through their kept entries, whatever uses them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fishexp.functions import ConvolutionKept, EmbeddingKept, LinearKept, WholeKept
 from fishexp.gradients import Conv
@@ -15,15 +16,20 @@ from fishexp.kept import Kept
 
 _BASES: dict[type, tuple[type, tuple[str, ...]]] = {}  # a class made here -> the module's own, the partly kept names
 
+_HOOKS: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()  # weight -> (handle, hook)
+
 
 def _linear(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Linear with partly kept weights."""
+    if x.is_complex() or x.is_nested:
+        return nn.Linear.forward(module, x)
     return LinearKept.apply(*_arguments(module, x))
 
 
 def _convolution(module: Any, x: Tensor) -> Tensor:
     """The forward pass of a Conv2d with partly kept weights."""
-    if x.dim() != 4:
+    kept = _kept(module, "weight")
+    if x.dim() != 4 or x.is_complex() or (kept is not None and kept.groups != module.groups):
         return nn.Conv2d.forward(module, x)
     padding = module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
@@ -121,12 +127,28 @@ def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, Kept]]]:
     return attached
 
 
+def add_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Call ``hook`` when a gradient of the weight has been formed."""
+    _HOOKS[weight] = weight.register_post_accumulate_grad_hook(hook), hook
+
+
+def remove_hook(weight: Tensor) -> Callable[[Tensor], None] | None:
+    """Undo :func:`add_hook`; the hook, if there was one."""
+    handle, hook = _HOOKS.pop(weight, (None, None))
+    if handle is not None:
+        handle.remove()
+    return hook
+
+
 @contextmanager
 def plain(model: nn.Module) -> Iterator[None]:
-    """``model`` with all weights its own again, for as long as the context lasts."""
+    """``model`` with all weights its own again and no gradient hook of ours, for as long as the context lasts."""
     attached = detach(model)
+    hooks = {weight: hook for weight in model.parameters() if (hook := remove_hook(weight)) is not None}
     try:
         yield
     finally:
         for module, kept in attached:
             attach(module, kept)
+        for weight, hook in hooks.items():
+            add_hook(weight, hook)

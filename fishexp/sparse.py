@@ -1,21 +1,17 @@
 """Kept entries become the only weights that train."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fishexp.errors import FishexpError
-from fishexp.kept import Kept, Way, owners, weights
+from fishexp.kept import Kept, Way, retire, weights
 from fishexp.masks import Mask
-from fishexp.modules import attach, detach
+from fishexp.modules import add_hook, attach, detach, remove_hook
 
 PRODUCTS = nn.Linear | nn.Conv2d | nn.Embedding  # whose kept entries are sparse matrices
-_HOOKS: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()  # weight -> its gradient hook
 
 
 class Sparse:
@@ -40,28 +36,6 @@ class Sparse:
         return {name: kept.found for name, kept in self._kept.items() if kept.found is not None}
 
 
-# Hooks around each step, since no version counter tells of one (fused steps raise none). The weights are what counts:
-# values loaded into them after `sparsify` are where the step starts from.
-
-
-def _before_step(optimiser: Optimizer, *_: object) -> None:
-    for kept in owners(p for group in optimiser.param_groups for p in group["params"]):
-        if isinstance(optimiser, torch.optim.LBFGS):
-            raise FishexpError(
-                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
-            )
-        kept.read_()
-
-
-def _after_step(optimiser: Optimizer, *_: object) -> None:
-    for kept in owners(p for group in optimiser.param_groups for p in group["params"]):
-        kept.write_()
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
-
-
 def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
     """Make the kept entries the only weights of ``model`` that train, in place.
 
@@ -70,6 +44,10 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
     :class:`torch.optim.Optimizer` the weights hold the new values; entries outside ``mask`` stay bit-identical,
     whatever the optimiser's decay or momentum, since it never sees them. ``state_dict()`` has the model's own names
     only. A model can be copied, pickled and moved with its kept entries; a second call replaces the first mask.
+
+    Before each step the values are read from the weights: change those, not the values. A partly kept ``module.weight``
+    is a view while gradients are on, so that :meth:`torch.nn.Module.get_parameter`, and transformers' ``tie_weights``
+    with it, find it under ``torch.no_grad()`` only. There are no gradients of gradients.
 
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.
@@ -84,14 +62,17 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
         FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a module reaches a weight otherwise than
             by its name.
     """
+    if way is not None and way not in get_args(Way):
+        raise FishexpError(f"way={way!r} is none of {', '.join(get_args(Way))}")
     partly = _partly_kept(model, mask)
-    detach(model)
+    _restore(model)
     users = {m._parameters.get("weight"): m for m in model.modules() if isinstance(m, PRODUCTS)}
     parameters: dict[str, nn.Parameter] = {}
     kept: dict[str, Kept] = {}
-    for name, weight in model.named_parameters():
-        _hook(weight, None)
+    for name, weight in weights(model).items():
         weight.requires_grad_(bool(mask[name].all()))
+        if not weight.requires_grad:
+            weight.grad = None  # of an earlier dense pass: nobody would clear it
         if name in partly:
             kept[name] = Kept(weight, mask[name], users.get(weight), way)
             parameters[name] = kept[name].values
@@ -121,8 +102,9 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     if not any(bool(kept.any()) for kept in mask.values()):
         raise FishexpError("the mask keeps no weight, so nothing could train")
     partly = {name: p for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
-    for module in model.modules():
-        if place := _out_of_reach(module, set(partly.values())):
+    registered, hidden = set(model.modules()), set(partly.values())
+    for module in registered:
+        if place := _out_of_reach(module, hidden, registered):
             raise FishexpError(
                 f"{place} of a {type(module).__name__} holds a weight that the mask keeps in part, where sparsify "
                 "cannot stand in for it; keep it whole or not at all, or make it a plain parameter of a module"
@@ -130,24 +112,28 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     return partly
 
 
-def _out_of_reach(module: nn.Module, partly: set[nn.Parameter]) -> str | None:
-    """An attribute through which ``module`` reaches a weight otherwise than by its name."""
+def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[nn.Module]) -> str | None:
+    """An attribute through which ``module`` reaches a weight otherwise than by its name in a registered module."""
     if isinstance(module, nn.Sequential):  # what stands beside the weight would be called, too
         return next((name for name, p in module._parameters.items() if p in partly), None)
-    if isinstance(module, nn.RNNBase):
-        return None  # its list is known
+    known = {"_parameters", "_modules", "_buffers", "_flat_weights"}  # the last of recurrent layers
     for name, value in vars(module).items():
-        if isinstance(value, list | tuple) and any(isinstance(p, nn.Parameter) and p in partly for p in value):
-            return name
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        for entry in () if name in known or isinstance(module, Kept) else held:
+            if isinstance(entry, nn.Parameter) and entry in partly:
+                return name
+            if isinstance(entry, nn.Module) and entry not in registered and not partly.isdisjoint(entry.parameters()):
+                return name
     return None
 
 
-def _hook(weight: Tensor, hook: Callable[[Tensor], None] | None) -> None:
-    """Replace the gradient hook of ``weight``."""
-    if weight in _HOOKS:
-        _HOOKS.pop(weight).remove()
-    if hook is not None:
-        _HOOKS[weight] = weight.register_post_accumulate_grad_hook(hook)
+def _restore(model: nn.Module) -> None:
+    """As it was before the last mask."""
+    for _, kept in detach(model):
+        for one in kept.values():
+            retire(one)
+    for weight in model.parameters():
+        remove_hook(weight)
 
 
 def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
@@ -159,10 +145,10 @@ def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
     Source:
         The CIFAR-10 code of the paper (varunnair18/FISH, b5bff1e), which adds weight decay after masking.
     """
-    detach(model)
-    for name, weight in model.named_parameters():
+    _restore(model)
+    for name, weight in weights(model).items():
         weight.requires_grad_(True)
-        _hook(weight, _zero_outside(mask[name].to(weight)))
+        add_hook(weight, _zero_outside(mask[name].to(weight)))
     return list(model.parameters())
 
 
