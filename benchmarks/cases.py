@@ -59,7 +59,7 @@ def _cpu() -> list[Case]:
         _step("resnet18", 64, None, STEP_CONV),
         Case("fisher", "minilm", 16, 64, FISHER, examples=64),
         Case("fisher", "minilm", 16, 128, FISHER, examples=32),
-        Case("fisher", "bert-base-shape", 8, 64, FISHER, examples=48),
+        Case("fisher", "bert-base-shape", 8, 64, FISHER, examples=16),
         Case("fisher", "resnet18", 16, None, FISHER_CONV, examples=64),
     ]
 
