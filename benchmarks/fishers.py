@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.cases import Batch
 from fishexp.fisher import diagonal_fisher
-from fishexp.inputs import Inputs, logits_of
+from fishexp.inputs import logits_of, select
 from fishexp.masks import Scores
 
 Scorer: TypeAlias = Callable[[Sequence[Batch]], Scores]
@@ -32,19 +32,15 @@ def _loop(model: nn.Module) -> Scorer:
         totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
         for inputs, labels in batches:
             for i in range(len(labels)):
-                loss = F.cross_entropy(logits_of(model, _example(inputs, i)), labels[i : i + 1])
+                loss = F.cross_entropy(
+                    logits_of(model, select(inputs, slice(i, i + 1), len(labels))), labels[i : i + 1]
+                )
                 gradients = torch.autograd.grad(loss, list(parameters.values()))
                 for total, gradient in zip(totals.values(), gradients, strict=True):
                     total.addcmul_(gradient, gradient)
         return _mean(totals, batches)
 
     return score
-
-
-def _example(inputs: Inputs, i: int) -> Inputs:
-    if isinstance(inputs, torch.Tensor):
-        return inputs[i : i + 1]
-    return {key: value[i : i + 1] for key, value in inputs.items()}
 
 
 def _mean(totals: Scores, batches: Sequence[Batch]) -> Scores:

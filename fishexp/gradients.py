@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fishexp.kept import Kept
+from fishexp.kept import Kept, Way
 from fishexp.rule import choose, samples
 
 TOKENS = 1024  # rows of a Linear's input that the sampled product takes at once, so that both factors stay in cache
@@ -32,10 +32,7 @@ def linear_gradient(kept: Kept, g: Tensor, x: Tensor) -> Tensor:
         g: (tokens, out), gradient of the layer's output.
         x: (tokens, in), the layer's input.
     """
-    kept.found = kept.way or choose(kept, x.dtype, len(x), g.numel() + x.numel())
-    if kept.found == "touched" and kept.touched is None:
-        kept.found = "dense"
-    if kept.found == "dense":
+    if _way(kept, x.dtype, len(x), g.numel() + x.numel()) == "dense":
         return kept.gather(g.t() @ x)
     if kept.found == "touched":  # the narrow factor first: the other way round MKL is up to 18 times slower
         g, x = _chosen(kept, g, x)
@@ -58,10 +55,7 @@ def convolution_gradient(kept: Kept, g: Tensor, x: Tensor, weight: Tensor, conv:
         x: (examples, in, height, width), the layer's input.
         weight: In the type that it was multiplied in.
     """
-    kept.found = kept.way or choose(kept, x.dtype, g.numel() // g.shape[1], _numbers(g, x, conv))
-    if kept.found == "touched" and (kept.touched is None or conv.groups > 1):
-        kept.found = "dense"  # the touched channels of a group are no convolution of their own
-    if kept.found == "dense":
+    if _way(kept, x.dtype, g.numel() // g.shape[1], _numbers(g, x, conv)) == "dense":
         return kept.gather(_dense_convolution(g, x, weight, conv))
     if kept.found == "touched":
         g, x = _chosen(kept, g, x)
@@ -90,6 +84,13 @@ def embedding_gradient(kept: Kept, ids: Tensor, sums: Tensor) -> Tensor:
     found = kept.values.new_zeros(len(kept.values))
     found[entry] = sums[row, kept.column_of[entry]].to(found.dtype)
     return found
+
+
+def _way(kept: Kept, dtype: torch.dtype, places: int, numbers: float) -> Way:
+    """What was asked for, or what the rule chooses; noted in ``kept.found``."""
+    way = kept.way or choose(kept, dtype, places, numbers)
+    kept.found = "dense" if way == "touched" and kept.touched is None else way
+    return kept.found
 
 
 def _numbers(g: Tensor, x: Tensor, conv: Conv) -> float:

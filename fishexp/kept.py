@@ -19,9 +19,7 @@ MANY = 0.4  # with a larger share of its rows and of its columns touched than th
 
 INDICES = ("positions", "row_starts", "column_of", "touched")
 
-_OWNERS: MutableMapping[Tensor, "weakref.ref[Kept] | None"] = (
-    WeakTensorKeyDictionary()
-)  # values -> whose; None: retired
+_OWNERS: MutableMapping[Tensor, Callable[[], "Kept | None"]] = WeakTensorKeyDictionary()  # values -> whose they are
 
 
 class Kept(nn.Module):
@@ -39,7 +37,7 @@ class Kept(nn.Module):
             embedding's weight as sparse matrices of outputs by inputs in CSR form, one for each tap. A Linear has one
             tap, a 3x3 convolution nine.
         touched: The inputs that hold kept entries, if ``by_column``, or the outputs: whichever are the fewer; None
-            where both are many.
+            where both are many, or the convolution is in groups.
         groups: Of the convolution.
         taps: Where each tap's entries begin, and the last one's end.
         way: How the gradient is found; None for :func:`fishexp.rule.choose`.
@@ -66,7 +64,9 @@ class Kept(nn.Module):
         self.groups = getattr(user, "groups", 1)
         if user is not None:
             positions, starts, columns = _matrices(positions, weight.shape, self.groups)
-            touched, self.by_column = _touched(starts, columns, weight.shape[1] * self.groups)
+            touched, self.by_column = _touched(starts, columns, weight.shape[1])
+            if self.groups > 1:
+                touched = None  # the touched channels of a group are no convolution of their own
             self.taps = [0, *starts[:, -1].cumsum(0).tolist()]
             self.row_starts, self.column_of = starts.to(index), columns.to(index)
             self.touched = None if touched is None else touched.to(index)
@@ -132,19 +132,18 @@ def _touched(starts: Tensor, columns: Tensor, inputs: int) -> tuple[Tensor | Non
 
 def retire(kept: Kept) -> None:
     """Another mask has taken the place of this one: no optimiser may move its values any more."""
-    _OWNERS[kept.values] = None
+    _OWNERS[kept.values] = _retired
+
+
+def _retired() -> Kept:
+    raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
 
 
 def _owners(optimiser: Optimizer) -> Iterator[Kept]:
-    for p in (p for group in optimiser.param_groups for p in group["params"] if p in _OWNERS):
-        reference = _OWNERS[p]
-        if reference is None:
-            raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
-        if isinstance(optimiser, torch.optim.LBFGS):
-            raise FishexpError(
-                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
-            )
-        if (kept := reference()) is not None:
+    """Whose values the optimiser moves, of models that live."""
+    for p in (p for group in optimiser.param_groups for p in group["params"]):
+        owner = _OWNERS.get(p)
+        if owner is not None and (kept := owner()) is not None:
             yield kept
 
 
@@ -155,6 +154,10 @@ def _owners(optimiser: Optimizer) -> Iterator[Kept]:
 
 def _before_step(optimiser: Optimizer, *_: object) -> None:
     for kept in _owners(optimiser):
+        if isinstance(optimiser, torch.optim.LBFGS):
+            raise FishexpError(
+                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
+            )
         kept.read_()
 
 

@@ -43,7 +43,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
     head = "linear" if layers == 9 else "fc"
     if path is not None:
         _load(network, Path(path), head, classes)
-    network.to(memory_format=torch.channels_last)  # a step is 2 to 14 % faster so, on the CPU (benchmarks/README.md)
+    network.to(memory_format=torch.channels_last)  # faster on the CPU: experiments/LOG.md
 
     def save(folder: Path) -> None:
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / FILE)
