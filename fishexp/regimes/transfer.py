@@ -90,5 +90,5 @@ def train(
             log.epoch(epoch, {"train_loss": loss, **metrics})
             if epoch == 1 and sparse is not None and (ways := Counter(sparse.ways().values())):
                 counts = ", ".join(f"{ways[way]} {way}" for way in sorted(ways))
-                log.say(f"gradients of {ways.total()} partly kept products: {counts}")
+                log.say(f"gradients of {ways.total()} partly kept products in the last batch: {counts}")
     return metrics
