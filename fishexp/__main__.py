@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -17,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fishexp import config, usage
+from fishexp import config, interrupts, usage
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.record import finished
 from fishexp.settings import GROUPS, Config, component, run_id, run_name
@@ -32,7 +31,7 @@ def main() -> int:
     Returns:
         Exit status: 0, 1 if a run failed, 2 if what the user gave cannot be right, 130 if interrupted.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the record says interrupted
+    interrupts.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, who put them in one line
     config.register_resolvers()
     try:
@@ -117,10 +116,11 @@ def _job(cfg: DictConfig) -> float | None:
         print(f"{name} is done already")
         return None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they fork no workers of their own under a sweep's
-    from fishexp.runner import run  # torch is imported here, after all that can be refused without it
-
     try:
-        record = run(resolved, Path(HydraConfig.get().runtime.output_dir))
+        with interrupts.between_steps():
+            from fishexp.runner import run  # torch is imported here, after all that can be refused without it
+
+            record = run(resolved, Path(HydraConfig.get().runtime.output_dir))
         _finished.add(name)
     except Exception as error:  # the other runs of a sweep go on
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN

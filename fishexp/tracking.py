@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from fishexp import interrupts
 from fishexp.errors import FishexpError
 
 REFRESH = 0.5  # seconds between updates of a bar: each one waits for the device
@@ -83,6 +84,7 @@ class Log:
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
         """Add the seconds spent inside to ``seconds[what]``."""
+        interrupts.check()
         start = time.perf_counter()
         try:
             yield
@@ -137,6 +139,7 @@ class Bar:
 
     def advance(self, loss: Tensor | None, examples: int) -> None:
         """``examples`` more are done; ``loss`` is looked at only when the bar is drawn."""
+        interrupts.check()
         self._waiting += examples
         now = time.monotonic()
         if now - self._last < REFRESH:
