@@ -1,7 +1,8 @@
 """The one training loop, and evaluation."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeAlias
 
@@ -28,13 +29,36 @@ def make_optimiser(
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
-def linear_schedule(optimiser: Optimizer, steps: int, warmup: int) -> LRScheduler:
-    """Learning rate up in a straight line over ``warmup`` steps, then down to 0 after ``steps``."""
+def linear_schedule(optimiser: Optimizer, steps: int, warmup: int, done: int = 0) -> LRScheduler:
+    """Learning rate up in a straight line over ``warmup`` steps, then down to 0 after ``steps``, ``done`` of them done."""
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
 
     def factor(step: int) -> float:
         return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
 
-    return LambdaLR(optimiser, factor)
+    return LambdaLR(optimiser, factor, last_epoch=done - 1)
+
+
+@dataclass
+class Place:
+    """How far training is.
+
+    Attributes:
+        epoch: The present one, from 1.
+        steps: Optimiser steps since the beginning.
+        batches: Of this epoch, done.
+        examples: Of this epoch, done.
+        loss: Sum over these examples, on the device: nothing waits for it.
+        order: State of the generator of the data's order as the epoch began.
+    """
+
+    loss: Tensor
+    order: Tensor
+    epoch: int = 1
+    steps: int = 0
+    batches: int = 0
+    examples: int = 0
 
 
 def train_epoch(
@@ -42,32 +66,28 @@ def train_epoch(
     optimiser: Optimizer,
     schedule: LRScheduler,
     batches: Batches,
+    place: Place,
     *,
     accumulate: int,
     clip: float | None,
-    advance: Callable[[Tensor, int], None],
-    name: str,
-) -> float:
-    """One pass over ``batches``.
+) -> Iterator[tuple[Tensor, int]]:
+    """One pass over ``batches``, a step at a time; ``place`` moves on with it.
 
     Args:
         accumulate: Batches an optimiser step; the gradient is that of the mean loss over all their examples.
         clip: Largest norm of the kept entries' gradient; None for no limit.
-        name: Of the pass, for the message if it fails.
-        advance: Told the loss (a tensor, on the device) and the number of examples of each step.
 
-    Returns:
-        The mean training loss over the examples, in the loss's own unit (nats for classes).
+    Yields:
+        After each step its mean loss (a tensor, on the device; in nats for classes) and its number of examples.
 
     Raises:
         RunFailed: If the loss stops being finite; says at which step of the epoch.
     """
     problem.model.train()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    total = torch.zeros((), device=problem.device)
     first_bad = torch.tensor(math.inf, device=problem.device)
-    seen = 0
-    for step, group in enumerate(_grouped(batches, accumulate), 1):
+    begun = place.batches // accumulate
+    for step, group in enumerate(_grouped(batches, accumulate), begun + 1):
         examples = sum(len(labels) for _, labels in group)
         step_loss = torch.zeros((), device=problem.device)
         for inputs, labels in group:
@@ -80,14 +100,15 @@ def train_epoch(
         optimiser.zero_grad()
         schedule.step()
 
-        seen += examples
-        total += step_loss * examples  # stays on the device: no wait per step
+        place.steps += 1
+        place.batches += len(group)
+        place.examples += examples
+        place.loss += step_loss * examples  # stays on the device: no wait per step
         first_bad = torch.where(step_loss.isfinite(), first_bad, first_bad.clamp(max=step))
         if step % CHECK_STEPS == 0:
-            _check(first_bad, name)
-        advance(step_loss, examples)
-    _check(first_bad, name)
-    return total.item() / seen
+            _check(first_bad, place.epoch)
+        yield step_loss, examples
+    _check(first_bad, place.epoch)
 
 
 def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]]]:
@@ -96,9 +117,9 @@ def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]
         yield group
 
 
-def _check(first_bad: Tensor, name: str) -> None:
+def _check(first_bad: Tensor, epoch: int) -> None:
     if math.isfinite(step := first_bad.item()):
-        raise RunFailed(f"{name}: the loss is not finite at step {step:.0f}; lower regime.lr")
+        raise RunFailed(f"epoch {epoch}: the loss is not finite at step {step:.0f}; lower regime.lr")
 
 
 @torch.no_grad()

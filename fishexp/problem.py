@@ -80,19 +80,25 @@ class Problem:
         for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 
-    def epoch(self, size: int, *, drop_last: bool) -> Iterator[Batch]:
+    def epoch(
+        self, size: int, *, drop_last: bool, done: int = 0, order: Tensor | None = None
+    ) -> Iterator[Batch]:
         """One pass over the training examples in a new random order, augmented; sentences of like length together.
 
         Args:
             size: Examples a batch.
             drop_last: Leave out a smaller last batch, unless it is the only one.
+            done: Batches to leave out at the beginning.
+            order: State of the generator after these.
         """
         train: Examples = self.data.train
         if train.lengths is None:
             index = torch.randperm(len(train), generator=self.order)
         else:
             index = grouped_order(train.lengths, size, self.order)
-        for chosen in index[: self.epoch_size(size, drop_last=drop_last)].split(size):
+        if order is not None:
+            self.order.set_state(order)
+        for chosen in index[: self.epoch_size(size, drop_last=drop_last)].split(size)[done:]:
             yield self._batch(train, chosen, self.order)
 
     def epoch_size(self, size: int, *, drop_last: bool) -> int:

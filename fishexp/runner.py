@@ -13,14 +13,17 @@ import torch
 from omegaconf import OmegaConf
 
 from fishexp import hardware
+from fishexp.base import drop_base, store_base
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.examples import Data
 from fishexp.masks import Mask, count, top_k
-from fishexp.models import Model
+from fishexp.models import WEIGHTS, Model
 from fishexp.problem import Problem
 from fishexp.record import Record
+from fishexp.regimes import Outcome
 from fishexp.saved import save_run
 from fishexp.settings import Config, Settings, check_settings, component, run_id, run_name, shareable
+from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
 
 log = logging.getLogger(__name__)
@@ -47,10 +50,11 @@ def run(config: Config, folder: Path) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     shared = shareable(config)
     record = Record(run_id(config), shared, method=config["method"]["name"], keep=settings.keep, seed=settings.seed)
+    snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep)
     with (
         _alone(folder),
-        Log(folder, run_name(config), shared, settings.wandb) as tracker,
-        _recorded(record, tracker, settings) as device,
+        Log(folder, run_name(config), shared, settings.wandb, resumed=settings.resume) as tracker,
+        _recorded(record, tracker, snapshots, settings) as device,
     ):
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shared)))
         tracker.say(
@@ -62,6 +66,8 @@ def run(config: Config, folder: Path) -> Record:
         model: Model = build(data.classes, data.channels)
         with tracker.clock("data"):
             data = _fitted(data, model, device)
+        if model.source is None:
+            store_base(model.network, folder, Path(settings.outputs))
         problem = _problem(model, data, device, settings, tracker)
         record.total = total = sum(p.numel() for p in model.network.parameters())
 
@@ -72,9 +78,12 @@ def run(config: Config, folder: Path) -> Record:
             tracker.say(f"{kept:,} of {total:,} weights may move ({kept / total:.3%})")
             return mask
 
-        record.metrics = train(problem, choose, tracker, settings.decay)
-        save_run(folder, model, data)
-        record.bytes = {"dense": (folder / "model.safetensors").stat().st_size}
+        outcome: Outcome = train(problem, choose, tracker, snapshots, settings.decay)
+        record.metrics = outcome.metrics
+        record.bytes = save_run(folder, model, data, outcome.delta) | outcome.bytes
+        if (folder / WEIGHTS).exists():
+            drop_base(folder, Path(settings.outputs))
+        snapshots.clear()
         record.status = "finished"
         tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
     return record
@@ -127,15 +136,38 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _continue(record: Record, tracker: Log, snapshots: Snapshots, *, resume: bool) -> None:
+    """Take up what the run had come to when it was cut short, or begin anew."""
+    snapshots.about = lambda: {"kept": record.kept, "conditions": _conditions(), **tracker.about()}
+    if resume:
+        snapshots.load()
+    else:
+        snapshots.clear()
+    about = snapshots.latest.about if snapshots.latest else {}
+    tracker.begin(about)
+    if about:
+        record.kept = about["kept"]
+        tracker.say(f"continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
+        if about["conditions"] != _conditions():
+            tracker.say("other threads or another torch than before: the result may differ in its last bits")
+
+
+def _conditions() -> list[Any]:
+    return [torch.get_num_threads(), torch.__version__]
+
+
 @contextmanager
-def _recorded(record: Record, tracker: Log, settings: Settings) -> Iterator[torch.device]:
-    """The device for the run; its record is written however the run ends, and its W&B run ended."""
+def _recorded(record: Record, tracker: Log, snapshots: Snapshots, settings: Settings) -> Iterator[torch.device]:
+    """The device for the run, which may go on from a snapshot.
+
+    Its record is written however the run ends, and its W&B run ended.
+    """
     device = torch.device("cpu")
     try:
         with hardware.device(settings.device) as device:
             hardware.keep_freed_memory()
             hardware.start_peak_memory(device)
-            tracker.connect()
+            _continue(record, tracker, snapshots, resume=settings.resume)
             yield device
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

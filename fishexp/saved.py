@@ -9,29 +9,51 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from fishexp.base import BASE
+from fishexp.checkpoints import Checkpoints
+from fishexp.delta import Delta
 from fishexp.errors import FishexpError
 from fishexp.examples import Data
 from fishexp.images import Images
-from fishexp.models import Model
+from fishexp.models import DELTA, PREPROCESSING, WEIGHTS, Model, restore_
 from fishexp.settings import component
 from fishexp.text import Tokens
 
-PREPROCESSING = "preprocessing.json"
 
+def save_run(folder: Path, model: Model, data: Data, delta: Delta | None = None) -> dict[str, int]:
+    """Write the weights and what has to be done to raw examples before the model reads them.
 
-def save_run(folder: Path, model: Model, data: Data) -> None:
-    """Write the weights and what has to be done to raw examples before the model reads them."""
-    model.save(folder)
-    about: dict[str, Any] = {"classes": data.classes, "channels": data.channels}
+    Args:
+        delta: What training changed; written instead of the weights where it is less than half as large, and its base
+            is in ``folder`` or was loaded from somewhere. A run with checkpoints has its weights in those.
+
+    Returns:
+        Bytes of the weights, ``dense``, and of the ``delta``, if that is what was written.
+    """
+    for file in (folder / DELTA, folder / WEIGHTS):
+        file.unlink(missing_ok=True)
+    sizes = {"dense": sum(t.nbytes for t in model.network.state_dict().values())}
+    checkpoints = Checkpoints(folder).last > 0
+    small = delta is not None and sum(delta.values(name).nbytes for name in delta.names) < sizes["dense"] / 2
+    if delta is not None and small and not checkpoints and (model.source or (folder / BASE).exists()):
+        delta.save(folder / DELTA)
+        sizes["delta"] = (folder / DELTA).stat().st_size
+    model.save(folder, weights=not (checkpoints or "delta" in sizes))
+    about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
     if isinstance(data.train, Tokens):
         about |= {"max_length": data.train.max_length}
     (folder / PREPROCESSING).write_text(json.dumps(about) + "\n")
+    return sizes
 
 
-def load_run(folder: str | Path) -> tuple[nn.Module, Callable[..., Any]]:
+def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, Callable[..., Any]]:
     """The trained model of a run folder, in evaluation mode on the CPU, and what prepares its inputs.
+
+    Args:
+        epoch: Of a run with ``regime=checkpointing``: the model after so many epochs, 0 for the first one; None for
+            the last.
 
     Returns:
         model: As during training: its logits are (examples, classes).
@@ -39,7 +61,7 @@ def load_run(folder: str | Path) -> tuple[nn.Module, Callable[..., Any]]:
             lists of sentences -> keyword arguments for the model.
 
     Raises:
-        FishexpError: If ``folder`` is not that of a finished run.
+        FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch.
     """
     folder = Path(folder)
     try:
@@ -52,6 +74,8 @@ def load_run(folder: str | Path) -> tuple[nn.Module, Callable[..., Any]]:
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
     build = component("model", options["model"])
     model: Model = build(about["classes"], about["channels"])
+    if epoch is not None:
+        restore_(model.network, folder, epoch)
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
         return model.network.eval(), images.normalise

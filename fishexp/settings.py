@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -28,7 +28,7 @@ GROUPS = {
 # keys of a component's yaml that are about the component, not for its function
 ABOUT = ("name", "module", "ignores_keep")
 # what changes neither the numbers nor their meaning, so that a run keeps its identity
-NOT_IDENTITY = ("records", "wandb", "resume", "debug", "outputs")
+NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -48,6 +48,8 @@ class Settings(BaseModel):
     outputs: str
     records: str
     resume: bool
+    snapshot_minutes: Annotated[float, Ge(0)]
+    snapshot_keep: Annotated[int, Ge(1)]
     debug: bool
 
 
@@ -84,14 +86,21 @@ def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
     function = found[0]
     given = {key: value for key, value in options.items() if key not in ABOUT}
-    hints = get_type_hints(function, include_extras=True)
-    schema: dict[str, Any] = {
-        key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    _checked(create_model(f"{group} options", __config__=_STRICT, **schema), given, f"{group}.")
+    _checked(create_model(f"{group} options", __config__=_STRICT, **options_of(function)), given, f"{group}.")
     return partial(function, **given)
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """name -> (type, default) of its keyword-only arguments, those of ``**options: Unpack[...]`` included."""
+    hints = get_type_hints(function, include_extras=True)
+    found: dict[str, Any] = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            found[key] = hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(key)) is Unpack:
+            (fields,) = get_args(hints[key])
+            found |= {name: (hint, ...) for name, hint in get_type_hints(fields, include_extras=True).items()}
+    return found
 
 
 def _module(group: str, name: str) -> Any:

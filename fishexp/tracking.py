@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from fishexp import interrupts
+from fishexp.atomic import replacing
 from fishexp.errors import FishexpError
 
 REFRESH = 0.5  # seconds between updates of a bar: each one waits for the device
@@ -29,21 +30,27 @@ class Log:
         folder: The run's; log.txt and metrics.jsonl are written there, and W&B's files below it.
         name: Of the run, for people.
         config: Goes to W&B.
+        resumed: Add to the log.txt that is there.
     """
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], wandb: WandbMode) -> None:
+    def __init__(
+        self, folder: Path, name: str, config: Mapping[str, Any], wandb: WandbMode, *, resumed: bool = False
+    ) -> None:
         self.folder, self.name, self.config = folder, name, config
+        self._resumed = resumed
         self._mode: WandbMode = wandb
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.console = Console(soft_wrap=True, highlight=False)
         self._headline = ""
         self._wandb: Any = None
+        self.wandb_id: str | None = None
+        self._running: tuple[str, float] | None = None
+        self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
-        (self.folder / "metrics.jsonl").write_text("")
         self._logger = logging.getLogger("fishexp")
         self._logger.setLevel(logging.DEBUG)
-        file = logging.FileHandler(self.folder / "log.txt", mode="w", encoding="utf-8")
+        file = logging.FileHandler(self.folder / "log.txt", mode="a" if self._resumed else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._handlers = [file, _ConsoleHandler(self.console)]  # tracebacks (debug) go to the file only
         for handler in self._handlers:
@@ -55,10 +62,30 @@ class Log:
             self._logger.removeHandler(handler)
             handler.close()
 
-    def connect(self) -> None:
-        """Start the W&B run, if one is wanted."""
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Start the W&B run, if one is wanted, and the metrics; or go on with those of the run that was cut short.
+
+        Args:
+            about: What :meth:`about` said then; empty for a new run.
+        """
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if about and file.exists() else []
+        done = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < about["epoch"]]
+        with replacing(file) as new:
+            new.write_text("".join(done))
+        self.seconds.update(about.get("seconds", {}))
+        self.wandb_id = about.get("wandb")
         if self._mode != "disabled":
-            self._wandb = _start_wandb(self.folder, self.name, self.config, self._mode)
+            self._wandb = _start_wandb(self.folder, self.name, self.config, self._mode, self.wandb_id)
+            self.wandb_id = self._wandb.id
+
+    def about(self) -> dict[str, Any]:
+        """What :meth:`begin` wants to know of a run that was cut short."""
+        seconds = dict(self.seconds)
+        if self._running is not None:
+            what, start = self._running
+            seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - start
+        return {"seconds": seconds, "wandb": self.wandb_id}
 
     def say(self, text: str) -> None:
         """One line, on the console and in log.txt."""
@@ -86,16 +113,22 @@ class Log:
         """Add the seconds spent inside to ``seconds[what]``."""
         interrupts.check()
         start = time.perf_counter()
+        self._running = what, start
         try:
             yield
         finally:
+            self._running = None
             self.seconds[what] += time.perf_counter() - start
 
     @contextmanager
     def bar(self, total: int) -> Iterator["Bar"]:
-        """Progress over ``total`` examples."""
-        with Bar(self, total) as bar:
-            yield bar
+        """Progress over ``total`` examples; below the present bar, if there is one."""
+        outer = self._bar
+        with Bar(self, total, outer) as self._bar:
+            try:
+                yield self._bar
+            finally:
+                self._bar = outer
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
@@ -108,30 +141,27 @@ class Log:
 class Bar:
     """A bar on a terminal; elsewhere a line now and then."""
 
-    def __init__(self, log: Log, total: int) -> None:
-        self._log = log
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=log.console,
-            disable=not log.console.is_terminal,
-            transient=True,
-            speed_estimate_period=120,
-        )
+    def __init__(self, log: Log, total: int, outer: "Bar | None") -> None:
+        self._log, self._outer = log, outer
+        self._progress = _progress(log.console) if outer is None else outer._progress
         self._task = self._progress.add_task("", total=total, numbers="")
         self._waiting = 0
         self._last = self._line = time.monotonic()
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._outer is None:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._outer is None:
+            self._progress.stop()
+        else:
+            self._progress.remove_task(self._task)
+
+    def skip(self, examples: int) -> None:
+        """So many were done before; they say nothing about the speed."""
+        self._progress.reset(self._task, completed=examples)
 
     def describe(self, text: str) -> None:
         """What is going on."""
@@ -147,7 +177,7 @@ class Bar:
         self._last = now
         self._progress.update(self._task, advance=self._waiting)
         self._waiting = 0
-        task = self._progress.tasks[0]
+        task = next(task for task in self._progress.tasks if task.id == self._task)
         parts = [
             f"loss {loss.item():.3f}" if loss is not None else "",
             self._log._headline,
@@ -158,6 +188,21 @@ class Bar:
             self._line = now
             left = f", {task.time_remaining / 60:.1f} min left" if task.time_remaining else ""
             self._log.say(f"{task.description} {task.percentage:.0f} %  {task.fields['numbers']}{left}")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        speed_estimate_period=120,
+    )
 
 
 class _ConsoleHandler(logging.Handler):
@@ -175,7 +220,7 @@ def _short(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4g}"
 
 
-def _start_wandb(folder: Path, name: str, config: Mapping[str, Any], mode: WandbMode) -> Any:
+def _start_wandb(folder: Path, name: str, config: Mapping[str, Any], mode: WandbMode, run_id: str | None) -> Any:
     import wandb
     from wandb.errors import Error
 
@@ -187,6 +232,8 @@ def _start_wandb(folder: Path, name: str, config: Mapping[str, Any], mode: Wandb
             config=dict(config),
             mode=mode,
             reinit="create_new",
+            id=run_id,
+            resume="allow" if run_id else None,
             settings=wandb.Settings(silent=True, console="off"),
         )
     except Error as error:

@@ -1,11 +1,11 @@
 """The house rules that a machine can check: who imports whom, what yaml and signature agree on, what is light."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,15 @@ from omegaconf import OmegaConf
 
 import fishexp
 from fishexp.config import CONF
-from fishexp.settings import ABOUT, GROUPS, Settings, component
+from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "interrupts", "budget", "hub", "settings", "masks", "kept", "rule", "gradients", "functions", "modules", "sparse",
+    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions", "modules", "sparse",
     "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
-    "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record", "runner",
+    "problem", "loop", "tracking", "hardware", "snapshots", "moving", "base", "checkpoints", "course", "data", "models", "methods", "regimes",
+    "saved", "record", "runner",
     "report", "usage", "config", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
@@ -80,11 +81,8 @@ def test_a_yaml_holds_what_its_function_takes(group: str, name: str) -> None:
     assert set(options) - set(ABOUT) == names
 
 
-def _keywords(function: object) -> set[str]:
-    if function is None:
-        return set()
-    parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+def _keywords(function: Callable[..., object] | None) -> set[str]:
+    return set() if function is None else set(options_of(function))
 
 
 def test_the_settings_of_config_yaml_are_those_of_the_schema() -> None:

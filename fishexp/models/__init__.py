@@ -1,11 +1,25 @@
 """What learns: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``."""
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from safetensors.torch import load_model
 from torch import nn
+
+from fishexp.base import BASE
+from fishexp.checkpoints import Checkpoints
+from fishexp.delta import Delta
+from fishexp.errors import FishexpError
+
+WEIGHTS, DELTA, PREPROCESSING = "model.safetensors", "delta.safetensors", "preprocessing.json"
+
+
+class Save(Protocol):
+    """Writes whatever is needed to load a network again into a folder, the weights or all but these."""
+
+    def __call__(self, folder: Path, *, weights: bool = True) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -15,11 +29,45 @@ class Model:
     Attributes:
         network: Returns logits (examples, classes), or an object with ``.logits``.
         head: Names of the parameters of its freshly initialised classifier.
-        save: Writes the weights, and whatever else is needed to load them again, into a folder.
+        save: Writes it into a folder.
+        source: Folder, file or hub id that its weights came from; None if some of them but the head's are new.
         tokenizer: Of a model that reads text.
     """
 
     network: nn.Module
     head: tuple[str, ...]
-    save: Callable[[Path], None]
+    save: Save
+    source: str | None = None
     tokenizer: Any = None
+
+
+def origin(folder: Path) -> str | None:
+    """Where the weights were loaded from that a run changed, if ``folder`` is the run's and has only the change.
+
+    Raises:
+        FishexpError: If they are not there any more.
+    """
+    if (folder / WEIGHTS).exists() or (folder / BASE).exists() or not (folder / PREPROCESSING).exists():
+        return None
+    source = json.loads((folder / PREPROCESSING).read_text()).get("source")
+    if source is None or (Path(source).is_absolute() and not Path(source).exists()):
+        raise FishexpError(f"{folder} holds what training changed in {source or 'a base'}, which is not there any more")
+    return source
+
+
+def restore_(network: nn.Module, folder: Path, epoch: int | None = None) -> None:
+    """Make a network that has the weights of :func:`origin` the trained one of the run in ``folder``.
+
+    Args:
+        epoch: Of a run with checkpoints; None for the last.
+
+    Raises:
+        FishexpError: If the run has no such epoch, or its base is another than it was.
+    """
+    if (folder / BASE).exists():
+        load_model(network, folder / BASE)
+    checkpoints = Checkpoints(folder)
+    if epoch is not None or checkpoints.last:
+        checkpoints.restore_(network, checkpoints.last if epoch is None else epoch)
+    elif (folder / DELTA).exists():
+        Delta.load(folder / DELTA).apply_(network)

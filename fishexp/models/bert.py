@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from fishexp.errors import FishexpError
 from fishexp.hub import fail_fast_offline
-from fishexp.models import Model
+from fishexp.base import BASE
+from fishexp.models import Model, origin, restore_
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +38,19 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
     if channels:
         raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
     source = path if path is not None else str(_minilm())
-    network, tokenizer = _load(source, classes, pretrained)
+    network, tokenizer, complete = _load(source, classes, pretrained)
     if activation_checkpointing:
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # the first is the newer name: with it the second warns
 
-    def save(folder: Path) -> None:
+    def save(folder: Path, *, weights: bool = True) -> None:
         with _quiet():
-            network.save_pretrained(folder)
+            (network if weights else network.config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
     head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
-    return Model(network, head, save, tokenizer)
+    place = os.path.abspath(source) if Path(source).exists() else source
+    return Model(network, head, save, place if complete else None, tokenizer)
 
 
 def _minilm() -> Path:
@@ -57,7 +60,8 @@ def _minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
+def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
+    """Network, tokenizer, and whether all weights but the head's are those of ``source``."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     if not Path(source).is_dir():
@@ -70,9 +74,10 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
             _check_head(source, config, classes if pretrained else None)
             config.num_labels = classes
             tokenizer = AutoTokenizer.from_pretrained(source)
-            if pretrained:
+            weights = origin(Path(source)) or source
+            if pretrained and not (Path(source) / BASE).exists():
                 network, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+                    weights, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
                 )
             else:
                 network, info = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), {}
@@ -92,7 +97,8 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any]:
     lacking = sorted(name for name in info.get("missing_keys", ()) if not name.startswith(f"{HEAD}."))
     if lacking:
         log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
-    return network, tokenizer
+    restore_(network, Path(source))
+    return network, tokenizer, pretrained and not lacking
 
 
 def _check_head(source: str, config: Any, classes: int | None) -> None:

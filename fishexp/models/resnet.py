@@ -1,5 +1,6 @@
 """ResNets for small images: torchvision's, with a 3x3 stem, and Page's ResNet-9 of the original CIFAR-10 code."""
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
-from fishexp.models import Model
-
-FILE = "model.safetensors"
+from fishexp.models import PREPROCESSING, WEIGHTS, Model, origin, restore_
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
@@ -23,7 +22,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
         channels: Of the images.
         layers: 18 and 34 are torchvision's, with a 3x3 stem of stride 1 and the max-pool, as in the paper's code; 9 is
             Page's; 8 has one block a stage and suits images of 8x8 pixels.
-        path: Safetensors file, or folder with a model.safetensors; None for random weights.
+        path: Safetensors file, folder with a model.safetensors, or the folder of a run; None for random weights.
 
     Raises:
         FishexpError: If the data set is no set of images, or the weights at ``path`` do not fit.
@@ -45,10 +44,12 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
         _load(network, Path(path), head, classes)
     network.to(memory_format=torch.channels_last)  # faster on the CPU: experiments/LOG.md
 
-    def save(folder: Path) -> None:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / FILE)
+    def save(folder: Path, *, weights: bool = True) -> None:
+        if weights:
+            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
 
-    return Model(network, tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters()), save)
+    names = tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters())
+    return Model(network, names, save, None if path is None else os.path.abspath(path))
 
 
 def _torchvision(classes: int, channels: int, blocks: list[int]) -> nn.Module:
@@ -125,7 +126,12 @@ def _resnet9(classes: int, channels: int) -> nn.Module:
 
 
 def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
-    file = path / FILE if path.is_dir() else path
+    if path.is_dir() and not (path / WEIGHTS).exists() and (path / PREPROCESSING).exists():  # of a run
+        if source := origin(path):
+            _load(network, Path(source), head, classes)
+        restore_(network, path)
+        return
+    file = path / WEIGHTS if path.is_dir() else path
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:

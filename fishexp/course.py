@@ -1,0 +1,156 @@
+"""Training epoch by epoch, from the beginning or from wherever a snapshot left it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypedDict
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fishexp.examples import Metrics
+from fishexp.loop import OptimiserName, Place, evaluate, linear_schedule, make_optimiser, train_epoch
+from fishexp.moving import Moving
+from fishexp.problem import Problem
+from fishexp.snapshots import Snapshot, Snapshots
+from fishexp.tracking import Log
+
+STATE = "optimiser."
+
+
+class Recipe(TypedDict):
+    """How to train, whatever the regime; conf/recipes.yaml has a value for each data set.
+
+    Attributes:
+        epochs: Passes over the training examples; 0 evaluates only.
+        batch_size: Examples a pass through the model.
+        accumulate: Batches an optimiser step.
+        lr: Peak learning rate.
+        warmup: Epochs over which the learning rate rises, at most a quarter of all.
+        clip: Largest norm of the kept entries' gradient; None for no limit.
+        drop_last: Leave out a smaller last batch, unless it is the only one.
+        evaluation_batch_size: Examples a pass in evaluation; changes speed only.
+    """
+
+    epochs: Annotated[int, Ge(0)]
+    batch_size: Annotated[int, Ge(1)]
+    accumulate: Annotated[int, Ge(1)]
+    lr: Annotated[float, Gt(0)]
+    optimiser: OptimiserName
+    weight_decay: Annotated[float, Ge(0)]
+    warmup: Annotated[float, Ge(0)]
+    clip: Annotated[float, Gt(0)] | None
+    drop_last: bool
+    evaluation_batch_size: Annotated[int, Ge(1)]
+
+
+class Course:
+    """The epochs of one run.
+
+    Attributes:
+        place: How far it is.
+        metrics: After the last epoch.
+        optimiser: Of the weights that move now; made by :meth:`optimise`.
+    """
+
+    optimiser: Optimizer
+
+    def __init__(self, problem: Problem, log: Log, snapshots: Snapshots, recipe: Recipe) -> None:
+        self._problem, self._log, self._snapshots, self._recipe = problem, log, snapshots, recipe
+        self.metrics: Metrics = {}
+        self.place = self._beginning(1, 0)
+        self._order: Tensor | None = None  # where the order's stream goes on in an epoch that a snapshot cut
+        self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
+        self._steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
+        self._warmup, epochs = recipe["warmup"], recipe["epochs"]
+        if self._warmup > epochs / 4:
+            self._warmup = epochs / 4
+            log.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: the rate rises for {epochs / 4}")
+
+    def _beginning(self, epoch: int, steps: int) -> Place:
+        return Place(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)
+
+    def evaluate(self) -> None:
+        """Evaluate the model as it is."""
+        with self._log.clock("evaluate"):
+            self.metrics = evaluate(self._problem, self._recipe["evaluation_batch_size"])
+
+    def optimise(self, parameters: list[nn.Parameter]) -> None:
+        """Train these from now on, with no momentum yet."""
+        recipe = self._recipe
+        self.optimiser = make_optimiser(recipe["optimiser"], parameters, recipe["lr"], recipe["weight_decay"])
+        steps = self._steps * recipe["epochs"], int(self._steps * self._warmup)
+        self._schedule = linear_schedule(self.optimiser, *steps, done=self.place.steps)
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """Progress over all epochs."""
+        with self._log.bar(self._examples * self._recipe["epochs"]) as self._bar:
+            self._bar.skip(self._examples * (self.place.epoch - 1) + self.place.examples)
+            yield
+
+    def epoch(self, moving: Moving) -> None:
+        """The present epoch, or what is left of it; then evaluation."""
+        recipe, place = self._recipe, self.place
+        self._bar.describe(f"epoch {place.epoch}/{recipe['epochs']}")
+        with self._log.clock("train"):
+            batches = self._problem.epoch(
+                recipe["batch_size"], drop_last=recipe["drop_last"], done=place.batches, order=self._order
+            )
+            self._order = None
+            for loss, examples in train_epoch(
+                self._problem,
+                self.optimiser,
+                self._schedule,
+                batches,
+                place,
+                accumulate=recipe["accumulate"],
+                clip=recipe["clip"],
+            ):
+                if self._snapshots.due() and loss.isfinite():
+                    self._save(moving)
+                self._bar.advance(loss, examples)
+        mean = place.loss.item() / place.examples
+        self.evaluate()
+        self._log.epoch(place.epoch, {"train_loss": mean, **self.metrics})
+        self.place = self._beginning(place.epoch + 1, place.steps)
+
+    def _save(self, moving: Moving) -> None:
+        place, problem = self.place, self._problem
+        tensors = moving.tensors() | {
+            "order.begun": place.order,
+            "order.now": problem.order.get_state(),
+            "generator": problem.generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        if problem.device.type == "cuda":
+            tensors["cuda"] = torch.cuda.get_rng_state(problem.device)
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
+        about = {"epoch": place.epoch, "batches": place.batches, "examples": place.examples, "loss": place.loss.item()}
+        self._snapshots.save(place.steps, Snapshot(moving.delta(), tensors, {"steps": place.steps, **about}))
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from there; the weights and the optimiser are restored apart, by :meth:`restore_optimiser`."""
+        tensors, about, problem = snapshot.tensors, snapshot.about, self._problem
+        loss = torch.tensor(about["loss"], device=problem.device)
+        counts = {name: about[name] for name in ("epoch", "steps", "batches", "examples")}
+        self.place = Place(loss, tensors["order.begun"], **counts)
+        self._order = tensors["order.now"]
+        problem.order.set_state(self.place.order)
+        problem.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["torch"])
+        if "cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda"], problem.device)
+
+    def restore_optimiser(self, snapshot: Snapshot) -> None:
+        """The state of each parameter, in its own memory layout: fused steps read both as they lie."""
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for name, saved in snapshot.tensors.items():
+            if name.startswith(STATE):
+                index, _, key = name.removeprefix(STATE).partition(".")
+                p: Any = parameters[int(index)]
+                own = torch.empty_like(p, dtype=saved.dtype) if saved.shape == p.shape else torch.empty_like(saved)
+                self.optimiser.state[p][key] = own.copy_(saved)

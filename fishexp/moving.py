@@ -1,0 +1,101 @@
+"""The weights that training moves, and what it has changed so far."""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fishexp.delta import Delta
+from fishexp.kept import weights
+from fishexp.masks import Mask
+from fishexp.settings import Decay
+from fishexp.snapshots import Snapshot
+from fishexp.sparse import Sparse, mask_gradients, sparsify
+
+MASK = "mask."
+
+
+class Moving:
+    """The kept entries of a model (``decay=kept``), or all of its weights with masked gradients (``decay=all``).
+
+    Args:
+        mask: None: every weight moves.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
+        if mask is None:
+            mask, decay = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(model).items()}, "kept"
+        self._model = model
+        self.sparse: Sparse | None = None
+        self._mask: Mask = {}  # where everything moves the entries that moved do not tell
+        if decay == "kept":
+            self.sparse = sparsify(model, mask)
+            self.parameters = list(self.sparse.parameters())
+        else:
+            self._mask = mask
+            self.parameters = mask_gradients(model, mask)
+
+    def delta(self, fresh: Collection[str] = ()) -> Delta:
+        """The model as it is now, against what it was when this was made (or the last :meth:`rebase`).
+
+        Args:
+            fresh: Weights that began at random, so that the base is none of theirs.
+        """
+        return Delta.whole(self._model) if self.sparse is None else self.sparse.delta(fresh)
+
+    def rebase(self) -> None:
+        """Count changes from now on."""
+        if self.sparse is not None:
+            self.sparse.rebase()
+
+    def places(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """name -> what the optimiser moves of this weight, and where in the flattened weight its entries are."""
+        if self.sparse is None:
+            return {name: (p, torch.arange(p.numel(), device=p.device)) for name, p in weights(self._model).items()}
+        positions = self.sparse.positions()
+        return {name: (p, positions[name]) for name, p in zip(positions, self.sparse.parameters(), strict=True)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What :func:`mask_of` needs beside the delta."""
+        return {
+            MASK + name: torch.from_numpy(np.packbits(kept.cpu().numpy().reshape(-1)))
+            for name, kept in self._mask.items()
+        }
+
+
+def mask_of(snapshot: Snapshot, model: nn.Module) -> Mask:
+    """The mask that the run of this snapshot had chosen."""
+    packed = {name.removeprefix(MASK): t for name, t in snapshot.tensors.items() if name.startswith(MASK)}
+    if not packed:
+        return snapshot.delta.mask(model)
+    return {
+        name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=p.numel())).bool().view(p.shape).to(p.device)
+        for name, p in weights(model).items()
+    }
+
+
+def carry(old: Optimizer, before: Moving, new: Optimizer, after: Moving) -> None:
+    """Give entries that move under both masks the state in ``new`` that they had in ``old``; others begin at zero.
+
+    What an optimiser counts per tensor, such as AdamW's steps, goes on counting.
+    """
+    if before.sparse is None and after.sparse is None:  # every weight moves, whatever the mask
+        new.load_state_dict(old.state_dict())
+        return
+    places = before.places()
+    for name, (p, positions) in after.places().items():
+        if name not in places or places[name][0] not in old.state:
+            continue
+        q, earlier = places[name]
+        order = earlier.argsort()
+        found = torch.searchsorted(earlier, positions, sorter=order).clamp(max=len(earlier) - 1)
+        source = order[found]
+        stayed = earlier[source] == positions
+        for key, value in old.state[q].items():
+            if value is None or value.shape != q.shape:
+                new.state[p][key] = value
+                continue
+            state = torch.zeros_like(p, dtype=value.dtype)
+            new.state[p][key] = state.put_(stayed.nonzero().squeeze(1), value.take(source[stayed]))

@@ -1,0 +1,96 @@
+"""Training from scratch that keeps every epoch, each as a delta against the one before: the paper's Table 4."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias, Unpack
+
+from annotated_types import Ge
+
+from fishexp.checkpoints import Checkpoints
+from fishexp.course import Course, Recipe
+from fishexp.errors import FishexpError
+from fishexp.masks import Mask
+from fishexp.moving import Moving, carry, mask_of
+from fishexp.problem import Problem
+from fishexp.regimes import Outcome
+from fishexp.settings import Decay
+from fishexp.snapshots import Snapshots
+from fishexp.tracking import Log
+
+Momentum: TypeAlias = Literal["carry", "reset"]
+
+
+def train(
+    problem: Problem,
+    choose: Callable[[], Mask],
+    log: Log,
+    snapshots: Snapshots,
+    decay: Decay,
+    *,
+    mask: Literal["fixed", "every_epoch"],
+    momentum: Momentum,
+    warmup_epochs: Annotated[int, Ge(0)],
+    keyframe_every: Annotated[int, Ge(1)],
+    **recipe: Unpack[Recipe],
+) -> Outcome:
+    """Train with the masks that ``choose`` gives, and write the model after each epoch into ``checkpoints/``.
+
+    Args:
+        choose: Scores the weights as they are and returns a mask.
+        snapshots: If the latest is there, training goes on from it.
+        decay: ``all`` moves every weight at every step, so that every checkpoint is as large as the model.
+        mask: ``fixed``: chosen once, after the warm-up. ``every_epoch``: chosen anew as each epoch begins.
+        momentum: At a new mask, ``carry`` keeps the optimiser's state of the entries that stay, and ``reset`` drops it.
+            With ``decay=all`` entries never leave the optimiser, so ``carry`` keeps all of it, as the original does.
+        warmup_epochs: Before the first mask every weight trains for so many epochs; their checkpoints are dense.
+        keyframe_every: Every so many epochs the delta is against the first model, so that no chain is longer.
+    """
+    epochs = recipe["epochs"]
+    if warmup_epochs >= epochs:
+        raise FishexpError(
+            f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
+        )
+    course = Course(problem, log, snapshots, recipe)
+    kept = Checkpoints(log.folder)
+    snapshot = snapshots.latest
+    moving = None
+    if snapshot:
+        kept.restore_(problem.model, snapshot.about["epoch"] - 1)
+        dense = snapshot.about["epoch"] <= warmup_epochs
+        moving = Moving(problem.model, None if dense else mask_of(snapshot, problem.model), decay)
+        snapshot.delta.apply_(problem.model)
+        course.resume(snapshot)
+        course.optimise(moving.parameters)
+        course.restore_optimiser(snapshot)
+    else:
+        kept.begin(problem.model)
+    with course.bar():
+        while (epoch := course.place.epoch) <= epochs:
+            changes = epoch == 1 or epoch == warmup_epochs + 1 or (mask == "every_epoch" and epoch > warmup_epochs)
+            if changes and course.place.batches == 0:
+                moving = _next(problem, choose if epoch > warmup_epochs else None, decay, momentum, course, moving)
+            assert moving is not None  # epoch 1 makes one
+            course.epoch(moving)
+            if epoch % keyframe_every == 0 and keyframe_every > 1:
+                kept.add_keyframe(epoch, problem.model)
+            else:
+                kept.add(epoch, moving.delta())
+            moving.rebase()
+    return Outcome(course.metrics, bytes=kept.bytes())
+
+
+def _next(
+    problem: Problem,
+    choose: Callable[[], Mask] | None,
+    decay: Decay,
+    momentum: Momentum,
+    course: Course,
+    before: Moving | None,
+) -> Moving:
+    """The entries of the next mask (None: all), and their optimiser."""
+    mask = choose() if choose else None
+    old = course.optimiser if before else None
+    moving = Moving(problem.model, mask, decay)
+    course.optimise(moving.parameters)
+    if before and old and momentum == "carry":
+        carry(old, before, course.optimiser, moving)
+    return moving

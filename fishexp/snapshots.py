@@ -1,0 +1,130 @@
+"""Snapshots: what an interrupted run needs to go on as if nothing had happened."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fishexp.atomic import sync
+from fishexp.delta import Delta
+from fishexp.errors import DeltaError, RunFailed
+
+log = logging.getLogger(__name__)
+
+DELTA, STATE, KEY = "delta.safetensors", "state.safetensors", "fishexp.snapshot"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two steps.
+
+    Attributes:
+        delta: The weights and buffers, against what training began with (or the last checkpoint).
+        tensors: The optimiser's state, random streams.
+        about: Whatever JSON can hold.
+    """
+
+    delta: Delta
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+class Snapshots:
+    """The snapshots of one run, the newest few, each a folder that is there completely or not at all.
+
+    Args:
+        folder: Made when the first is written.
+        minutes: Between two of them.
+        keep: How many stay on disk.
+
+    Attributes:
+        about: Asked at each snapshot what else the run wants to find in :attr:`Snapshot.about`.
+        latest: To go on from; set by :meth:`load`.
+    """
+
+    about: Callable[[], dict[str, Any]] = dict
+
+    def __init__(self, folder: Path, minutes: float, keep: int = 2) -> None:
+        self.folder, self.minutes, self.keep = folder, minutes, keep
+        self._last = time.monotonic()
+        self.latest: Snapshot | None = None
+
+    def due(self) -> bool:
+        """Whether it is time for another."""
+        return time.monotonic() - self._last >= 60 * self.minutes
+
+    def save(self, steps: int, snapshot: Snapshot) -> None:
+        """Write the state after so many optimiser steps; older snapshots go once it is safe on disk.
+
+        Raises:
+            RunFailed: If it cannot be written; those before it are untouched.
+        """
+        folder, unfinished = self.folder / f"{steps:09d}", self.folder / "unfinished"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            snapshot.delta.save(unfinished / DELTA)
+            about = json.dumps({**snapshot.about, **self.about(), "digest": _digest(snapshot.tensors)})
+            save_file(snapshot.tensors, unfinished / STATE, {KEY: about})
+            sync(unfinished / STATE)
+            sync(unfinished)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(unfinished, folder)
+            sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            kept = self._folders()
+            state = f"the snapshot after {int(kept[-1].name):,} steps is whole" if kept else "there is none before it"
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunFailed(
+                f"no snapshot can be written to {self.folder} ({reason}); {state}; continue with resume=true"
+            ) from None
+        for old in self._folders()[: -self.keep]:
+            shutil.rmtree(old)
+        self._last = time.monotonic()
+
+    def load(self) -> None:
+        """Set :attr:`latest` to the newest that can be read, if there is any."""
+        for folder in reversed(self._folders()):
+            try:
+                self.latest = _read(folder)
+                return
+            except (OSError, ValueError, SafetensorError, DeltaError) as error:
+                log.warning("%s cannot be used (%s); an older one is tried", folder, error)
+
+    def clear(self) -> None:
+        """Remove them all."""
+        self.latest = None
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _folders(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("[0-9]" * 9))
+
+
+def _read(folder: Path) -> Snapshot:
+    with safe_open(folder / STATE, "pt") as file:
+        about = json.loads((file.metadata() or {})[KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if about.pop("digest") != _digest(tensors):
+        raise ValueError("its digest is another")
+    return Snapshot(Delta.load(folder / DELTA), tensors, about)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy())
+    return digest.hexdigest()
