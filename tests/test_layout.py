@@ -18,8 +18,8 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "budget", "hub", "settings", "masks", "kept", "rule", "gradients", "functions", "modules", "sparse",
-    "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
+    "errors", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions", "modules",
+    "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
     "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record", "runner",
     "report", "usage", "config", "__main__",
 ]  # fmt: skip
