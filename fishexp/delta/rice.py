@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fishexp.errors import DeltaError
 
-BLOCK = 64  # numbers that share a width
+BLOCK = 32  # numbers that share a width
 WIDEST = 62  # low bits of a number below 2**63
 WORDS = (1, 2, 4, 8)  # bytes of the machine's integers
 
