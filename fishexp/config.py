@@ -107,10 +107,17 @@ def _check_keys(cfg: DictConfig) -> None:
     for group, choice in cfg.hydra.runtime.choices.items():
         if group in GROUPS:
             file = next(file for folder in folders if (file := folder / group / f"{choice}.yaml").is_file())
-            known = [str(key) for key in OmegaConf.load(file)]
+            known = list(options_in(file))
             for key in cfg[group]:
                 if key not in known:
                     raise FishexpError(f"unknown key {group}.{key}{_key_hint(group, str(key), choice, known)}")
+
+
+def options_in(file: Path) -> dict[str, Any]:
+    """What a component's yaml holds, unresolved, with what it takes over from others in its folder."""
+    own: Any = OmegaConf.to_container(OmegaConf.load(file))
+    others = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return {key: value for name in others for key, value in options_in(file.parent / f"{name}.yaml").items()} | own
 
 
 def _key_hint(group: str, key: str, choice: str, known: Sequence[str]) -> str:

@@ -9,6 +9,10 @@ class BusyError(FishexpError):
     """The run is going on in another process."""
 
 
+class DeltaError(FishexpError):
+    """A delta file that cannot be used, or not on this model."""
+
+
 class RunFailed(Exception):
     """A run could not finish (a NaN loss, say). The message is one line."""
 

@@ -12,17 +12,24 @@ import pytest
 from omegaconf import OmegaConf
 
 import fishexp
-from fishexp.config import CONF
+from fishexp.config import CONF, options_in
 from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
+<<<<<<< HEAD
     "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions", "modules", "sparse",
     "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
     "problem", "loop", "tracking", "hardware", "snapshots", "moving", "base", "checkpoints", "course", "data", "models", "methods", "regimes",
     "saved", "record", "runner",
     "report", "usage", "config", "__main__",
+=======
+    "errors", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions",
+    "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
+    "metrics", "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record",
+    "runner", "report", "usage", "config", "__main__",
+>>>>>>> 760dd7676e35fb31f0e8a5d3042ec663683e2bae
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 
@@ -72,9 +79,7 @@ def test_no_file_and_no_function_is_long() -> None:
 
 @pytest.mark.parametrize(("group", "name"), YAMLS)
 def test_a_yaml_holds_what_its_function_takes(group: str, name: str) -> None:
-    options = OmegaConf.to_container(OmegaConf.load(Path(CONF, group, f"{name}.yaml")), resolve=False)
-    assert isinstance(options, dict)
-    options.pop("defaults", None)
+    options = options_in(Path(CONF, group, f"{name}.yaml"))
     assert options["name"] == name
     function = component.__globals__["_module"](group, options.get("module", name))
     names = {key for offered in GROUPS[group][1] for key in _keywords(getattr(function, offered, None))}
