@@ -18,18 +18,11 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-<<<<<<< HEAD
-    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions", "modules", "sparse",
-    "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
-    "problem", "loop", "tracking", "hardware", "snapshots", "moving", "base", "checkpoints", "course", "data", "models", "methods", "regimes",
-    "saved", "record", "runner",
-    "report", "usage", "config", "__main__",
-=======
-    "errors", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions",
-    "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
-    "metrics", "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record",
-    "runner", "report", "usage", "config", "__main__",
->>>>>>> 760dd7676e35fb31f0e8a5d3042ec663683e2bae
+    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients",
+    "functions", "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples",
+    "images", "text", "metrics", "problem", "loop", "tracking", "hardware", "snapshots", "moving", "base",
+    "checkpoints", "course", "data", "models", "methods", "regimes", "saved", "record", "runner", "report", "usage",
+    "config", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 

@@ -18,6 +18,7 @@ from fishexp.metrics import accuracy
 from fishexp.problem import Problem
 from fishexp.regimes import transfer
 from fishexp.settings import Decay
+from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
 from tests.cases import CLASSES, conv_net
 
@@ -104,7 +105,9 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     ours = problem(mlp(), (5,))
     mask = some(ours.model)
     with Log(tmp_path, "", {}, "disabled") as log:
-        metrics = transfer.train(ours, lambda: mask, log, decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
+        snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
+        outcome = transfer.train(ours, lambda: mask, log, snapshots, decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
+    metrics = outcome.metrics
     reference, asked = plain_loop(decay, drop_last)
     for found, expected in zip(weights(ours.model).values(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -134,7 +137,8 @@ def test_the_method_changes_neither_the_order_of_the_data_nor_their_augmentation
         scored = len(ours.data.train.asked)
         assert not any(ours.data.train.augmented)
         with Log(tmp_path, "", {}, "disabled") as log:
-            transfer.train(ours, lambda p=ours: some(p.model), log, "kept", drop_last=False, **OPTIONS)  # type: ignore[arg-type]
+            snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
+            transfer.train(ours, lambda p=ours: some(p.model), log, snapshots, "kept", drop_last=False, **OPTIONS)  # type: ignore[arg-type]
         orders.append(ours.data.train.asked[scored:])
     assert orders[0] == orders[1] == orders[2]
 
