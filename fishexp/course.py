@@ -67,7 +67,9 @@ class Course:
         self._warmup, epochs = recipe["warmup"], recipe["epochs"]
         if self._warmup > epochs / 4:
             self._warmup = epochs / 4
-            log.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: the rate rises for {epochs / 4}")
+            log.say(
+                f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: the rate rises for {epochs / 4}"
+            )
 
     def _beginning(self, epoch: int, steps: int) -> Place:
         return Place(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)

@@ -51,7 +51,7 @@ class Moving:
             self.sparse.rebase()
 
     def places(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
-        """name -> what the optimiser moves of this weight, and where in the flattened weight its entries are."""
+        """Name -> what the optimiser moves of this weight, and where in the flattened weight its entries are."""
         if self.sparse is None:
             return {name: (p, torch.arange(p.numel(), device=p.device)) for name, p in weights(self._model).items()}
         positions = self.sparse.positions()

@@ -80,9 +80,7 @@ class Problem:
         for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 
-    def epoch(
-        self, size: int, *, drop_last: bool, done: int = 0, order: Tensor | None = None
-    ) -> Iterator[Batch]:
+    def epoch(self, size: int, *, drop_last: bool, done: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
         """One pass over the training examples in a new random order, augmented; sentences of like length together.
 
         Args:

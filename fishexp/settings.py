@@ -91,7 +91,7 @@ def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """name -> (type, default) of its keyword-only arguments, those of ``**options: Unpack[...]`` included."""
+    """Name -> (type, default) of its keyword-only arguments, those of ``**options: Unpack[...]`` included."""
     hints = get_type_hints(function, include_extras=True)
     found: dict[str, Any] = {}
     for key, parameter in inspect.signature(function).parameters.items():

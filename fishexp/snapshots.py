@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -79,7 +78,7 @@ class Snapshots:
             sync(unfinished / STATE)
             sync(unfinished)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(unfinished, folder)
+            unfinished.replace(folder)
             sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)

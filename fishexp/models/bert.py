@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from fishexp.base import BASE
 from fishexp.errors import FishexpError
 from fishexp.hub import fail_fast_offline
-from fishexp.base import BASE
 from fishexp.models import Model, origin, restore_
 
 log = logging.getLogger(__name__)
