@@ -30,7 +30,7 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
 
 
 def drop_base(folder: Path, outputs: Path) -> None:
-    """This run does not need its base; the shared file goes with the last that does."""
+    """Of a run that does not need it; the shared file goes with the last that does."""
     base = folder / BASE
     if not base.exists():
         return

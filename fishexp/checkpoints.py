@@ -17,7 +17,8 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The epochs of the run in ``folder``, one file each.
 
-    ``epoch-0003.safetensors`` is a delta against the epoch before, ``keyframe-0010.safetensors`` against the first model.
+    ``epoch-0003.safetensors`` is a delta against the epoch before, ``keyframe-0010.safetensors`` against the first
+    model.
     """
 
     def __init__(self, folder: Path) -> None:

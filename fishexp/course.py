@@ -67,9 +67,8 @@ class Course:
         self._warmup, epochs = recipe["warmup"], recipe["epochs"]
         if self._warmup > epochs / 4:
             self._warmup = epochs / 4
-            log.say(
-                f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: the rate rises for {epochs / 4}"
-            )
+            rises = f"the learning rate rises for {epochs / 4}"
+            log.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
 
     def _beginning(self, epoch: int, steps: int) -> Place:
         return Place(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)

@@ -30,7 +30,11 @@ def make_optimiser(
 
 
 def linear_schedule(optimiser: Optimizer, steps: int, warmup: int, done: int = 0) -> LRScheduler:
-    """Learning rate up in a straight line over ``warmup`` steps, then down to 0 after ``steps``, ``done`` of them done."""
+    """Learning rate up in a straight line over ``warmup`` steps, then down to 0 after ``steps``.
+
+    Args:
+        done: Steps that were taken before.
+    """
     for group in optimiser.param_groups:
         group["initial_lr"] = group["lr"]
 

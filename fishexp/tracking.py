@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from fishexp import interrupts
 from fishexp.atomic import replacing
+from fishexp.bars import Bar
 from fishexp.errors import FishexpError
 
-REFRESH = 0.5  # seconds between updates of a bar: each one waits for the device
-PLAIN = 30.0  # seconds between lines where there is no terminal
 WandbMode = Literal["disabled", "offline", "online"]
 
 
@@ -98,6 +95,8 @@ class Log:
         if self._wandb is not None:
             self._wandb.log({"epoch": epoch, **metrics}, step=epoch)
         self._headline = next((f"{name} {_short(metrics[name])}" for name in metrics if "loss" not in name), "")
+        if self._bar is not None:
+            self._bar.headline = self._headline
         self.say(f"epoch {epoch}: " + ", ".join(f"{name} {_short(value)}" for name, value in metrics.items()))
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -121,10 +120,10 @@ class Log:
             self.seconds[what] += time.perf_counter() - start
 
     @contextmanager
-    def bar(self, total: int) -> Iterator["Bar"]:
+    def bar(self, total: int) -> Iterator[Bar]:
         """Progress over ``total`` examples; below the present bar, if there is one."""
         outer = self._bar
-        with Bar(self, total, outer) as self._bar:
+        with Bar(self.console, total, self.say, self._headline, outer) as self._bar:
             try:
                 yield self._bar
             finally:
@@ -136,73 +135,6 @@ class Log:
         with self.bar(total) as bar:
             bar.describe(what)
             yield lambda examples: bar.advance(None, examples)
-
-
-class Bar:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, log: Log, total: int, outer: "Bar | None") -> None:
-        self._log, self._outer = log, outer
-        self._progress = _progress(log.console) if outer is None else outer._progress
-        self._task = self._progress.add_task("", total=total, numbers="")
-        self._waiting = 0
-        self._last = self._line = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._outer is None:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._outer is None:
-            self._progress.stop()
-        else:
-            self._progress.remove_task(self._task)
-
-    def skip(self, examples: int) -> None:
-        """So many were done before; they say nothing about the speed."""
-        self._progress.reset(self._task, completed=examples)
-
-    def describe(self, text: str) -> None:
-        """What is going on."""
-        self._progress.update(self._task, description=text)
-
-    def advance(self, loss: Tensor | None, examples: int) -> None:
-        """``examples`` more are done; ``loss`` is looked at only when the bar is drawn."""
-        interrupts.check()
-        self._waiting += examples
-        now = time.monotonic()
-        if now - self._last < REFRESH:
-            return
-        self._last = now
-        self._progress.update(self._task, advance=self._waiting)
-        self._waiting = 0
-        task = next(task for task in self._progress.tasks if task.id == self._task)
-        parts = [
-            f"loss {loss.item():.3f}" if loss is not None else "",
-            self._log._headline,
-            f"{task.speed:,.0f} examples/s" if task.speed else "",
-        ]
-        self._progress.update(self._task, numbers="  ".join(part for part in parts if part))
-        if not self._log.console.is_terminal and now - self._line >= PLAIN:
-            self._line = now
-            left = f", {task.time_remaining / 60:.1f} min left" if task.time_remaining else ""
-            self._log.say(f"{task.description} {task.percentage:.0f} %  {task.fields['numbers']}{left}")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        speed_estimate_period=120,
-    )
 
 
 class _ConsoleHandler(logging.Handler):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +48,7 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
             tokenizer.save_pretrained(folder)
 
     head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
-    place = os.path.abspath(source) if Path(source).exists() else source
+    place = str(Path(source).resolve()) if Path(source).exists() else source
     return Model(network, head, save, place if complete else None, tokenizer)
 
 

@@ -1,6 +1,5 @@
 """ResNets for small images: torchvision's, with a 3x3 stem, and Page's ResNet-9 of the original CIFAR-10 code."""
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
@@ -49,7 +48,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
             save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
 
     names = tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters())
-    return Model(network, names, save, None if path is None else os.path.abspath(path))
+    return Model(network, names, save, None if path is None else str(Path(path).resolve()))
 
 
 def _torchvision(classes: int, channels: int, blocks: list[int]) -> nn.Module:
