@@ -2,18 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fishexp.errors import FishexpError
+from fishexp.errors import DeltaError, FishexpError
 
 if TYPE_CHECKING:
+    from fishexp.delta import Delta
     from fishexp.fisher import diagonal_fisher
     from fishexp.masks import top_k
     from fishexp.saved import load_run
     from fishexp.sparse import sparsify
 
 __version__ = "0.1.0"
-__all__ = ["FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
+__all__ = ["Delta", "DeltaError", "FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
 
-_HOMES = {"diagonal_fisher": "fisher", "load_run": "saved", "sparsify": "sparse", "top_k": "masks"}
+_HOMES = {
+    "Delta": "delta", "diagonal_fisher": "fisher", "load_run": "saved", "sparsify": "sparse", "top_k": "masks",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # torch is imported only when a name is used

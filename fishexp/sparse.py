@@ -1,11 +1,14 @@
 """Kept entries become the only weights that train."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from fishexp.delta import Delta
+from fishexp.delta.tensors import named
+from fishexp.delta.trained import Original, trained
 from fishexp.errors import FishexpError
 from fishexp.kept import Kept, Way, retire, weights
 from fishexp.masks import Mask
@@ -17,8 +20,9 @@ PRODUCTS = nn.Linear | nn.Conv2d | nn.Embedding  # whose kept entries are sparse
 class Sparse:
     """The kept entries of a model, one parameter for each tensor that holds any; made by :func:`sparsify`."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], kept: dict[str, Kept]) -> None:
-        self._parameters, self._kept = parameters, kept
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], kept: dict[str, Kept]) -> None:
+        self._model, self._parameters, self._kept = model, parameters, kept
+        self.rebase()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What to give to an optimiser: its state is as large as these, not as the model."""
@@ -30,6 +34,34 @@ class Sparse:
             name: self._kept[name].positions.long() if name in self._kept else torch.arange(p.numel(), device=p.device)
             for name, p in self._parameters.items()
         }
+
+    def rebase(self) -> None:
+        """Let the next delta begin here: what the model is now becomes its base.
+
+        The kept entries' values are copied, and the buffers.
+        """
+        self._originals: dict[str, Original] = {}
+        for name, tensor in named(self._model).items():
+            if name in self._kept:
+                kept = self._kept[name]
+                self._originals[name] = Original(kept.positions, kept.gather(tensor.detach()), always=True)
+            elif name in self._parameters or not isinstance(tensor, nn.Parameter):
+                self._originals[name] = Original(None, tensor.detach().clone(), name in self._parameters)
+
+    def delta(self, fresh: Collection[str] = ()) -> Delta:
+        """What training changed since :func:`sparsify`, or since :meth:`rebase`.
+
+        It has all kept entries, also those that have the value they had, and the buffers that are others now. Its base
+        is the model with the values of then in their place, and everything else as it is: a weight that was changed
+        outside the mask meanwhile is of the base.
+
+        Args:
+            fresh: Tensors that the base is to lack, such as those of a head that has just been put on it.
+
+        Raises:
+            DeltaError: If the model has no such tensor.
+        """
+        return Delta.of(trained(self._model, self._originals, fresh))
 
     def ways(self) -> dict[str, Way]:
         """How the last backward pass found the gradient of each partly kept weight of a Linear or a convolution."""
@@ -83,7 +115,7 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
         own = {name: of[p] for name, p in module._parameters.items() if p is not None and p in of}
         if own:
             attach(module, own)
-    return Sparse(parameters, kept)
+    return Sparse(model, parameters, kept)
 
 
 def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:

@@ -18,10 +18,10 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions", "modules",
-    "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text", "metrics",
-    "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record", "runner",
-    "report", "usage", "config", "__main__",
+    "errors", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients", "functions",
+    "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
+    "metrics", "problem", "loop", "tracking", "hardware", "data", "models", "methods", "regimes", "saved", "record",
+    "runner", "report", "usage", "config", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 

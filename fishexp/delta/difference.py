@@ -1,0 +1,97 @@
+"""What makes one model of another."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fishexp.delta import positions
+from fishexp.delta.content import Content
+from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads, sha256
+from fishexp.delta.moved import Moved, whole
+from fishexp.delta.tensors import Source
+from fishexp.errors import DeltaError
+
+
+def difference(before: Source, after: Source) -> Content:
+    """The delta between two models, whose tensors are read a few at a time.
+
+    Raises:
+        DeltaError: If types or shapes differ in another way than by more rows.
+    """
+    tied = joined(after.tied, before.tied)
+    old, new = members(before, tied), members(after, tied)
+    for name in new.keys() & old.keys():
+        _check_growth(name, before.kinds[old[name]], after.kinds[new[name]])
+
+    def one(name: str) -> tuple[Fingerprint | None, Moved | None]:
+        first = before.read(old[name]) if name in old else None
+        if name not in new:
+            return fingerprint(first), None  # type: ignore[arg-type]
+        return None if first is None else fingerprint(first), change(first, after.read(new[name]))
+
+    names = [*new, *(old.keys() - new.keys())]
+    found = dict(zip(names, in_threads(one, names), strict=True))
+    base = {name: print_ for name, (print_, _) in found.items() if print_ is not None}
+    moved = {name: entries for name, (_, entries) in found.items() if entries is not None}
+    return Content(base, moved, tuple(sorted(old.keys() - new.keys())), tied)
+
+
+def change(before: Tensor | None, after: Tensor) -> Moved | None:
+    """What of ``after`` is not in ``before``, to the bit, in the smaller form; None if nothing.
+
+    Args:
+        before: Of the same type; ``after`` may have more rows. None: ``after`` is stored whole.
+        after: On any device.
+    """
+    if before is None:
+        return whole(after)
+    old, new = flat(before), flat(after)
+    changed = (bits(new[: len(old)]) != bits(old)).nonzero().squeeze(1)
+    found = torch.cat([changed, torch.arange(len(old), len(new))])
+    if not len(found) and before.shape == after.shape:
+        return None
+    shape = tuple(after.shape)
+    if len(found) < len(new):
+        size = len(found) * new.element_size() + len(positions.encode(found, shape)[1])
+        if size < len(new) * new.element_size():
+            return Moved(shape, found, new[found], sha256(new))
+    return whole(after)
+
+
+def joined(*ties: Mapping[str, str]) -> dict[str, str]:
+    """Names that are one tensor in any of both -> one of them; the first one's choice goes before."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while name in parent:
+            name = parent[name]
+        return name
+
+    for other, first in (pair for tied in ties for pair in tied.items()):
+        if root(other) != root(first):
+            parent[root(other)] = root(first)
+    return {name: root(name) for name in parent}
+
+
+def members(source: Source, tied: Mapping[str, str]) -> dict[str, str]:
+    """Name in the delta -> name in the source.
+
+    Raises:
+        DeltaError: If tensors that are one elsewhere differ here.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in source.kinds:
+        groups[tied.get(name, name)].append(name)
+    for names in groups.values():
+        if len(names) > 1 and len({fingerprint(source.read(name)) for name in names}) > 1:
+            raise DeltaError(f"{names[0]} and {names[1]} are one tensor in one model, and differ in the other")
+    return {name: names[0] for name, names in groups.items()}
+
+
+def _check_growth(name: str, before: Fingerprint, after: Fingerprint) -> None:
+    if not before.grows_to(after):
+        raise DeltaError(
+            f"{name} is {before} before and {after} after; a delta keeps the type, and of the shape all but more rows"
+        )

@@ -1,0 +1,69 @@
+"""The part of a delta that is about one tensor."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fishexp.delta.fingerprint import Fingerprint, bits, flat, raw, sha256
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """The new values of a tensor.
+
+    Attributes:
+        shape: Of the tensor, after.
+        positions: (k,) int64, ascending: where in the flattened tensor the values stand; None if it is stored whole.
+        values: (k,) or (entries,), in the tensor's type, on the CPU.
+        sha256: Of the whole tensor, after.
+    """
+
+    shape: tuple[int, ...]
+    positions: Tensor | None
+    values: Tensor
+    sha256: str
+
+    @property
+    def after(self) -> Fingerprint:
+        """What the tensor is afterwards."""
+        return Fingerprint(self.values.dtype, self.shape, self.sha256)
+
+    @property
+    def kind(self) -> Fingerprint:
+        """Type and shape of the tensor."""
+        return Fingerprint(self.values.dtype, self.shape)
+
+    def where(self) -> Tensor:
+        """(k,) int64 positions, of a tensor stored whole as well."""
+        return torch.arange(len(self.values)) if self.positions is None else self.positions
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The bits that a tensor of this shape, on any device and in any order, has in the place of the values."""
+        if self.positions is None:
+            return bits(tensor).flatten().clone()
+        return bits(tensor).take(self.positions.to(tensor.device))
+
+    def write_(self, tensor: Tensor, values: Tensor) -> None:
+        """The bits of ``values`` into the tensor, in the place of the delta's."""
+        values = values.to(tensor.device)
+        if self.positions is None:
+            bits(tensor).copy_(bits(values).view(self.shape))
+        else:
+            bits(tensor).put_(self.positions.to(tensor.device), bits(values))
+
+    def hashes(self, tensor: Tensor, entries: int) -> tuple[str, str]:
+        """SHA-256 of the first ``entries`` of the tensor as it is, and of all of it with the delta's values.
+
+        The tensor is left alone; a copy of it on the CPU is made meanwhile.
+        """
+        copy = tensor.detach().to("cpu", copy=True).contiguous()
+        before = hashlib.sha256(raw(copy.flatten()[:entries])).hexdigest()
+        self.write_(copy, self.values)
+        return before, sha256(copy)
+
+
+def whole(tensor: Tensor) -> Moved:
+    """All of a tensor."""
+    return Moved(tuple(tensor.shape), None, flat(tensor).clone(), sha256(tensor))

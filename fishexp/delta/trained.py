@@ -1,0 +1,69 @@
+"""The delta of a training that changed some entries of a model in place."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fishexp.delta.content import Content
+from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
+from fishexp.delta.moved import Moved, whole
+from fishexp.delta.tensors import source
+from fishexp.errors import DeltaError, nearest
+
+
+class Original(NamedTuple):
+    """Values that entries of a tensor had.
+
+    Attributes:
+        positions: Where in the flattened tensor, in any order; None for all of it.
+        values: In the order of ``positions``, on any device.
+        always: Whether they are part of the delta even if they are the same now.
+    """
+
+    positions: Tensor | None
+    values: Tensor
+    always: bool
+
+
+def trained(model: nn.Module, originals: Mapping[str, Original], fresh: Collection[str]) -> Content:
+    """What became of the entries in ``originals``; all others count as part of the base as they are now.
+
+    Args:
+        model: After the training. Its tensors are hashed a few at a time.
+        fresh: Tensors that the base does not have, or not these: stored whole.
+
+    Raises:
+        DeltaError: If ``fresh`` names a tensor that the model does not have.
+    """
+    found = source(model)
+    for name in fresh:
+        if found.tied.get(name, name) not in found.kinds:
+            raise DeltaError(f"fresh names {name}, which the model does not have{nearest(name, list(found.kinds))}")
+    new = {found.tied.get(name, name) for name in fresh}
+
+    def one(name: str) -> tuple[Fingerprint | None, Moved | None]:
+        tensor = found.read(name)
+        if name in new:
+            return None, whole(tensor)
+        return _one(tensor, originals[name]) if name in originals else (fingerprint(tensor), None)
+
+    pairs = dict(zip(found.kinds, in_threads(one, found.kinds), strict=True))
+    base = {name: before for name, (before, _) in pairs.items() if before is not None}
+    moved = {name: entries for name, (_, entries) in pairs.items() if entries is not None}
+    return Content(base, moved, tied=found.tied)
+
+
+def _one(tensor: Tensor, original: Original) -> tuple[Fingerprint, Moved | None]:
+    """What a tensor was, and what it became."""
+    if original.positions is None:
+        before = original.values.to(tensor.dtype).view(tensor.shape)
+        same = not original.always and torch.equal(bits(before), bits(tensor).to(before.device))
+        return fingerprint(before), None if same else whole(tensor)
+    places, order = original.positions.long().sort()
+    values = original.values.to(tensor.dtype)[order].cpu()
+    places, copy = places.cpu(), flat(tensor).clone()
+    moved = Moved(tuple(tensor.shape), places, copy[places], fingerprint(copy).sha256 or "")
+    moved.write_(copy.view(tensor.shape), values)
+    return fingerprint(copy.view(tensor.shape)), moved
