@@ -20,8 +20,8 @@ def difference(before: Source, after: Source) -> Content:
     Raises:
         DeltaError: If types or shapes differ in another way than by more rows.
     """
-    tied = _joined(after.tied, before.tied)
-    old, new = _members(before, tied), _members(after, tied)
+    tied = joined(after.tied, before.tied)
+    old, new = members(before, tied), members(after, tied)
     for name in new.keys() & old.keys():
         _check_growth(name, before.kinds[old[name]], after.kinds[new[name]])
 
@@ -50,7 +50,7 @@ def change(before: Tensor | None, after: Tensor) -> Moved | None:
     old, new = flat(before), flat(after)
     changed = (bits(new[: len(old)]) != bits(old)).nonzero().squeeze(1)
     found = torch.cat([changed, torch.arange(len(old), len(new))])
-    if not len(found):
+    if not len(found) and before.shape == after.shape:
         return None
     shape = tuple(after.shape)
     if len(found) < len(new):
@@ -60,7 +60,7 @@ def change(before: Tensor | None, after: Tensor) -> Moved | None:
     return whole(after)
 
 
-def _joined(*ties: Mapping[str, str]) -> dict[str, str]:
+def joined(*ties: Mapping[str, str]) -> dict[str, str]:
     """Names that are one tensor in any of both -> one of them; the first one's choice goes before."""
     parent: dict[str, str] = {}
 
@@ -75,7 +75,7 @@ def _joined(*ties: Mapping[str, str]) -> dict[str, str]:
     return {name: root(name) for name in parent}
 
 
-def _members(source: Source, tied: Mapping[str, str]) -> dict[str, str]:
+def members(source: Source, tied: Mapping[str, str]) -> dict[str, str]:
     """Name in the delta -> name in the source.
 
     Raises:

@@ -34,6 +34,11 @@ def apply_(delta: Content, target: Target, strict: bool) -> "Undo":
     fitted = fit(delta, target)
     if strict:
         check_content(fitted.places)
+    return write_(target, fitted)
+
+
+def write_(target: Target, fitted: Fit) -> "Undo":
+    """Put the new values where they belong; all of them, or none if there is an error."""
     changes = [
         Change(place.names[0], place.moved, place.moved.gather(place.tensor))
         for place in fitted.places
