@@ -1,6 +1,6 @@
 """The weights that training moves, and what it has changed so far."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ class Moving:
             self._mask = mask
             self.parameters = mask_gradients(model, mask)
 
+    @classmethod
+    def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay) -> "Moving":
+        """With the mask that ``choose`` gives.
+
+        The delta's base is the model before that: scoring as the original does moves running statistics.
+        """
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        mask = choose()
+        after = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        _set_buffers(model, before)
+        moving = cls(model, mask, decay)
+        _set_buffers(model, after)
+        return moving
+
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """The model as it is now, against what it was when this was made (or the last :meth:`rebase`).
 
@@ -63,6 +77,11 @@ class Moving:
             MASK + name: torch.from_numpy(np.packbits(kept.cpu().numpy().reshape(-1)))
             for name, kept in self._mask.items()
         }
+
+
+def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.copy_(values[name])
 
 
 def mask_of(snapshot: Snapshot, model: nn.Module) -> Mask:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.delta import Delta
-from fishexp.delta.tensors import named
 from fishexp.delta.trained import Original, trained
 from fishexp.errors import FishexpError
 from fishexp.kept import Kept, Way, retire, weights
@@ -41,7 +40,8 @@ class Sparse:
         The kept entries' values are copied, and the buffers.
         """
         self._originals: dict[str, Original] = {}
-        for name, tensor in named(self._model).items():
+        state = self._model.state_dict(keep_vars=True)
+        for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, Tensor)):
             if name in self._kept:
                 kept = self._kept[name]
                 self._originals[name] = Original(kept.positions, kept.gather(tensor.detach()), always=True)

@@ -41,13 +41,18 @@ class Model:
     tokenizer: Any = None
 
 
+def changes(folder: Path) -> bool:
+    """Whether it is the folder of a run that left what training changed, not the weights."""
+    return (folder / DELTA).exists() or Checkpoints(folder).last > 0
+
+
 def origin(folder: Path) -> str | None:
     """Where the weights were loaded from that a run changed, if ``folder`` is the run's and has only the change.
 
     Raises:
         FishexpError: If they are not there any more.
     """
-    if (folder / WEIGHTS).exists() or (folder / BASE).exists() or not (folder / PREPROCESSING).exists():
+    if (folder / WEIGHTS).exists() or (folder / BASE).exists() or not changes(folder):
         return None
     source = json.loads((folder / PREPROCESSING).read_text()).get("source")
     if source is None or (Path(source).is_absolute() and not Path(source).exists()):

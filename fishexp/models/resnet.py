@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
-from fishexp.models import PREPROCESSING, WEIGHTS, Model, origin, restore_
+from fishexp.models import WEIGHTS, Model, changes, origin, restore_
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
@@ -125,7 +125,7 @@ def _resnet9(classes: int, channels: int) -> nn.Module:
 
 
 def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
-    if path.is_dir() and not (path / WEIGHTS).exists() and (path / PREPROCESSING).exists():  # of a run
+    if changes(path):
         if source := origin(path):
             _load(network, Path(source), head, classes)
         restore_(network, path)

@@ -87,9 +87,8 @@ def _next(
     before: Moving | None,
 ) -> Moving:
     """The entries of the next mask (None: all), and their optimiser."""
-    mask = choose() if choose else None
     old = course.optimiser if before else None
-    moving = Moving(problem.model, mask, decay)
+    moving = Moving.chosen(problem.model, choose, decay) if choose else Moving(problem.model, None, decay)
     course.optimise(moving.parameters)
     if before and old and momentum == "carry":
         carry(old, before, course.optimiser, moving)

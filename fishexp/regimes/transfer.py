@@ -37,10 +37,12 @@ def train(
         return Outcome(course.metrics)
 
     snapshot = snapshots.latest
-    moving = Moving(problem.model, mask_of(snapshot, problem.model) if snapshot else choose(), decay)
     if snapshot:
+        moving = Moving(problem.model, mask_of(snapshot, problem.model), decay)
         snapshot.delta.apply_(problem.model)
         course.resume(snapshot)
+    else:
+        moving = Moving.chosen(problem.model, choose, decay)
     course.optimise(moving.parameters)
     if snapshot:
         course.restore_optimiser(snapshot)
