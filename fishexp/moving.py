@@ -98,23 +98,25 @@ def mask_of(snapshot: Snapshot, model: nn.Module) -> Mask:
 def carry(old: Optimizer, before: Moving, new: Optimizer, after: Moving) -> None:
     """Give entries that move under both masks the state in ``new`` that they had in ``old``; others begin at zero.
 
-    What an optimiser counts per tensor, such as AdamW's steps, goes on counting.
+    What an optimiser counts per tensor, such as AdamW's steps, goes on counting where any entry of a tensor stays.
     """
     if before.sparse is None and after.sparse is None:  # every weight moves, whatever the mask
         new.load_state_dict(old.state_dict())
         return
-    places = before.places()
+    earlier = before.places()
+    like = next((q for q, _ in earlier.values() if q in old.state), None)
+    if like is None:
+        return
     for name, (p, positions) in after.places().items():
-        if name not in places or places[name][0] not in old.state:
-            continue
-        q, earlier = places[name]
-        order = earlier.argsort()
-        found = torch.searchsorted(earlier, positions, sorter=order).clamp(max=len(earlier) - 1)
-        source = order[found]
-        stayed = earlier[source] == positions
+        q, places = earlier.get(name, (like, positions[:0]))
+        if q not in old.state:  # it had no gradient
+            q, places = like, positions[:0]
+        order = places.argsort()
+        nearest = torch.searchsorted(places, positions, sorter=order).clamp(max=max(len(places) - 1, 0))
+        stays = places[order[nearest]] == positions if len(places) else torch.zeros_like(positions, dtype=torch.bool)
         for key, value in old.state[q].items():
-            if value is None or value.shape != q.shape:
-                new.state[p][key] = value
+            if value.shape != q.shape:
+                new.state[p][key] = value.clone() if len(places) else torch.zeros_like(value)
                 continue
-            state = torch.zeros_like(p, dtype=value.dtype)
-            new.state[p][key] = state.put_(stayed.nonzero().squeeze(1), value.take(source[stayed]))
+            new.state[p][key] = torch.zeros_like(p, dtype=value.dtype)
+            new.state[p][key].put_(stays.nonzero().squeeze(1), value.take(order[nearest[stays]]))
