@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fishexp.delta import Delta
 from fishexp.delta.seeded import Seeded
-from fishexp.delta.tensors import named
 from fishexp.delta.trained import Original, by_seed, trained
 from fishexp.errors import FishexpError
 from fishexp.kept import Kept, Way, retire, weights
@@ -41,15 +40,14 @@ class Sparse:
     def rebase(self) -> None:
         """Let the next delta begin here: what the model is now becomes its base.
 
-        The kept entries' values are copied, and the buffers.
+        The kept entries' values are copied for it, and the buffers.
         """
-        self._originals: dict[str, Original] = {}
-        for name, tensor in named(self._model).items():
+        self._originals: dict[str, Tensor] = {}
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
             if name in self._kept:
-                kept = self._kept[name]
-                self._originals[name] = Original(kept.positions, kept.gather(tensor.detach()), always=True)
-            elif name in self._parameters or not isinstance(tensor, nn.Parameter):
-                self._originals[name] = Original(None, tensor.detach().clone(), name in self._parameters)
+                self._originals[name] = self._kept[name].gather(tensor.detach())
+            elif name in self._parameters or (isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)):
+                self._originals[name] = tensor.detach().clone()
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """What training changed since :func:`sparsify`, or since :meth:`rebase`.
@@ -64,10 +62,12 @@ class Sparse:
         Raises:
             DeltaError: If the model has no such tensor.
         """
-        content = trained(self._model, self._originals, fresh)
-        if self._seed is not None:
-            content = by_seed(content, self._seed, weights(self._model))
-        return Delta.of(content)
+        originals = {
+            name: Original(self._kept[name].positions if name in self._kept else None, values, name in self._parameters)
+            for name, values in self._originals.items()
+        }
+        content = trained(self._model, originals, fresh)
+        return Delta.of(content if self._seed is None else by_seed(content, self._seed, weights(self._model)))
 
     def ways(self) -> dict[str, Way]:
         """How the last backward pass found the gradient of each partly kept weight of a Linear or a convolution."""

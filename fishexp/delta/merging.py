@@ -123,10 +123,10 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
     differ[which[value != any_of[which]]] = True
     known = entries < len(old)
     has_sum = known if old.is_floating_point() or old.is_complex() else torch.zeros_like(known)
-    if bool((differ & ~has_sum).any()):
+    if count := int((differ & ~has_sum).sum()):
         raise DeltaError(
-            f"the deltas have different values for {int((differ & ~has_sum).sum())} of its entries, which have no {how}, "
-            "being no floats or not in the base; make them equal, or take the tensor out of one"
+            f"the deltas have different values for {count} of its entries, which have no {how}, being no floats or not "
+            "in the base; make them equal, or take the tensor out of one"
         )
     wide = torch.complex128 if old.is_complex() else torch.float64
     start = torch.zeros(len(entries), dtype=wide)

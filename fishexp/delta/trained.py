@@ -37,19 +37,25 @@ def trained(model: nn.Module, originals: Mapping[str, Original], fresh: Collecti
         fresh: Tensors that the base does not have, or not these: stored whole.
 
     Raises:
-        DeltaError: If ``fresh`` names a tensor that the model does not have.
+        DeltaError: If ``fresh`` names a tensor that the model does not have, or trained parameters share memory.
     """
     found = source(model)
     for name in fresh:
         if found.tied.get(name, name) not in found.kinds:
             raise DeltaError(f"fresh names {name}, which the model does not have{nearest(name, list(found.kinds))}")
     new = {found.tied.get(name, name) for name in fresh}
+    known: dict[str, Original] = {}
+    for name, original in originals.items():
+        first = found.tied.get(name, name)
+        if original.always and first in known:
+            raise DeltaError(f"{name} and {first} are two parameters in the same memory; make them one, or copy one")
+        known.setdefault(first, original)
 
     def one(name: str) -> tuple[Fingerprint | None, Moved | None]:
         tensor = found.read(name)
         if name in new:
             return None, whole(tensor)
-        return _one(tensor, originals[name]) if name in originals else (fingerprint(tensor), None)
+        return _one(tensor, known[name]) if name in known else (fingerprint(tensor), None)
 
     pairs = dict(zip(found.kinds, in_threads(one, found.kinds), strict=True))
     base = {name: before for name, (before, _) in pairs.items() if before is not None}
