@@ -10,7 +10,7 @@ from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
 from fishexp.delta.moved import Moved, whole
 from fishexp.delta.tensors import source
-from fishexp.errors import DeltaError, nearest
+from fishexp.errors import DeltaError
 
 
 class Original(NamedTuple):
@@ -40,7 +40,7 @@ def trained(model: nn.Module, originals: Mapping[str, Original], fresh: Collecti
     found = source(model)
     for name in fresh:
         if found.tied.get(name, name) not in found.kinds:
-            raise DeltaError(f"fresh names {name}, which the model does not have{nearest(name, list(found.kinds))}")
+            raise DeltaError(f"fresh names {name}, which the model does not have")
     new = {found.tied.get(name, name) for name in fresh}
     known: dict[str, Original] = {}
     for name, original in originals.items():
