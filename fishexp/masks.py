@@ -1,12 +1,13 @@
 """Scores in, mask out: which weights may move."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fishexp.budget import budget
+from fishexp.delta.seeded import Seeded
 from fishexp.errors import FishexpError
 
 Scores: TypeAlias = Mapping[str, Tensor]  # importance of each weight, in the parameter's shape
@@ -26,7 +27,8 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
 
     Returns:
         name -> bool tensor of the parameter's shape, on its device. Exactly ``floor(keep * total)`` entries are true,
-        ``keep`` read as a decimal. Of equal scores the first in the order of ``scores`` wins.
+        ``keep`` read as a decimal. Of equal scores the first in the order of ``scores`` wins. The mask of
+        :func:`random_scores` has their seed.
 
     Raises:
         FishexpError: If ``keep`` is out of range or too small to pay for ``always``, ``always`` names an unknown
@@ -47,9 +49,22 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
 
     rest = {name: score for name, score in scores.items() if name not in always}
     chosen = _largest(rest, kept - head)
-    return {
+    mask = {
         name: chosen[name] if name in chosen else torch.ones_like(scores[name], dtype=torch.bool) for name in scores
     }
+    return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
+
+
+def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Scores:
+    """Independent uniform numbers in [0, 1), float32 on the CPU; a delta can hold a mask of the best by its seed.
+
+    Args:
+        shapes: name -> shape of each parameter, in the model's order.
+        seed: In [0, 2**63).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: torch.rand(tuple(s), generator=generator, dtype=torch.float32) for name, s in shapes.items()}
+    return Seeded(drawn, seed)
 
 
 def _largest(scores: Scores, k: int) -> Mask:

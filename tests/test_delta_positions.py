@@ -6,6 +6,7 @@ import random
 import tracemalloc
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -159,9 +160,20 @@ def at_mask(density: float, run: int) -> Tensor:
 
 
 def test_the_bytes_are_the_documented_ones() -> None:
-    """By hand: what is written must never change under the same names."""
-    # gaps 1, 0, 5 of 10 - 3 left out: guess 2, width 1; no change |1|, low bits |1 0 1|, quotients 0 0 2 |1 1 001|
-    assert positions.encode(torch.tensor([1, 2, 8]), (10,)) == ("gaps", pytest.approx([0b11011100, 0b10000000]))
+    """By hand: what a name means must never change."""
+    for places, shape, coding, bits in [
+        # left out: 1, 0, 5 of 7, so 2 are expected and width 1; no change 1, low bits 1 0 1, quotients 0, 0, 2
+        ([1, 2, 8], (10,), "gaps", "1 101 1 1 001"),
+        # the second of five columns of four: 4, 5, 6 of the transpose; of 17, 5 are expected, width 2, by -2 to 0
+        ([1, 6, 11], (4, 5), "gaps by column", "0001 00001 1 1"),
+        # 3 is left out of 10: before it 3, 9 are expected, width 3, by -2; low bit 1, quotient 1
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9], (10,), "holes", "0001 1 01"),
+        # one run, in six bits; 2 before and 31 more than one; of 8 left out, 4 are expected, width 2, by +2 to 4
+        (range(2, 34), (40,), "runs", "000001 00001 0010 1111 1 01"),
+    ]:
+        found, data = positions.encode(torch.tensor(places), shape)
+        assert found == coding
+        assert data.tolist() == as_bytes(bits.replace(" ", ""))
 
 
 def test_positions_out_of_order_or_outside_are_refused() -> None:
@@ -185,6 +197,85 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     ]:
         with pytest.raises(DeltaError, match=words):
             positions.decode(data, coding, count, shape)
+
+
+def refused(data: list[int], coding: str, count: int, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(DeltaError, match=words):
+        positions.decode(torch.tensor(data, dtype=torch.uint8), coding, count, shape)
+
+
+def test_nothing_may_follow_the_last_position() -> None:
+    for shape, places in [((10,), [1, 2, 8]), ((9, 4), range(3, 30)), ((9, 4), []), ((9, 4), range(36))]:
+        coding, encoded = positions.encode(torch.tensor(places, dtype=torch.int64), shape)
+        data = encoded.tolist()
+        refused([*data, 0], coding, len(places), shape, "bits follow the last of")
+        refused([*data, 128], coding, len(places), shape, "bits follow the last of")
+    assert positions.encode(torch.tensor([1, 2, 8]), (10,))[1].tolist() == [0b11011100, 0b10000000]
+    refused([0b11011100, 0b10000001], "gaps", 3, (10,), "7 bits follow the last of 3 numbers")
+
+
+def packed(numbers: list[int], widths: list[int], guess: int, head: str = "") -> list[int]:
+    bits = rice.write(np.array(numbers, np.int64), np.array(widths, np.int64), guess).tolist()
+    return as_bytes(head + "".join(map(str, bits)))
+
+
+def as_bytes(bits: str) -> list[int]:
+    return [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
+
+
+def test_numbers_too_large_are_refused_before_they_overflow() -> None:
+    shape, numel = (2**62 - 1,), 2**62 - 1
+    most = numel - 1  # the position of the last entry
+    assert positions.decode(torch.tensor(packed([most], [61], most), dtype=torch.uint8), "gaps", 1, shape) == most
+    refused(packed([most + 1], [61], most), "gaps", 1, shape, "a position is not below")
+    refused(packed([2**61] * 4, [61], (numel - 4) // 4), "gaps", 4, shape, "a position is not below")  # 2**63 in sum
+    for widen, width, quotient, words in [(4, 63, 0, "63 low bits"), (2, 62, 2, r"2\*\*63 or more")]:  # 61 is usual
+        refused(as_bytes("0" * widen + "1" + "0" * width + "0" * quotient + "1"), "gaps", 1, shape, words)
+
+
+def test_runs_that_do_not_fit_are_refused() -> None:
+    """Six entries of 20: before, less one (but of the first), and length less one; the number of runs in 3 bits."""
+    shape, guess = (20,), 14 // 4
+    good = packed([2, 0, 3, 1], [1], guess, "010")
+    assert positions.decode(torch.tensor(good, dtype=torch.uint8), "runs", 6, shape).tolist() == [2, 3, 4, 5, 7, 8]
+    last = packed([2, 11, 3, 1], [1], guess, "010")
+    assert positions.decode(torch.tensor(last, dtype=torch.uint8), "runs", 6, shape)[-1] == 19
+    refused(packed([2, 12, 3, 1], [1], guess, "010"), "runs", 6, shape, "the runs are not those of 6 positions")
+    refused(packed([2, 0, 3, 2], [1], guess, "010"), "runs", 6, shape, "the runs are not those of 6 positions")
+    refused(packed([2, 0, 3, 0], [1], guess, "010"), "runs", 6, shape, "the runs are not those of 6 positions")
+    refused(packed([], [], 0, "000"), "runs", 6, shape, "6 positions do not come in 0 runs")
+    refused(packed([0] * 14, [0], 1, "111"), "runs", 6, shape, "6 positions do not come in 7 runs")
+    refused([], "runs", 6, shape, "6 positions do not come in 0 runs")
+
+
+def test_nothing_by_column_has_no_columns() -> None:
+    refused([], "gaps by column", 0, (0, 3), "has no 0 positions coded as 'gaps by column'")
+
+
+def test_many_entries_take_a_bit_each_so_that_a_reader_can_trust_their_number() -> None:
+    places = torch.arange(1, 101)
+    for shape in [(101,), (10, 20)]:
+        with mock.patch.object(positions, "MOST", 99):
+            coding, data = positions.encode(places, shape)
+            assert positions.decode(data, coding, 100, shape).equal(places)
+            refused(
+                positions.encode(torch.arange(100), (100,))[1].tolist()[:12], "gaps", 100, (100,), "cannot lie in 12"
+            )
+        assert coding.startswith("gaps")
+        assert len(data) >= 100 / 8
+        assert len(positions.encode(places, shape)[1]) <= 3
+
+
+@pytest.mark.parametrize("mean", [0.4, 1, 3, 100, 128, 135, 150, 200, 255])
+def test_the_widths_are_the_best(mean: float) -> None:
+    """Against all widths, block by block."""
+    uniform = torch.rand(3200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    numbers = (uniform.log() / math.log(mean / (mean + 1))).long()
+    costs = [((numbers >> width) + 1 + width).view(-1, 32).sum(1) for width in range(12)]
+    least = int(torch.stack(costs).min(0).values.sum())
+    widths, _ = rice.choose(numbers.numpy(), int(mean))
+    chosen = int(((numbers >> torch.from_numpy(widths).repeat_interleave(32)) + 1).sum()) + 32 * int(widths.sum())
+    assert chosen <= 1.0025 * least
 
 
 def hostile(rng: random.Random) -> tuple[Tensor, str, int, tuple[int, ...]]:
@@ -240,9 +331,16 @@ def test_reading_takes_memory_for_what_is_there_only() -> None:
     for _ in range(300):
         data = torch.tensor([rng.choice([0, 255, rng.randrange(256)]) for _ in range(2000)], dtype=torch.uint8)
         count = rng.choice([0, 1, 1000, 16000, 2**27, 2**40])
-        tracemalloc.start()
-        with contextlib.suppress(DeltaError):
-            positions.decode(data, rng.choice(["gaps", "gaps by column", "runs", "holes"]), count, (2**30, 2**20))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 150 * 2000 + 100 * min(count, 16000) + 2**16
+        way = rng.choice(["gaps", "gaps by column", "runs", "holes"])
+        assert peak_of(data, way, count, (2**30, 2**20)) < 150 * 2000 + 100 * min(count, 16000) + 2**16
+    ones = torch.full((2000,), 255, dtype=torch.uint8)  # widths of 32 numbers each
+    assert peak_of(ones, "holes", 1, (1 + 16000 * 31,)) < 150 * 2000 + 2**16
+
+
+def peak_of(data: Tensor, coding: str, count: int, shape: tuple[int, ...]) -> int:
+    tracemalloc.start()
+    with contextlib.suppress(DeltaError):
+        positions.decode(data, coding, count, shape)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fishexp.delta.fingerprint import Fingerprint, bits, flat, raw, sha256
+from fishexp.delta.part import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,15 +16,21 @@ class Moved:
 
     Attributes:
         shape: Of the tensor, after.
-        positions: (k,) int64, ascending: where in the flattened tensor the values stand; None if it is stored whole.
+        places: (k,) int64, ascending: where in the flattened tensor the values stand, or the mask that knows it; None
+            if the tensor is stored whole.
         values: (k,) or (entries,), in the tensor's type, on the CPU.
         sha256: Of the whole tensor, after.
     """
 
     shape: tuple[int, ...]
-    positions: Tensor | None
+    places: Tensor | Part | None
     values: Tensor
     sha256: str
+
+    @property
+    def positions(self) -> Tensor | None:
+        """(k,) int64, ascending; None if the tensor is stored whole."""
+        return self.places.mask.positions(self.places.name) if isinstance(self.places, Part) else self.places
 
     @property
     def after(self) -> Fingerprint:

@@ -33,11 +33,11 @@ def choose(numbers: Numbers, guess: int) -> tuple[Numbers, int]:
     sizes = np.full(blocks, BLOCK)
     sizes[-1:] -= blocks * BLOCK - len(numbers)
     rows = np.pad(numbers, (0, blocks * BLOCK - len(numbers))).reshape(blocks, BLOCK)
-    magnitude = np.frexp((rows.sum(1) // sizes).astype(np.float64))[1].astype(np.int64)
-    choices = np.maximum(magnitude - np.array([[1], [2]]), 0)
-    costs = np.stack([(rows >> choice[:, None]).sum(1) + choice * sizes for choice in choices])
-    widths = np.take_along_axis(choices, costs.argmin(0)[None], 0)[0]
-    return widths, int(costs.min(0).sum()) + len(numbers) + int(_changes(widths, guess).sum()) + blocks
+    # of a mean from 2**width to 2 * 2**width: the best of a geometric distribution, or as good within half a percent
+    widths = np.maximum(np.frexp((rows.sum(1) // sizes).astype(np.float64))[1].astype(np.int64) - 1, 0)
+    quotients = int((rows >> widths[:, None]).sum())
+    changes = int(_changes(widths, guess).sum())
+    return widths, changes + blocks + int((widths * sizes).sum()) + quotients + len(numbers)
 
 
 def write(numbers: Numbers, widths: Numbers, guess: int) -> Bits:

@@ -105,7 +105,7 @@ def tied(found: Mapping[str, Tensor]) -> list[list[str]]:
 def _files(path: Path) -> Source:
     """Of a file, or of the files of a folder."""
     places: dict[str, tuple[Path, Slot]] = {}
-    for file in _paths(path):
+    for file in checkpoint_files(path):
         with file.open("rb") as opened:
             slots, _ = read_header(opened, file)
         for name, slot in slots.items():
@@ -121,7 +121,7 @@ def _files(path: Path) -> Source:
     return Source({name: Fingerprint(slot.dtype, slot.shape) for name, (_, slot) in places.items()}, {}, read)
 
 
-def _paths(path: Path) -> list[Path]:
+def checkpoint_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint."""
     if not path.is_dir():
         return [path]

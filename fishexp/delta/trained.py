@@ -1,6 +1,7 @@
 """The delta of a training that changed some entries of a model in place."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
 from fishexp.delta.moved import Moved, whole
+from fishexp.delta.part import Part, mask_of
 from fishexp.delta.tensors import source
 from fishexp.errors import DeltaError
 
@@ -59,6 +61,20 @@ def trained(model: nn.Module, originals: Mapping[str, Original], fresh: Collecti
     base = {name: before for name, (before, _) in pairs.items() if before is not None}
     moved = {name: entries for name, (_, entries) in pairs.items() if entries is not None}
     return Content(base, moved, tied=found.tied)
+
+
+def by_seed(content: Content, seed: int, parameters: Mapping[str, Tensor]) -> Content:
+    """The same delta, with the seed in the place of positions if it drew them; all scores are drawn to see.
+
+    Args:
+        parameters: All that have scores, in the order in which these were drawn.
+    """
+    positions = {name: content.moved[name].positions for name in parameters if name in content.moved}
+    mask = mask_of({name: tuple(p.shape) for name, p in parameters.items()}, seed, positions)
+    if mask is None or not parameters.keys() <= content.result.keys():
+        return content
+    parts = {name: replace(content.moved[name], places=Part(mask, name)) for name in mask.counts}
+    return replace(content, moved={**content.moved, **parts})
 
 
 def _one(tensor: Tensor, original: Original) -> tuple[Fingerprint, Moved | None]:
