@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fishexp.delta.content import Content
 from fishexp.delta.delta import Delta
-from fishexp.delta.difference import change, joined, members
+from fishexp.delta.difference import change, members, ties
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
 from fishexp.delta.moved import Moved
 from fishexp.delta.overlap import Overlap
@@ -42,7 +42,7 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: How = "sum") -
     if how not in ("sum", "mean"):
         raise DeltaError(f"how={how!r} is neither 'sum' nor 'mean'")
     found = source(base)
-    tied = joined(found.tied, *(delta.tied for delta in deltas))
+    tied = ties(found, found, *(delta.tied for delta in deltas))
     places = members(found, tied)
     prints = dict(zip(places, in_threads(lambda name: fingerprint(found.read(name)), places.values()), strict=True))
     several = [_renamed(delta, tied, prints, number) for number, delta in enumerate(deltas, 1)]

@@ -32,6 +32,10 @@ class Source:
     tied: dict[str, str]
     read: Callable[[str], Tensor]
 
+    def kind(self, name: str) -> Fingerprint:
+        """Type and shape of a tensor, by any of its names."""
+        return self.kinds[self.tied.get(name, name)]
+
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of all tensors, in the order of the model; a few are read together."""
         found = in_threads(lambda name: fingerprint(self.read(name)), self.kinds)

@@ -12,7 +12,7 @@ from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_t
 from fishexp.delta.moved import Moved, whole
 from fishexp.delta.part import Part, mask_of
 from fishexp.delta.tensors import source
-from fishexp.errors import DeltaError, nearest
+from fishexp.errors import DeltaError
 
 
 class Original(NamedTuple):
@@ -42,7 +42,7 @@ def trained(model: nn.Module, originals: Mapping[str, Original], fresh: Collecti
     found = source(model)
     for name in fresh:
         if found.tied.get(name, name) not in found.kinds:
-            raise DeltaError(f"fresh names {name}, which the model does not have{nearest(name, list(found.kinds))}")
+            raise DeltaError(f"fresh names {name}, which the model does not have")
     new = {found.tied.get(name, name) for name in fresh}
     known: dict[str, Original] = {}
     for name, original in originals.items():
