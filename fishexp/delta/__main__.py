@@ -26,6 +26,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _apply(options: argparse.Namespace) -> None:
+    _check_new(options.out)
     delta = chain([Delta.load(file) for file in options.files], not options.force)
     _patch(options, Delta.of(delta), not options.force)
 
@@ -39,6 +40,7 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
+    _check_new(options.out)
     deltas = [Delta.load(file) for file in options.files]
     base = checkpoint.read(options.base).named_as(list(deltas[0].base))
     known = {name for delta in deltas for name in (*delta.base, *delta.tied)}
@@ -48,7 +50,6 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _patch(options: argparse.Namespace, delta: Delta, strict: bool) -> None:
-    _check_new(options.out)
     base = checkpoint.read(options.base).named_as(list(delta.base))
     extra = patch(base, delta, options.out, strict)
     if extra:
@@ -59,6 +60,8 @@ def _patch(options: argparse.Namespace, delta: Delta, strict: bool) -> None:
 def _check_new(out: Path) -> None:
     if os.path.lexists(out):
         raise DeltaError(f"{out} exists; give another -o, or delete it first")
+    if not out.absolute().parent.is_dir():
+        raise DeltaError(f"{out}: there is no folder {out.absolute().parent}; make it first")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.work(options)
     except (FishexpError, OSError) as error:
-        print(f"fishexp.delta: {' '.join(str(error).split())}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"fishexp.delta: {' '.join(what.split())}", file=sys.stderr)
         return 2
     return 0
 
