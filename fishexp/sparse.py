@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.delta import Delta
-from fishexp.delta.trained import Original, trained
+from fishexp.delta.seeded import Seeded
+from fishexp.delta.trained import Original, by_seed, trained
 from fishexp.errors import FishexpError
 from fishexp.kept import Kept, Way, retire, weights
 from fishexp.masks import Mask
@@ -19,8 +20,10 @@ PRODUCTS = nn.Linear | nn.Conv2d | nn.Embedding  # whose kept entries are sparse
 class Sparse:
     """The kept entries of a model, one parameter for each tensor that holds any; made by :func:`sparsify`."""
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], kept: dict[str, Kept]) -> None:
-        self._model, self._parameters, self._kept = model, parameters, kept
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], kept: dict[str, Kept], seed: int | None
+    ) -> None:
+        self._model, self._parameters, self._kept, self._seed = model, parameters, kept, seed
         self.rebase()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -37,23 +40,21 @@ class Sparse:
     def rebase(self) -> None:
         """Let the next delta begin here: what the model is now becomes its base.
 
-        The kept entries' values are copied, and the buffers.
+        The kept entries' values are copied for it, and the buffers.
         """
-        self._originals: dict[str, Original] = {}
-        state = self._model.state_dict(keep_vars=True)
-        for name, tensor in ((name, value) for name, value in state.items() if isinstance(value, Tensor)):
+        self._originals: dict[str, Tensor] = {}
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
             if name in self._kept:
-                kept = self._kept[name]
-                self._originals[name] = Original(kept.positions, kept.gather(tensor.detach()), always=True)
-            elif name in self._parameters or not isinstance(tensor, nn.Parameter):
-                self._originals[name] = Original(None, tensor.detach().clone(), name in self._parameters)
+                self._originals[name] = self._kept[name].gather(tensor.detach())
+            elif name in self._parameters or (isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)):
+                self._originals[name] = tensor.detach().clone()
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """What training changed since :func:`sparsify`, or since :meth:`rebase`.
 
         It has all kept entries, also those that have the value they had, and the buffers that are others now. Its base
         is the model with the values of then in their place, and everything else as it is: a weight that was changed
-        outside the mask meanwhile is of the base.
+        outside the mask meanwhile is of the base. A mask of :func:`fishexp.masks.random_scores` is held by its seed.
 
         Args:
             fresh: Tensors that the base is to lack, such as those of a head that has just been put on it.
@@ -61,7 +62,12 @@ class Sparse:
         Raises:
             DeltaError: If the model has no such tensor.
         """
-        return Delta.of(trained(self._model, self._originals, fresh))
+        originals = {
+            name: Original(self._kept[name].positions if name in self._kept else None, values, name in self._parameters)
+            for name, values in self._originals.items()
+        }
+        content = trained(self._model, originals, fresh)
+        return Delta.of(content if self._seed is None else by_seed(content, self._seed, weights(self._model)))
 
     def ways(self) -> dict[str, Way]:
         """How the last backward pass found the gradient of each partly kept weight of a Linear or a convolution."""
@@ -115,7 +121,7 @@ def sparsify(model: nn.Module, mask: Mask, way: Way | None = None) -> Sparse:
         own = {name: of[p] for name, p in module._parameters.items() if p is not None and p in of}
         if own:
             attach(module, own)
-    return Sparse(model, parameters, kept)
+    return Sparse(model, parameters, kept, mask.seed if isinstance(mask, Seeded) else None)
 
 
 def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:

@@ -2,7 +2,10 @@
 
 import copy
 import hashlib
+import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -10,13 +13,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from fishexp.delta import seeded
+from fishexp.delta import Delta, part, seeded
+from fishexp.delta.container import header_bytes, read_header
+from fishexp.delta.fingerprint import canonical
 from fishexp.delta.seeded import Drawn, Recipe, Seeded, expand, recipe
 from fishexp.errors import DeltaError
 from fishexp.masks import Mask, random_scores, top_k
 from fishexp.methods import random
+from fishexp.sparse import sparsify
 from tests.test_training import mlp, problem
 
 Shapes = dict[str, tuple[int, ...]]
@@ -166,3 +172,147 @@ def test_other_random_numbers_are_refused_and_hold_no_more_than_announced() -> N
             assert (found, len(places)) == (name, n)
     with pytest.raises(DeltaError):  # the digest is looked at last
         next(late)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50), nn.Linear(50, 6), nn.Linear(6, 3))
+
+
+def trained(seed: int = 4, keep: float = 0.1, change: Callable[[Mask], None] | None = None) -> tuple[nn.Module, Delta]:
+    """A model after a step with a random mask, the last layer kept whole, and its delta."""
+    model = net()
+    head = ["3.weight", "3.bias"]
+    mask = top_k(random_scores({name: p.shape for name, p in model.named_parameters()}, seed), keep, head)
+    if change is not None:
+        change(mask)
+    sparse = sparsify(model, mask)
+    optimiser = torch.optim.SGD(sparse.parameters(), lr=0.1)
+    model(torch.randn(8, 40)).square().sum().backward()
+    optimiser.step()
+    return model, sparse.delta(fresh=head)
+
+
+def in_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        _, metadata = read_header(file, path)
+    return json.loads(metadata["fishexp.delta"])
+
+
+def equal(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]) -> bool:
+    first, second = (m.state_dict() if isinstance(m, nn.Module) else m for m in (one, other))
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_delta_of_a_random_mask_has_a_seed_in_the_place_of_positions(tmp_path: Path) -> None:
+    model, delta = trained()
+    delta.save(tmp_path / "seed")
+    text = in_file(tmp_path / "seed")
+    assert text["seed"][0] == 4
+    assert {coding for coding, *_ in text["moved"].values()} == {"seed", "whole"}
+    with (tmp_path / "seed").open("rb") as file:
+        assert read_header(file, "seed")[0]["positions"].bytes == 0
+    loaded = Delta.load(tmp_path / "seed")
+    loaded.save(tmp_path / "again")  # the positions are not known yet
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "seed").read_bytes()
+    for one in (delta, loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        target = net()
+        one.apply_(target).revert_()
+        assert equal(target, net())
+        one.apply_(target)
+        assert equal(target, model)
+        for name in delta.names:
+            assert one.positions(name).equal(delta.positions(name))
+    loaded.save(tmp_path / "third")
+    assert (tmp_path / "third").read_bytes() == (tmp_path / "seed").read_bytes()
+
+
+def test_a_random_mask_that_was_changed_is_stored_by_its_positions(tmp_path: Path) -> None:
+    def turn(mask: Mask) -> None:
+        mask["0.weight"].flatten()[7].logical_not_()
+
+    model, delta = trained(change=turn)
+    delta.save(tmp_path / "delta")
+    assert in_file(tmp_path / "delta")["seed"] is None
+    target = net()
+    Delta.load(tmp_path / "delta").apply_(target)
+    assert equal(target, model)
+
+
+def test_a_mask_that_keeps_next_to_nothing_is_stored_by_its_positions() -> None:
+    shapes: Shapes = {"a": (seeded.FEWEST,), "b": (1,)}
+    best = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    scores = random_scores(shapes, 0)
+    best["a"][scores["a"].argmax()] = True
+    assert recipe(order_of(shapes), 0, positions_of(best)) is None
+    assert recipe(order_of({"a": shapes["a"]}), 0, positions_of(best)) is not None
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The file with another JSON text, and a checksum that fits it."""
+    with path.open("rb") as file:
+        slots, metadata = read_header(file, path)
+        data = file.read()
+    text = json.loads(metadata["fishexp.delta"])
+    del text["checksum"]
+    change(text)
+    text["checksum"] = hashlib.sha256(canonical(text) + data).hexdigest()
+    sizes = {name: (slot.dtype, slot.bytes) for name, slot in slots.items()}
+    other = path.with_name("other")
+    other.write_bytes(header_bytes(sizes, {"fishexp.delta": canonical(text).decode()}) + data)
+    return other
+
+
+def set_at(place: int, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda text: text["seed"].__setitem__(place, value)
+
+
+def huge(text: dict[str, Any]) -> None:
+    """A buffer is said to have scores, and to be of the largest size."""
+    text["base"]["1.running_mean"][1] = [2**50]
+    text["seed"][4].append(sorted(text["base"].keys() | text["moved"].keys()).index("1.running_mean"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_at(0, -1), set_at(0, 2**63), set_at(0, True), set_at(0, "4"), set_at(1, 2**24), set_at(2, -1),
+        set_at(3, 5), set_at(4, []), set_at(4, [10**6]), set_at(4, None), lambda text: text["seed"].pop(),
+        lambda text: text["seed"].append(0), lambda text: text.update(seed=None), lambda text: text.update(seed=7),
+        lambda text: text["seed"][4].append(text["seed"][4][0]), lambda text: text["seed"][4].pop(0), huge,
+        lambda text: text["moved"].update({name: ["whole", *entry[1:]] for name, entry in text["moved"].items()}),
+    ],
+)  # fmt: skip
+def test_a_file_with_a_mask_that_cannot_be_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    trained()[1].save(tmp_path / "delta")
+    with (
+        mock.patch("torch.rand", side_effect=AssertionError("drawn while it is read")),
+        pytest.raises(DeltaError, match="other is damaged"),
+    ):
+        Delta.load(rewritten(tmp_path / "delta", change))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("change", [set_at(0, 5), set_at(1, 0), set_at(2, 10**6), set_at(3, "0" * 64), set_at(3, "x")])
+def test_a_mask_that_does_not_come_back_changes_nothing(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], strict: bool
+) -> None:
+    trained()[1].save(tmp_path / "delta")
+    delta, target = Delta.load(rewritten(tmp_path / "delta", change)), net()
+    with pytest.raises(DeltaError, match="draws another random mask here than the delta's"):
+        delta.apply_(target, strict)
+    assert equal(target, net())
+
+
+def test_positions_are_drawn_once_and_only_when_they_are_needed(tmp_path: Path) -> None:
+    trained()[1].save(tmp_path / "delta")
+    with mock.patch.object(part, "expand", wraps=expand) as drawn:
+        delta = Delta.load(tmp_path / "delta")
+        wrong = nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50), nn.Linear(50, 7))
+        with pytest.raises(DeltaError, match="for another"):
+            delta.apply_(wrong)
+        assert not drawn.called
+        delta.apply_(net())
+        delta.mask(net())
+        delta.positions("0.weight")
+        assert drawn.call_count == 1

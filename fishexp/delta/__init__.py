@@ -15,6 +15,9 @@ Its metadata have one key, ``fishexp.delta``, with a JSON object in ASCII, keys 
   [type, shape] where these are not the base's: a tensor that the base does not have, or one with more rows. Coding
   ``whole``: all of the tensor, row after row;
 - ``removed``: names of the base's tensors that are there no more;
+- ``seed``: null, or the mask of those tensors whose coding is ``seed``: seed, threshold times 2**24, ties, SHA-256 of
+  the positions in hexadecimal, and the numbers, among all names sorted, of the parameters that have scores, in the
+  order in which these are drawn; see :mod:`fishexp.delta.seeded`;
 - ``tied``: another name of a tensor -> the one that it has in ``base`` or ``moved``;
 - ``checksum``: SHA-256 of this object without ``checksum``, followed by the data of the vectors, in hexadecimal.
 

@@ -1,7 +1,7 @@
 """What makes one model of another."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ def difference(before: Source, after: Source) -> Content:
     Raises:
         DeltaError: If types or shapes differ in another way than by more rows.
     """
-    tied = joined(after.tied, before.tied)
+    tied = ties(before, after)
     old, new = members(before, tied), members(after, tied)
     for name in new.keys() & old.keys():
-        _check_growth(name, before.kinds[old[name]], after.kinds[new[name]])
+        _check_growth(name, before.kind(old[name]), after.kind(new[name]))
 
     def one(name: str) -> tuple[Fingerprint | None, Moved | None]:
         first = before.read(old[name]) if name in old else None
@@ -60,8 +60,8 @@ def change(before: Tensor | None, after: Tensor) -> Moved | None:
     return whole(after)
 
 
-def joined(*ties: Mapping[str, str]) -> dict[str, str]:
-    """Names that are one tensor in any of both -> one of them; the first one's choice goes before."""
+def ties(before: Source, after: Source, *more: Mapping[str, str]) -> dict[str, str]:
+    """Another name of a tensor -> its first one, by any of both and by ``more``; if it is one tensor in both."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -69,25 +69,32 @@ def joined(*ties: Mapping[str, str]) -> dict[str, str]:
             name = parent[name]
         return name
 
-    for other, first in (pair for tied in ties for pair in tied.items()):
+    for other, first in (pair for tied in (after.tied, before.tied, *more) for pair in tied.items()):
         if root(other) != root(first):
             parent[root(other)] = root(first)
-    return {name: root(name) for name in parent}
-
-
-def members(source: Source, tied: Mapping[str, str]) -> dict[str, str]:
-    """Name in the delta -> name in the source.
-
-    Raises:
-        DeltaError: If tensors that are one elsewhere differ here.
-    """
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in source.kinds:
-        groups[tied.get(name, name)].append(name)
-    for names in groups.values():
-        if len(names) > 1 and len({fingerprint(source.read(name)) for name in names}) > 1:
-            raise DeltaError(f"{names[0]} and {names[1]} are one tensor in one model, and differ in the other")
-    return {name: names[0] for name, names in groups.items()}
+    for name in parent:
+        groups[root(name)].append(name)
+    return {
+        name: first
+        for first, names in groups.items()
+        if all(_is_one([first, *names], where) for where in (before, after))
+        for name in names
+    }
+
+
+def _is_one(names: Sequence[str], where: Source) -> bool:
+    """Whether those that are there are equal."""
+    distinct = {where.tied.get(name, name) for name in names} & where.kinds.keys()
+    return len(distinct) < 2 or len({fingerprint(where.read(name)) for name in distinct}) == 1
+
+
+def members(where: Source, tied: Mapping[str, str]) -> dict[str, str]:
+    """Name in the delta -> name in the source."""
+    found: dict[str, str] = {}
+    for name in [*where.kinds, *where.tied]:
+        found.setdefault(tied.get(name, name), name)
+    return found
 
 
 def _check_growth(name: str, before: Fingerprint, after: Fingerprint) -> None:

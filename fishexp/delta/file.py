@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import CODES, DTYPES, raw
 from fishexp.delta.header import WHOLE, Entry, Header, unpack
 from fishexp.delta.moved import Moved
+from fishexp.delta.part import SEED, Mask, Part
 from fishexp.errors import DeltaError
 
 KEY = "fishexp.delta"  # of the metadata
@@ -23,17 +25,20 @@ POSITIONS, VALUES = "positions", "values."
 def save(delta: Content, path: Path) -> None:
     """Write ``delta`` to ``path``, whole or not at all."""
     entries: dict[str, Entry] = {}
+    mask: Mask | None = None
     dtypes = {moved.values.dtype for moved in delta.moved.values()}
     ordered = sorted((CODES[dtype] for dtype in dtypes), key=lambda code: (-DTYPES[code].itemsize, code))  # aligned
     data: dict[str, list[memoryview]] = {VALUES + code: [] for code in ordered} | {POSITIONS: []}
     for name, moved in sorted(delta.moved.items()):
         coding, encoded = WHOLE, torch.empty(0, dtype=torch.uint8)
-        if moved.positions is not None:
-            coding, encoded = positions.encode(moved.positions, moved.shape)
+        if isinstance(moved.places, Part):
+            coding, mask = SEED, moved.places.mask
+        elif moved.places is not None:
+            coding, encoded = positions.encode(moved.places, moved.shape)
         entries[name] = Entry(coding, len(moved.values), len(encoded), moved.after)
         data[VALUES + CODES[moved.values.dtype]].append(raw(moved.values))
         data[POSITIONS].append(raw(encoded))
-    header = Header(delta.base, entries, delta.removed, delta.tied)
+    header = Header(delta.base, entries, delta.removed, delta.tied, mask)
 
     checksum = hashlib.sha256(header.pack())
     for part in (part for parts in data.values() for part in parts):
@@ -60,12 +65,8 @@ def read(path: Path) -> Content:
         OSError: If it cannot be read.
     """
     with path.open("rb") as file:
-        slots, metadata = read_header(file, path)
-        if metadata.keys() != {KEY}:
-            raise DeltaError(f"{path} is no delta, but another safetensors file")
-        header, checksum = unpack(metadata[KEY], str(path))
+        slots, header, checksum = read_beginning(file, path)
         try:
-            _check_slots(slots)
             data = {name: read_slot(file, slot, path) for name, slot in slots.items()}
             found = hashlib.sha256(header.pack())
             for tensor in data.values():
@@ -75,6 +76,23 @@ def read(path: Path) -> Content:
             return Content(header.base, dict(_moved(header, data)), header.removed, header.tied)
         except DeltaError as error:
             raise DeltaError(f"{path} is damaged: {error}") from None
+
+
+def read_beginning(file: BinaryIO, path: Path) -> tuple[dict[str, Slot], Header, str]:
+    """Where values and positions lie, what the header says of them, and the checksum.
+
+    Raises:
+        DeltaError: If it is no delta, of another version, or damaged as far as can be seen from here.
+    """
+    slots, metadata = read_header(file, path)
+    if metadata.keys() != {KEY}:
+        raise DeltaError(f"{path} is no delta, but another safetensors file")
+    header, checksum = unpack(metadata[KEY], str(path))
+    try:
+        _check_slots(slots)
+    except DeltaError as error:
+        raise DeltaError(f"{path} is damaged: {error}") from None
+    return slots, header, checksum
 
 
 def _check_slots(slots: Mapping[str, Slot]) -> None:
@@ -104,7 +122,9 @@ def _moved(header: Header, data: Mapping[str, Tensor]) -> Iterator[tuple[str, Mo
         values = take(VALUES + CODES[entry.after.dtype], entry.count)
         encoded = take(POSITIONS, entry.bytes)
         places = None
-        if entry.coding != WHOLE:
+        if entry.coding == SEED and header.mask is not None:
+            places = Part(header.mask, name)
+        elif entry.coding != WHOLE:
             places = positions.decode(encoded, entry.coding, entry.count, entry.after.shape)
             new = entry.after.entries - header.base[name].entries  # of new rows, each of which needs a value
             if new and int(places[-new]) != header.base[name].entries:

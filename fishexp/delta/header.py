@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fishexp.delta import part
 from fishexp.delta.container import is_shape, is_size, parse
 from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, canonical
+from fishexp.delta.part import Mask
 from fishexp.delta.tensors import is_name
 from fishexp.errors import DeltaError
 
 VERSION = 1
 WHOLE = "whole"  # the coding of the positions of a tensor that is stored whole
-KEYS = {"base", "checksum", "moved", "removed", "tied", "version"}
+KEYS = {"base", "checksum", "moved", "removed", "seed", "tied", "version"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Header:
     moved: Mapping[str, Entry]
     removed: tuple[str, ...]
     tied: Mapping[str, str]
+    mask: Mask | None = None
 
     def pack(self, checksum: str | None = None) -> bytes:
         """As JSON; without a checksum it is what the checksum is of."""
@@ -52,6 +55,7 @@ class Header:
             "base": {name: [CODES[one.dtype], one.shape, _pack(one.sha256)] for name, one in self.base.items()},
             "moved": moved,
             "removed": sorted(self.removed),
+            "seed": None if self.mask is None else self.mask.pack(sorted(self.base.keys() | self.moved.keys())),
             "tied": dict(self.tied),
             "version": VERSION,
         }
@@ -84,7 +88,9 @@ def unpack(text: str, file: str) -> tuple[Header, str]:
         base = {_name(name): _fingerprint(one) for name, one in _object(value["base"]).items()}
         moved = {_name(name): _entry(entry, base.get(name)) for name, entry in _object(value["moved"]).items()}
         removed = tuple(_name(name) for name in value["removed"]) if isinstance(value["removed"], list) else ()
-        header = Header(base, moved, removed, {_name(a): _name(b) for a, b in _object(value["tied"]).items()})
+        shapes = {name: one.shape for name, one in (base | {n: entry.after for n, entry in moved.items()}).items()}
+        mask = part.unpack(value["seed"], shapes, {name: (entry.coding, entry.count) for name, entry in moved.items()})
+        header = Header(base, moved, removed, {_name(a): _name(b) for a, b in _object(value["tied"]).items()}, mask)
         _check_names(header)
         checksum = value["checksum"]
         if not isinstance(checksum, str) or header.pack(checksum) != text.encode("utf-8", "surrogatepass"):
@@ -139,6 +145,8 @@ def _entry(value: object, base: Fingerprint | None) -> Entry:
         raise DeltaError("a tensor changes in more than its number of rows")
     new = after.entries - (0 if base is None else base.entries)
     whole = coding == WHOLE
+    if coding == part.SEED and (size or new):
+        raise DeltaError("a tensor whose mask is a seed has bytes of positions, or new rows")
     if not new <= count <= after.entries or (whole and (count < after.entries or size)) or (base is None and not whole):
         raise DeltaError("a moved tensor has more values or fewer than it can")
     return Entry(coding, count, size, after)

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from fishexp.delta.content import Content
 from fishexp.delta.delta import Delta
-from fishexp.delta.difference import change, joined, members
+from fishexp.delta.difference import change, members, ties
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
 from fishexp.delta.moved import Moved
 from fishexp.delta.overlap import Overlap
-from fishexp.delta.tensors import Tensors, source
+from fishexp.delta.tensors import Source, Tensors, source
 from fishexp.errors import DeltaError
 
 How: TypeAlias = Literal["sum", "mean"]
 
 
-def merge(deltas: Sequence[Content], base: Tensors, how: How = "sum") -> tuple[Delta, Overlap]:
+def merge(deltas: Sequence[Content], base: Tensors | Source, how: How = "sum") -> tuple[Delta, Overlap]:
     """One delta with what each of several moves.
 
     A delta moves an entry if it gives it other bits than the base has. An entry that a single delta moves gets that
@@ -42,7 +42,7 @@ def merge(deltas: Sequence[Content], base: Tensors, how: How = "sum") -> tuple[D
     if how not in ("sum", "mean"):
         raise DeltaError(f"how={how!r} is neither 'sum' nor 'mean'")
     found = source(base)
-    tied = joined(found.tied, *(delta.tied for delta in deltas))
+    tied = ties(found, found, *(delta.tied for delta in deltas))
     places = members(found, tied)
     prints = dict(zip(places, in_threads(lambda name: fingerprint(found.read(name)), places.values()), strict=True))
     several = [_renamed(delta, tied, prints, number) for number, delta in enumerate(deltas, 1)]
@@ -123,10 +123,10 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
     differ[which[value != any_of[which]]] = True
     known = entries < len(old)
     has_sum = known if old.is_floating_point() or old.is_complex() else torch.zeros_like(known)
-    if bool((differ & ~has_sum).any()):
+    if count := int((differ & ~has_sum).sum()):
         raise DeltaError(
-            f"the deltas have different values for {int((differ & ~has_sum).sum())} of its entries, which have no {how}, "
-            "being no floats or not in the base; make them equal, or take the tensor out of one"
+            f"the deltas have different values for {count} of its entries, which have no {how}, being no floats or not "
+            "in the base; make them equal, or take the tensor out of one"
         )
     wide = torch.complex128 if old.is_complex() else torch.float64
     start = torch.zeros(len(entries), dtype=wide)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fishexp.delta.fingerprint import Fingerprint, bits, flat, raw, sha256
+from fishexp.delta.part import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,15 +16,21 @@ class Moved:
 
     Attributes:
         shape: Of the tensor, after.
-        positions: (k,) int64, ascending: where in the flattened tensor the values stand; None if it is stored whole.
+        places: (k,) int64, ascending: where in the flattened tensor the values stand, or the mask that knows it; None
+            if the tensor is stored whole.
         values: (k,) or (entries,), in the tensor's type, on the CPU.
         sha256: Of the whole tensor, after.
     """
 
     shape: tuple[int, ...]
-    positions: Tensor | None
+    places: Tensor | Part | None
     values: Tensor
     sha256: str
+
+    @property
+    def positions(self) -> Tensor | None:
+        """(k,) int64, ascending; None if the tensor is stored whole."""
+        return self.places.mask.positions(self.places.name) if isinstance(self.places, Part) else self.places
 
     @property
     def after(self) -> Fingerprint:
@@ -43,15 +50,22 @@ class Moved:
         """The bits that a tensor of this shape, on any device and in any order, has in the place of the values."""
         if self.positions is None:
             return bits(tensor).flatten().clone()
-        return bits(tensor).take(self.positions.to(tensor.device))
+        places = self.positions.to(tensor.device)
+        if tensor.is_contiguous():  # half the time
+            return bits(tensor).view(-1).index_select(0, places)
+        return bits(tensor).take(places)
 
     def write_(self, tensor: Tensor, values: Tensor) -> None:
         """The bits of ``values`` into the tensor, in the place of the delta's."""
-        values = values.to(tensor.device)
+        values = bits(values).to(tensor.device)
         if self.positions is None:
-            bits(tensor).copy_(bits(values).view(self.shape))
-        else:
-            bits(tensor).put_(self.positions.to(tensor.device), bits(values))
+            bits(tensor).copy_(values.view(self.shape))
+            return
+        places = self.positions.to(tensor.device)
+        if tensor.is_contiguous():
+            bits(tensor).view(-1).scatter_(0, places, values)
+        else:  # `put_` would be refused where the user asks torch for deterministic algorithms
+            bits(tensor)[torch.unravel_index(places, self.shape)] = values
 
     def hashes(self, tensor: Tensor, entries: int) -> tuple[str, str]:
         """SHA-256 of the first ``entries`` of the tensor as it is, and of all of it with the delta's values.

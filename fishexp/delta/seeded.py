@@ -16,7 +16,7 @@ from fishexp.errors import DeltaError
 
 CHUNK = 1 << 20  # scores drawn together
 STEPS = 1 << 24  # scores are multiples of 1 / STEPS, below 1
-NONE = torch.zeros(0, dtype=torch.int64)
+FEWEST = 1 << 14  # scores per entry that it keeps, at most: a small file must not make its reader draw for hours
 
 
 class Seeded(dict[str, Tensor]):
@@ -54,15 +54,15 @@ def recipe(order: Sequence[Drawn], seed: int, positions: Mapping[str, Tensor]) -
         positions: name -> int64, ascending, on the CPU. Parameters without any may be missing; those that are always
             kept do not count.
     """
-    kept = [NONE.float()]
+    kept = [torch.zeros(0)]
     for one, start, chunk in _chunks(order, seed):
         if not one.always and (places := positions.get(one.name)) is not None:
             low, high = torch.searchsorted(places, torch.tensor([start, start + len(chunk)])).tolist()
             kept.append(chunk[places[low:high] - start])
     best = torch.cat(kept)
-    if not len(best):
+    if FEWEST * len(best) < sum(prod(one.shape) for one in order):
         return None
-    mine = {one.name: positions[one.name] for one in order if not one.always and len(positions.get(one.name, NONE))}
+    mine = {one.name: positions[one.name] for one in order if not one.always and one.name in positions}
     digest = hashlib.sha256()
     for places in mine.values():
         digest.update(places.numpy().tobytes())

@@ -32,19 +32,25 @@ class Source:
     tied: dict[str, str]
     read: Callable[[str], Tensor]
 
+    def kind(self, name: str) -> Fingerprint:
+        """Type and shape of a tensor, by any of its names."""
+        return self.kinds[self.tied.get(name, name)]
+
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of all tensors, in the order of the model; a few are read together."""
         found = in_threads(lambda name: fingerprint(self.read(name)), self.kinds)
         return dict(zip(self.kinds, found, strict=True))
 
 
-def source(tensors: Tensors) -> Source:
+def source(tensors: Tensors | Source) -> Source:
     """The tensors of a model or a dict, of a .safetensors file, or of a folder as Hugging Face writes it.
 
     Raises:
         DeltaError: If there is something that is no tensor, or none that a delta can hold, or a file is damaged.
         OSError: If a file cannot be read.
     """
+    if isinstance(tensors, Source):
+        return tensors
     if isinstance(tensors, str | Path):
         return _files(Path(tensors))
     found = named(tensors)
@@ -101,7 +107,7 @@ def tied(found: Mapping[str, Tensor]) -> list[list[str]]:
 def _files(path: Path) -> Source:
     """Of a file, or of the files of a folder."""
     places: dict[str, tuple[Path, Slot]] = {}
-    for file in _paths(path):
+    for file in checkpoint_files(path):
         with file.open("rb") as opened:
             slots, _ = read_header(opened, file)
         for name, slot in slots.items():
@@ -117,7 +123,7 @@ def _files(path: Path) -> Source:
     return Source({name: Fingerprint(slot.dtype, slot.shape) for name, (_, slot) in places.items()}, {}, read)
 
 
-def _paths(path: Path) -> list[Path]:
+def checkpoint_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint."""
     if not path.is_dir():
         return [path]

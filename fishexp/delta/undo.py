@@ -1,6 +1,6 @@
 """Apply a delta in place, all of it or nothing, and take it back to the bit."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import count
 from typing import NamedTuple, TypeAlias
 
@@ -17,16 +17,18 @@ from fishexp.errors import DeltaError
 
 Target: TypeAlias = nn.Module | dict[str, Tensor]
 
-_APPLIED: MutableMapping[Tensor, tuple[int, ...]] = WeakTensorKeyDictionary()  # tensor -> deltas on its model, in order
+_LAST: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()  # tensor -> the delta last applied to its model
 _numbers = count()
 
 
 class Change(NamedTuple):
-    """New values of a tensor of a target, and the ones in their place before."""
+    """What is to be written into a tensor of a target, and what stands there."""
 
     name: str
+    tensor: Tensor
     moved: Moved
-    original: Tensor
+    new: Tensor
+    old: Tensor
 
 
 def apply_(delta: Content, target: Target, strict: bool) -> "Undo":
@@ -39,33 +41,30 @@ def apply_(delta: Content, target: Target, strict: bool) -> "Undo":
 
 def write_(target: Target, fitted: Fit) -> "Undo":
     """Put the new values where they belong; all of them, or none if there is an error."""
-    changes = [
-        Change(place.names[0], place.moved, place.moved.gather(place.tensor))
+    changes = (
+        Change(place.names[0], place.tensor, place.moved, place.moved.values, place.moved.gather(place.tensor))
         for place in fitted.places
         if place.moved is not None
-    ]
-    tensors = {place.names[0]: place.tensor for place in fitted.places}
-    _write_all([(change, tensors[change.name], change.moved.values, change.original) for change in changes])
-    return Undo(target, fitted, changes)
+    )
+    return Undo(target, fitted, _write_all(changes))
 
 
 class Undo:
     """The original values of the entries that a delta changed."""
 
     def __init__(self, target: Target, fitted: Fit, changes: Sequence[Change]) -> None:
-        self._target, self._changes = target, changes
-        self._before: dict[str, Tensor] | None = None
+        self._target, self._number, self._reverted = target, next(_numbers), False
+        self._originals = [(change.name, change.moved, change.old) for change in changes]
+        found = named(target)
+        self._last = {name: _LAST.get(tensor) for name, tensor in found.items()}
         self._added = {name: place.tensor for place in fitted.places if place.added for name in place.names}
-        if isinstance(target, dict) and (self._added or fitted.removed):
-            self._before = dict(target)
-            for name, tensor in self._added.items():
-                _APPLIED[tensor] = _APPLIED.get(target[name], ()) if name in target else ()
-                target[name] = tensor
+        self._before = found if self._added or fitted.removed else None
+        if isinstance(target, dict):
+            target.update(self._added)
             for name in fitted.removed:
                 del target[name]
-        self._number: int | None = next(_numbers)
-        for tensor in {id(tensor): tensor for tensor in named(target).values()}.values():
-            _APPLIED[tensor] = (*_APPLIED.get(tensor, ()), self._number)
+        for tensor in named(target).values():
+            _LAST[tensor] = self._number
 
     def revert_(self) -> None:
         """Bring the original values back, in place: all of them, or nothing if there is an error.
@@ -74,41 +73,43 @@ class Undo:
             DeltaError: If they are back already, another delta was applied after this one and is still there, or
                 entries have other values by now.
         """
-        if self._number is None:
+        if self._reverted:
             raise DeltaError("this delta was reverted before; nothing of it is left to take back")
         found = named(self._target)
-        if any(self._number in _APPLIED.get(tensor, ())[:-1] for tensor in found.values()):
+        if any(_LAST.get(tensor, self._number) != self._number for tensor in found.values()):
             raise DeltaError("another delta was applied after this one; revert that one first")
-        for name, moved, _ in self._changes:
-            tensor = found.get(name)
-            if tensor is None or kind(tensor) != moved.kind:
-                raise DeltaError(f"{name} is gone, or of another type or shape than when the delta was applied")
-            if not torch.equal(moved.gather(tensor), bits(moved.values).to(tensor.device)):
-                raise DeltaError(f"{name} has other values by now than the delta gave it; to revert would lose them")
-        _write_all([(change, found[change.name], change.original, change.moved.values) for change in self._changes])
-        for tensor in found.values():
-            if tensor in _APPLIED:
-                _APPLIED[tensor] = tuple(number for number in _APPLIED[tensor] if number != self._number)
-        self._number = None
+        _write_all(self._back(found))
+        self._reverted = True
+        for name, tensor in found.items():
+            _LAST.pop(tensor, None)
+            if (last := self._last.get(name)) is not None:
+                _LAST[tensor] = last
         if isinstance(self._target, dict) and self._before is not None:
             kept = {name: tensor for name, tensor in self._target.items() if name not in self._added}
             self._target.clear()
             self._target.update(self._before | kept)
 
+    def _back(self, found: Mapping[str, Tensor]) -> Iterator[Change]:
+        """The original values, as long as the delta's stand in their place."""
+        for name, moved, original in self._originals:
+            tensor = found.get(name)
+            if tensor is None or kind(tensor) != moved.kind:
+                raise DeltaError(f"{name} is gone, or of another type or shape than when the delta was applied")
+            if not torch.equal(moved.gather(tensor), bits(moved.values).to(tensor.device)):
+                raise DeltaError(f"{name} has other values by now than the delta gave it; to revert would lose them")
+            yield Change(name, tensor, moved, original, moved.values)
 
-def _write_all(writes: Sequence[tuple[Change, Tensor, Tensor, Tensor]]) -> None:
-    """Write each tensor's new values; if one fails, for want of memory say, the old ones come back.
 
-    Args:
-        writes: Where, in which tensor, the new values, the old ones.
-    """
-    begun = 0
+def _write_all(changes: Iterable[Change]) -> list[Change]:
+    """Make each change as it comes; if one cannot be made, or there is an error in finding it, undo them all."""
+    begun: list[Change] = []
     with torch.no_grad():
         try:
-            for change, tensor, new, _ in writes:
-                begun += 1
-                change.moved.write_(tensor, new)
+            for change in changes:
+                begun.append(change)
+                change.moved.write_(change.tensor, change.new)
         except BaseException:
-            for change, tensor, _, old in writes[:begun]:
-                change.moved.write_(tensor, old)
+            for change in begun:
+                change.moved.write_(change.tensor, change.old)
             raise
+    return begun
