@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from fishexp.atomic import replacing
@@ -17,8 +17,8 @@ FOLDER = "checkpoints"
 class Checkpoints:
     """The epochs of the run in ``folder``, one file each.
 
-    ``epoch-0003.safetensors`` is a delta against the epoch before, ``keyframe-0010.safetensors`` against the first
-    model.
+    ``epoch-0003.safetensors`` is a delta against the epoch before. ``dense-0002.safetensors`` has all of the model.
+    ``keyframe-0010.safetensors`` is a delta against the last dense epoch, or the first model if there is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,8 +42,16 @@ class Checkpoints:
         delta.save(self.folder / f"epoch-{epoch:04d}.safetensors")
 
     def add_keyframe(self, epoch: int, model: nn.Module) -> None:
-        """Write ``epoch`` as a delta against the first model."""
-        Delta.diff(self.base, model).save(self.folder / f"keyframe-{epoch:04d}.safetensors")
+        """Write ``epoch`` as a delta against the last dense epoch or the first model."""
+        weights = load_file(self.base)
+        for file in self._chain(epoch - 1)[:1]:
+            if file.name.startswith("dense"):
+                Delta.load(file).apply_(weights)
+        Delta.diff(weights, model).save(self.folder / f"keyframe-{epoch:04d}.safetensors")
+
+    def add_dense(self, epoch: int, model: nn.Module) -> None:
+        """Write all of the model after ``epoch``."""
+        Delta.whole(model).save(self.folder / f"dense-{epoch:04d}.safetensors")
 
     def restore_(self, model: nn.Module, epoch: int) -> None:
         """Make ``model``, which has the weights of the first one, that of ``epoch``; 0 is the first one itself.
@@ -55,9 +63,16 @@ class Checkpoints:
         files = self._files()
         if not 0 <= epoch <= len(files):
             raise FishexpError(f"epoch={epoch}: {self.folder} has the epochs 0 to {len(files)}")
-        first = max((n for n in range(epoch) if files[n].name.startswith("keyframe")), default=0)
-        for file in files[first:epoch]:
+        for file in self._chain(epoch):
             Delta.load(file).apply_(model)
+
+    def _chain(self, epoch: int) -> list[Path]:
+        """What makes the model of ``epoch`` of the first one."""
+        files = self._files()[:epoch]
+        dense = [n for n, file in enumerate(files) if file.name.startswith("dense")][-1:]
+        start = dense[0] + 1 if dense else 0
+        key = max((n for n in range(start, len(files)) if files[n].name.startswith("keyframe")), default=start)
+        return [files[n] for n in dense] + files[key:]
 
     def bytes(self) -> dict[str, int]:
         """Of all checkpoints together, of the largest, and of one on average."""

@@ -22,9 +22,13 @@ class Moving:
 
     Args:
         mask: None: every weight moves.
+
+    Attributes:
+        dense: Whether any weight may have moved.
     """
 
     def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
+        self.dense = mask is None or decay == "all"
         if mask is None:
             mask, decay = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(model).items()}, "kept"
         self._model = model

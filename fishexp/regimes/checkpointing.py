@@ -42,7 +42,8 @@ def train(
         momentum: At a new mask, ``carry`` keeps the optimiser's state of the entries that stay, and ``reset`` drops it.
             With ``decay=all`` entries never leave the optimiser, so ``carry`` keeps all of it, as the original does.
         warmup_epochs: Before the first mask every weight trains for so many epochs; their checkpoints are dense.
-        keyframe_every: Every so many epochs the delta is against the first model, so that no chain is longer.
+        keyframe_every: Every so many epochs the delta is against the first model, or that at the warm-up's end, so
+            that no chain is longer.
     """
     epochs = recipe["epochs"]
     if warmup_epochs >= epochs:
@@ -70,7 +71,9 @@ def train(
                 moving = _next(problem, choose if epoch > warmup_epochs else None, decay, momentum, course, moving)
             assert moving is not None  # epoch 1 makes one
             course.epoch(moving)
-            if epoch % keyframe_every == 0 and keyframe_every > 1:
+            if moving.dense:
+                kept.add_dense(epoch, problem.model)
+            elif epoch % keyframe_every == 0:
                 kept.add_keyframe(epoch, problem.model)
             else:
                 kept.add(epoch, moving.delta())
