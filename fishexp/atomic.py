@@ -23,8 +23,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors lets nobody else read what it writes
         sync(temporary)
         temporary.replace(path)
     except BaseException:

@@ -1,7 +1,7 @@
 """The model that training began with: on disk once, however many runs began with it."""
 
 import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save_model
@@ -25,8 +25,8 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
         new.unlink()
         try:
             os.link(shared, new)
-        except OSError:  # a file system without links
-            shutil.copyfile(shared, new)
+        except OSError:  # a file system without links, or another run has just dropped the shared file
+            save_model(network, str(new))
 
 
 def drop_base(folder: Path, outputs: Path) -> None:
@@ -34,8 +34,9 @@ def drop_base(folder: Path, outputs: Path) -> None:
     base = folder / BASE
     if not base.exists():
         return
-    alike = [file for file in (outputs / SHARED).glob("*.safetensors") if file.samefile(base)]
+    inode = base.stat().st_ino
     base.unlink()
-    for file in alike:
-        if file.stat().st_nlink == 1:
-            file.unlink()
+    for file in (outputs / SHARED).glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another run was faster
+            if file.stat().st_ino == inode and file.stat().st_nlink == 1:
+                file.unlink()

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from fishexp.atomic import replacing
 from fishexp.base import BASE
 from fishexp.checkpoints import Checkpoints
 from fishexp.delta import Delta
@@ -44,7 +45,8 @@ def save_run(folder: Path, model: Model, data: Data, delta: Delta | None = None)
         about |= {"mean": data.train.mean, "std": data.train.std}
     if isinstance(data.train, Tokens):
         about |= {"max_length": data.train.max_length}
-    (folder / PREPROCESSING).write_text(json.dumps(about) + "\n")
+    with replacing(folder / PREPROCESSING) as new:
+        new.write_text(json.dumps(about) + "\n")
     return sizes
 
 

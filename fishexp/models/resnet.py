@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fishexp.atomic import replacing
 from fishexp.errors import FishexpError
 from fishexp.models import WEIGHTS, Model, changes, origin, restore_
 
@@ -45,7 +46,8 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
 
     def save(folder: Path, *, weights: bool = True) -> None:
         if weights:
-            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+            with replacing(folder / WEIGHTS) as new:
+                save_file({name: value.contiguous() for name, value in network.state_dict().items()}, new)
 
     names = tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters())
     return Model(network, names, save, None if path is None else str(Path(path).resolve()))
