@@ -1,7 +1,11 @@
 """Tensors of random bits, and models made of them."""
 
 import copy
+import hashlib
+import json
+import struct
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,3 +76,47 @@ def tuned(model: nn.Module, seed: int, density: float = 0.2) -> nn.Module:
             chosen = torch.rand(tensor.shape, generator=generator) < density
             tensor.add_(torch.where(chosen, change, 0.0).to(tensor.dtype))
     return result
+
+
+def example() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Before and after: few changes and many, of three types, a new tensor, new rows, a tensor that goes."""
+    generator = torch.Generator().manual_seed(0)
+    before = {
+        "a.weight": torch.rand(20, 30, generator=generator),
+        "a.bias": torch.rand(30, generator=generator).bfloat16(),
+        "b.flags": torch.tensor([True, False, True]),
+        "b.rows": torch.rand(4, 3, generator=generator),
+        "b.steps": torch.tensor(7),
+        "c.gone": torch.ones(3),
+        "c.same": torch.ones(3),
+    }
+    after = {name: tensor.clone() for name, tensor in before.items()}
+    after["a.weight"][2:19:4, 7] += 1
+    after["a.bias"][[1, 17, 20]] += 1
+    after["b.flags"] = ~after["b.flags"]
+    after["b.rows"] = torch.cat([after["b.rows"], torch.rand(2, 3, generator=generator)])
+    after["b.steps"] += 1
+    after["d.new"] = torch.rand(2, 2, generator=generator)
+    del after["c.gone"]
+    return before, after
+
+
+def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header, metadata and vectors of a file."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    return header, json.loads(header["__metadata__"]["fishexp.delta"]), data[8 + size :]
+
+
+def dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def joined(header: dict[str, Any], about: Any, vectors: bytes, repair: bool = True) -> bytes:
+    """The file again; ``repair`` gives it the checksum of what is in it."""
+    if repair and isinstance(about, dict):
+        rest = {key: value for key, value in about.items() if key != "checksum"}
+        about = rest | {"checksum": hashlib.sha256(dumped(rest).encode() + vectors).hexdigest()}
+    text = about if isinstance(about, str) else dumped(about)
+    encoded = json.dumps(header | {"__metadata__": {"fishexp.delta": text}}).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + vectors

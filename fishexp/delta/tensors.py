@@ -136,6 +136,6 @@ def checkpoint_files(path: Path) -> list[Path]:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         raise DeltaError(f"{path / INDEX} is damaged: it has no weight_map") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or not is_name(name) or Path(name).name != name or name == "..":
             raise DeltaError(f"{path / INDEX} names {name!r}, which is no file of the folder")
     return [path / name for name in sorted(names)]
