@@ -1,15 +1,19 @@
-"""What the larger sweeps share: command lines of runs, which of them are done, and carrying out the others."""
+"""What the larger sweeps share: their command lines, carrying out those that are not done, finding the records."""
 
 import argparse
+import json
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fishexp import config
 from fishexp.record import finished
+from fishexp.report.group import Group, settings_of
+from fishexp.report.pool import load, pool
 from fishexp.settings import Config, run_id
 
 ROOT = Path(__file__).parents[1]
@@ -30,28 +34,24 @@ class Command:
     overrides: tuple[str, ...]
     waits: bool = False
 
-    def configs(self) -> tuple[Config, ...]:
-        """The runs' resolved configurations.
-
-        Raises:
-            FishexpError: If the command line has a mistake.
-        """
-        return _composed(self.overrides)
-
     def to_do(self, done: set[str]) -> list[Config]:
         """The runs whose run_id is not among ``done``; all, while the command waits."""
-        return [run for run in self.configs() if self.waits or run_id(run) not in done]
+        return [run for run in composed(self.overrides) if self.waits or run_id(run) not in done]
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> tuple[Config, ...]:
+def composed(overrides: tuple[str, ...]) -> tuple[Config, ...]:
+    """The resolved configurations of the runs of a command line.
+
+    Raises:
+        FishexpError: If it has a mistake.
+    """
     config.register_resolvers()
-    return tuple(
-        config.check_command_line(argparse.Namespace(overrides=list(overrides), multirun=True, config_dir=None))
-    )
+    told = argparse.Namespace(overrides=list(overrides), multirun=True, config_dir=None)
+    return tuple(config.check_command_line(told))
 
 
-def carry_out(plan: Callable[[], Sequence[Command]], python: str, outputs: str, records: Path) -> int:
+def carry_out(plan: Callable[[], Iterable[Command]], python: str, outputs: str, records: Path) -> int:
     """Run what ``plan`` says, the first command first, until all is done or has been tried once.
 
     The plan is asked for again after every command, as later steps depend on the results of earlier ones. Runs on
@@ -92,3 +92,43 @@ def _call(command: Sequence[str]) -> int:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+@dataclass(frozen=True)
+class OnRecord:
+    """What a file of records holds.
+
+    Attributes:
+        groups: The finished runs, pooled over seeds.
+        failed: The settings of each run that failed and has not finished since.
+    """
+
+    groups: list[Group]
+    failed: list[dict[str, Any]]
+
+
+def on_record(records: Path) -> OnRecord:
+    """Nothing if there is no file.
+
+    Raises:
+        FishexpError: If a line is not a record.
+    """
+    lines = list(load([records])) if records.exists() else []
+    done = {line["run_id"] for line in lines if line["status"] == "finished"}
+    failed = {line["run_id"]: line for line in lines if line["status"] == "failed" and line["run_id"] not in done}
+    pooled = pool(lines, uncommitted=True) if done else None
+    groups = pooled.held_out + pooled.reported if pooled else []
+    return OnRecord(groups, [settings_of(line) for line in failed.values()])
+
+
+def told(settings: Mapping[str, Any], overrides: Iterable[str]) -> bool:
+    """Whether a run's settings have all that ``overrides`` names."""
+    return all(_has(settings, *override.split("=", 1)) for override in overrides)
+
+
+def _has(settings: Mapping[str, Any], key: str, text: str) -> bool:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return settings.get(f"{key}.name", settings.get(key)) == value
