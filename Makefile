@@ -5,8 +5,9 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 DEMO := outputs/demo
 DEVICE ?= cpu
+PROFILE ?= cpu
 
-.PHONY: setup demo test test-slow check bench wheel clean
+.PHONY: setup demo table4 test test-slow check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -20,6 +21,9 @@ demo: setup  ## five methods on the digits over three seeds, a table and a pictu
 	$(BIN)/python -m fishexp -m method=fish,random,magnitude,bitfit,full seed=0,1,2 outputs=$(DEMO)
 	$(BIN)/python -m fishexp.report.table $(DEMO)/records.jsonl --uncommitted | tee $(DEMO)/table.md
 	$(BIN)/python -m fishexp.report.plot $(DEMO)/records.jsonl --uncommitted -o $(DEMO)/demo.png
+
+table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table4/table4.py
 
 test: setup  ## all but the slow tests
 	$(BIN)/python -m pytest -m 'not slow'

@@ -109,13 +109,17 @@ def finished(path: Path) -> set[str]:
 
 @cache  # the code is what it was when this process imported it
 def commit() -> str | None:
-    """The commit of this code, with a + if tracked files differ from it; None outside a repository."""
+    """The commit of this code, with a + if tracked files differ from it; None outside a repository.
+
+    Files in experiments/ change no run: a sweep whose records are tracked stays clean while it writes them.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments")
+        return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

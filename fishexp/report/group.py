@@ -127,15 +127,20 @@ def single(record: Mapping[str, Any]) -> Group:
         FishexpError: If ``record`` lacks what a finished run has.
     """
     try:
-        settings = dict(_flat(record["config"]))
-        del settings["seed"]
-        group = Group(settings, next(iter(record["metrics"])), [dict(record)])
+        group = Group(settings_of(record), next(iter(record["metrics"])), [dict(record)])
         _ = group.order, group.values, group.share, group.seconds, group.uncommitted  # a KeyError is the check
     except StopIteration:
         raise FishexpError(f"the record of run {record['run_id']} says finished but has no metrics") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise FishexpError(f"the record of run {record['run_id']} is not one of ours: {error!r}") from None
     return group
+
+
+def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was told, the seed left out: dotted key -> value."""
+    settings = dict(_flat(record["config"]))
+    del settings["seed"]
+    return settings
 
 
 def span(numbers: Collection[int]) -> str:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from fishexp.report.group import Group, seeds_text
 
-_INK, _QUIET, _GRID = "#1F2328", "#59636E", "#E4E7EB"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 10.5, "text.color": _INK, "axes.labelcolor": _QUIET}
+_INK, QUIET, GRID = "#1F2328", "#59636E", "#E4E7EB"
+STYLE = {"font.family": "DejaVu Sans", "font.size": 10.5, "text.color": _INK, "axes.labelcolor": QUIET}
 _WIDTH, _DPI = 8, 200  # inches; made for 800 pixels, sharp on screens of twice that
 
 
@@ -30,12 +30,12 @@ def draw_dots(series: Sequence[Series]) -> Figure:
     keeps = [f"keep = {group.keep:g}" for _, group in rows if group.keep is not None][:1]
     height = 1.5 + len(rows) * (0.75 if any(one.detail for one in series) else 0.58)
     marks = "A dot for each seed. Tick and bar: mean ± sample standard deviation."
-    fig, axes = _canvas(height, series, keeps, marks)
+    fig, axes = canvas(height, series, keeps, marks)
     for row, (one, group) in enumerate(rows):
         if group.mean is not None:
             axes.barh(row, 2 * (group.std or 0), 0.34, group.mean - (group.std or 0), color=one.colour, alpha=0.2)
             axes.plot([group.mean] * 2, [row - 0.25, row + 0.25], color=one.colour, linewidth=2.2, zorder=3)
-        axes.axhline(row, color=_GRID, linewidth=0.8, zorder=0)
+        axes.axhline(row, color=GRID, linewidth=0.8, zorder=0)
         lanes = [row + 0.2 * (2 * seed + 1 - len(group.runs)) / len(group.runs) for seed in range(len(group.runs))]
         values = [math.nan if value is None else value for value in group.values]
         axes.scatter(values, lanes, 34, one.colour, edgecolor="white", linewidth=0.9, zorder=4)
@@ -43,7 +43,7 @@ def draw_dots(series: Sequence[Series]) -> Figure:
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_yticks([])
     axes.use_sticky_edges = False  # room beside the bars too
-    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.margins(x=0.05)
     axes.set_xlabel(rows[0][1].header)
     return fig
@@ -56,32 +56,32 @@ def draw_sweep(series: Sequence[Series]) -> Figure:
     span = f"keep = {keeps[0]:g} to {keeps[-1]:g}"
     dense = " Dashed: all weights move." if any(map(_dense, series)) else ""
     marks = f"Mean, and sample standard deviation as a band.{dense}"
-    fig, axes = _canvas(4.7, series, [span], marks)
+    fig, axes = canvas(4.7, series, [span], marks)
     axes.set_xscale("log")
     for one in series:
         _line(axes, one)
     axes.set_xticks(keeps, [_percent(keep) for keep in keeps])
     axes.set_xticks([], minor=True)
-    axes.grid(axis="y", color=_GRID)
+    axes.grid(axis="y", color=GRID)
     missing = [f"{group.method} at {_percent(group.share)}: {group.score}" for group in groups if group.mean is None]
     axes.set_xlabel("\n".join(["share of the weights that move (log scale)", *missing]))
-    axes.set_title(groups[0].header, loc="left", size=10.5, color=_QUIET)
+    axes.set_title(groups[0].header, loc="left", size=10.5, color=QUIET)
     _end_labels(axes, [one for one in series if one.groups[0].keep is not None or _dense(one)])
     return fig
 
 
-def _canvas(height: float, series: Sequence[Series], title: Sequence[str], marks: str) -> tuple[Figure, Axes]:
+def canvas(height: float, series: Sequence[Series], title: Sequence[str], marks: str) -> tuple[Figure, Axes]:
     """An empty white figure with its title, what the marks mean, and no frame."""
     groups = [group for one in series for group in one.groups]
     fig = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     words = ", ".join([f"{groups[0].data} on {groups[0].model}", *title, seeds_text(groups)])
     fig.text(0.02, 1 - 0.15 / height, words, va="top", size=13.5, weight="bold")
     marks += " †: uncommitted code." if any(group.uncommitted for group in groups) else ""
-    fig.text(0.02, 1 - 0.45 / height, marks, va="top", color=_QUIET)
+    fig.text(0.02, 1 - 0.45 / height, marks, va="top", color=QUIET)
     fig.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - 0.8 / height))
     axes = fig.add_subplot()
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelcolor=_QUIET)
+    axes.tick_params(length=0, labelcolor=QUIET)
     axes.set_axisbelow(True)
     return fig, axes
 
@@ -91,7 +91,7 @@ def _row_labels(axes: Axes, row: int, one: Series, group: Group) -> None:
     small = f"{_percent(group.share)} of weights" + (f"\n{one.detail}" if one.detail else "")
     left = {"xy": (0, row), "xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
     axes.annotate(_name(one), xytext=(-10, 1.5), va="bottom", weight="bold", color=one.colour, **left)
-    axes.annotate(small, xytext=(-10, -1.5), va="top", size=9, color=_QUIET, **left)
+    axes.annotate(small, xytext=(-10, -1.5), va="top", size=9, color=QUIET, **left)
     axes.annotate(group.score, (1, row), (10, 0), axes.get_yaxis_transform(), "offset points", va="center")
 
 

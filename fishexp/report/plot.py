@@ -15,7 +15,7 @@ from fishexp.report.panels import STYLE, Series, draw_dots, draw_sweep
 from fishexp.report.pool import Pool, differing
 
 # Okabe and Ito's colours or close to them, which colour-blind readers tell apart as well
-_COLOURS = {"fish": "#0072B2", "random": "#868B90", "magnitude": "#D98200", "bitfit": "#009E73", "full": "#24292F"}
+COLOURS = {"fish": "#0072B2", "random": "#868B90", "magnitude": "#D98200", "bitfit": "#009E73", "full": "#24292F"}
 _SPARE = ("#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#8C6D31")
 
 
@@ -46,7 +46,7 @@ def series(groups: Sequence[Group]) -> list[Series]:
     taken: list[str] = []
     spare = iter(_SPARE * len(members))
     for same in members:
-        own = _COLOURS.get(same[0].method)
+        own = COLOURS.get(same[0].method)
         taken.append(own if own and own not in taken else next(spare))
     return [
         Series(same[0].method, _detail(same[0], keys), colour, same)

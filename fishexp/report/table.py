@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fishexp.report import command
 from fishexp.report.group import Group, seeds_text, span
@@ -18,11 +18,11 @@ def markdown(pooled: Pool) -> str:
     """The table of the reported runs, that of the runs on held-out examples, and what is in neither."""
     parts = []
     if pooled.reported:
-        parts.append(_table(reported_columns(pooled)))
+        parts.append(aligned(reported_columns(pooled)))
     if pooled.held_out:
         parts += [
             "**Chosen on held-out training examples** (the best learning rate in bold)",
-            _table(held_out_columns(pooled)),
+            aligned(held_out_columns(pooled)),
         ]
     if dirty := [run_id for group in pooled.reported + pooled.held_out for run_id in group.uncommitted]:
         parts.append(f"{_DAGGER} with uncommitted code: {', '.join(dirty)}")
@@ -116,14 +116,14 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
 
 
-def _table(columns: dict[str, list[str]]) -> str:
-    """Markdown whose columns are lined up as plain text too."""
+def aligned(columns: Mapping[str, Sequence[str]], left: Collection[str] = _LEFT) -> str:
+    """Header -> cells as a Markdown table whose columns are lined up as plain text too; ``left`` are those of words."""
     lines = []
     for header, cells in columns.items():
         texts = [cell.replace("|", "\\|") for cell in (header, *cells)]
         width = max(3, *map(len, texts))
-        align = str.ljust if header in _LEFT else str.rjust
-        rule = "-" * width if header in _LEFT else "-" * (width - 1) + ":"
+        align = str.ljust if header in left else str.rjust
+        rule = "-" * width if header in left else "-" * (width - 1) + ":"
         lines.append([align(texts[0], width), rule, *(align(text, width) for text in texts[1:])])
     return "\n".join(f"| {' | '.join(row)} |" for row in zip(*lines, strict=True))
 
