@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
+from fishexp import runner
 from fishexp.config import CONF
 from fishexp.data import digits
 from fishexp.examples import Data
 from fishexp.metrics import accuracy
 from fishexp.models import Model, bert, resnet
+from fishexp.record import read
 from fishexp.saved import load_run, save_run
 from fishexp.text import Sentences
 from tests.checks import refusal, same_weights
+from tests.cli import fishexp
 
 FIRST = ["the cat runs .", "a dog ?", "the dog sees the cat and the dog runs"]
 SECOND = ["the cats", "a dog runs and a dog runs and a dog runs", "?"]
@@ -92,3 +96,46 @@ def test_folders_of_no_finished_run(images: tuple[Path, Model, Data], name: str)
 def test_a_run_without_its_weights(images: tuple[Path, Model, Data]) -> None:
     (images[0] / "model.safetensors").unlink()
     assert refusal(load_run, images[0]).startswith(f"model.path={images[0]}: {images[0] / 'model.safetensors'} is no ")
+
+
+def sst2(folder: Path) -> Path:
+    (folder / "glue" / "SST-2").mkdir(parents=True)
+    for file, count in (("train", 24), ("dev", 8)):
+        rows = "".join(f"the cat sees a {'dog' if i % 3 else 'cat'} .\t{i % 2}\n" for i in range(count))
+        (folder / "glue" / "SST-2" / f"{file}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    return folder / "glue"
+
+
+def test_a_run_from_a_checkpoint_leaves_the_change_alone(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found again through the checkpoint, from which others can start too; refused once that is another."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    start = bert.build(2, 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    start.network.bert.save_pretrained(tmp_path / "start")
+    start.tokenizer.save_pretrained(tmp_path / "start")
+    options = ("data=glue", "data.task=sst2", f"data.root={sst2(tmp_path)}", "data.max_length=16", "model=bert_base")
+    options += ("regime.lr=0.01", "method=random", "keep=0.2", "threads=1", "regime.epochs=2")
+    with monkeypatch.context() as patch:
+        trained: list[Model] = []
+        original = runner.save_run
+        patch.setattr(runner, "save_run", lambda *a: (trained.append(a[1]), original(*a))[1])
+        assert fishexp(*options, f"model.path={tmp_path / 'start'}").status == 0
+    (folder,) = tmp_path.glob("outputs/*/*/*/*")
+    assert not list(folder.glob("model*")) + list(folder.glob("base*"))
+    network, prepare = load_run(folder)
+    assert same_weights(network, trained[0].network)
+    assert network(**prepare(["the cat runs ."])).logits.shape == (1, 2)
+
+    assert fishexp(*options, "regime.epochs=0", f"model.path={folder}", "outputs=again").status == 0
+    first, again = (list(read(Path(name) / "records.jsonl"))[-1] for name in ("outputs", "again"))
+    assert first["metrics"] == again["metrics"]
+    assert first["bytes"]["delta"] == (folder / "delta.safetensors").stat().st_size
+
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    assert refusal(load_run, folder).startswith("the delta is for another base: ")
+    (tmp_path / "start").rename(tmp_path / "elsewhere")
+    assert refusal(load_run, folder).endswith("start, which is not there any more")
