@@ -1,0 +1,124 @@
+"""Sweeps: which runs are started, in which order, and what ends them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import sweep
+from experiments.sweep import Command, composed
+from fishexp import record
+from fishexp.settings import run_id
+
+
+class Runner:
+    """Stands where command lines are started: notes them, and does what it is told to do with each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
+        self.records, self.calls = records, []
+        self.status: Callable[[list[str]], int] = lambda told: 0
+        monkeypatch.setattr(sweep, "_call", self)
+
+    def __call__(self, command: list[str]) -> int:
+        told = command[command.index("-m", 2) + 1 :]
+        self.calls.append(told[3:])
+        status = self.status(told[3:])
+        if status == 0:
+            for run in composed(tuple(told[3:])):
+                done = {"run_id": run_id(run), "status": "finished", "config": run, "metrics": {"accuracy": 1}}
+                record.append(self.records, json.dumps(done))
+        return status
+
+
+DIGITS = ("data=digits", "method=random", "keep=0.01", "regime.epochs=1")
+
+
+def commands(*seeds: str) -> list[Command]:
+    return [Command("table", (*DIGITS, f"seed={seed}")) for seed in seeds]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
+    return Runner(monkeypatch, tmp_path / "records.jsonl")
+
+
+def go(runner: Runner, plan: list[Command]) -> int:
+    return sweep.carry_out(lambda: plan, "python", "outputs", runner.records)
+
+
+def test_finished_runs_are_skipped_and_the_others_run_in_order(runner: Runner) -> None:
+    assert go(runner, commands("0,1", "2")) == 0
+    assert [told[-1] for told in runner.calls] == ["seed=0,1", "seed=2"]
+    assert go(runner, commands("3", "1", "0,1,4")) == 0
+    assert [told[-1] for told in runner.calls[2:]] == ["seed=3", "seed=0,1,4"]
+
+
+def test_a_run_that_fails_or_goes_on_elsewhere_is_tried_once(runner: Runner, capsys) -> None:
+    runner.status = lambda told: 1 if told[-1] == "seed=0" else 0
+    assert go(runner, commands("0", "1")) == 1
+    assert [told[-1] for told in runner.calls] == ["seed=0", "seed=1"]
+    assert "1 runs are not done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "ended"), [(2, 2), (130, 130), (-9, 137)])
+def test_mistakes_and_signals_end_the_sweep(runner: Runner, status: int, ended: int) -> None:
+    runner.status = lambda told: status
+    assert go(runner, commands("0", "1")) == ended
+    assert len(runner.calls) == 1
+
+
+def test_the_plan_is_asked_again_after_every_command(runner: Runner) -> None:
+    """The second command is known only when the first is done; one that waits does not run."""
+
+    def plan() -> list[Command]:
+        waits = not runner.calls
+        return [*commands("0"), Command("table", (*DIGITS, f"seed={1 if waits else 2}"), waits=waits)]
+
+    assert sweep.carry_out(plan, "python", "outputs", runner.records) == 0
+    assert [told[-1] for told in runner.calls] == ["seed=0", "seed=2"]
+    never = [*commands("0"), replace(commands("0")[0], waits=True)]
+    assert go(runner, never) == 1  # done, but it still waits
+    assert len(runner.calls) == 2
+
+
+def test_the_status_of_a_process_and_the_signal_to_it(tmp_path: Path) -> None:
+    assert sweep._call([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
+    before = signal.getsignal(signal.SIGTERM)
+    ready = tmp_path / "ready"
+    code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); "
+    code += "open(sys.argv[1], 'w').close(); time.sleep(60)"
+
+    def terminate() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    assert sweep._call([sys.executable, "-c", code, str(ready)]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sweep_that_writes_tracked_records_stays_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "fishexp" / "record.py", tmp_path / "experiments" / "table4" / "records.jsonl"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for told in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *told], check=True)
+    monkeypatch.setattr(record, "__file__", str(files[0]))
+    commits = []
+    for file in reversed(files):
+        file.write_text("2\n")
+        commits.append(record.commit.__wrapped__())
+    assert re.fullmatch("[0-9a-f]{12}", commits[0])
+    assert commits[1] == commits[0] + "+"

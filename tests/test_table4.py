@@ -1,0 +1,431 @@
+"""`make table4`: which runs, at which learning rates, in which order; what the report says of them."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra._internal.utils import get_args_parser
+
+from experiments import sweep
+from experiments.sweep import composed
+from experiments.table4 import dry, findings, picture, report, table4
+from experiments.table4.cells import Cell, Profile, Result
+from fishexp import config, record
+from fishexp.errors import FishexpError
+from fishexp.settings import run_id
+from tests.cli import fishexp
+
+CPU, GPU = table4.PROFILES["cpu"], table4.PROFILES["gpu"]
+FISH = Cell("fish", 0.005, "fixed", table4.KEPT)
+RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", table4.KEPT)
+
+
+def line(told: tuple[str, ...], accuracy: float | None, *, seed: int = 0, status: str = "finished", delta: int = 10**6):
+    """A record of a run that was told ``told``; its run_id stands for its settings."""
+    groups: dict[str, Any] = {key: {} for key in ("data", "model", "method", "regime")} | {"keep": None, "seed": seed}
+    groups["data"]["holdout"] = 0
+    for word in told:
+        key, _, value = word.partition("=")
+        group, _, last = key.partition(".")
+        if group in ("data", "model", "method", "regime"):
+            groups[group][last or "name"] = json.loads(value) if last and value[0].isdigit() else value
+        elif key != "seed":
+            groups[key] = json.loads(value) if value[0].isdigit() else value
+    metric = "accuracy_holdout" if groups["data"]["holdout"] else "accuracy"
+    return {
+        "run_id": json.dumps(groups, sort_keys=True),
+        "config": groups,
+        "status": status,
+        "kept": 100,
+        "total": 1000,
+        "metrics": {metric: accuracy} if status == "finished" else {},
+        "seconds": {"train": 1800.0},
+        "bytes": {"delta": delta, "dense": 44_734_408},
+        "commit": "0123456789ab",
+    }
+
+
+def chosen(profile: Profile, cell: Cell, scores: Mapping[float, float | None], **more: Any) -> list[dict[str, Any]]:
+    """Held-out runs of ``cell``: learning rate -> accuracy."""
+    choose = profile.choose or ""
+    told = {lr: table4.overrides(profile, cell, choose, f"regime.lr={lr:g}") for lr in scores}
+    return [line(told[lr], score, **more) for lr, score in scores.items()]
+
+
+def reported(profile: Profile, cell: Cell, lr: float, scores: list[float], **more: Any) -> list[dict[str, Any]]:
+    """Runs of the table, one for each seed."""
+    told = table4.overrides(profile, cell, profile.report, f"regime.lr={lr:g}")
+    return [line(told, score, seed=seed, **more) for seed, score in enumerate(scores)]
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(lines: list[dict[str, Any]]) -> Path:
+        (tmp_path / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        return tmp_path / "records.jsonl"
+
+    return write
+
+
+@pytest.fixture
+def result(write):
+    return lambda lines, cell, profile=CPU: table4.result(profile, cell, sweep.on_record(write(lines)))
+
+
+def words(text: str) -> set[str]:
+    return set(text.split())
+
+
+COMMON = "data=cifar10 model=resnet18 precision=bf16 threads=1 device=cpu regime=checkpointing "
+COMMON += "regime.keyframe_every=1000 data.train_limit=10000 regime.batch_size=128 decay=kept compat=none "
+
+
+def test_the_runs_of_the_cpu_profile(write) -> None:
+    """Word for word, as the identity of runs on record hangs on them."""
+    rates = {0.02: 0.3, 0.08: 0.5, 0.32: 0.4}
+    path = write(
+        [one for cell in {table4.source(CPU, cell) for cell in table4.cells(CPU)} for one in chosen(CPU, cell, rates)]
+    )
+    plan = list(table4.plan(CPU, path))
+    choices = [command for command in plan if command.step == "rates"]
+    wanted = [
+        f"method={method} keep={keep}" for keep in (0.005, 0.1) for method in ("fish method.samples=256", "random")
+    ]
+    told = "seed=0 regime.mask=fixed data.holdout=2000 regime.epochs=4 regime.warmup=0.2 regime.lr=0.02,0.08,0.32"
+    assert [set(command.overrides) for command in choices] == [
+        words(f"{COMMON} {told} {method}") for method in (*wanted, "method=full")
+    ]
+    table = [command for command in plan if command.step == "table"]
+    assert len(table) == 5 * 17
+    assert not any(command.waits for command in plan)
+    told = "regime.lr=0.08 data.valid_limit=5000 regime.epochs=6 regime.warmup=0.3"
+    for seed in range(5):
+        of_seed = [frozenset(command.overrides) for command in table[17 * seed : 17 * seed + 17]]
+        assert set(of_seed) == {
+            frozenset(words(f"{COMMON} {told} seed={seed} {method} regime.mask={mask}"))
+            for mask in ("fixed", "every_epoch")
+            for method in (
+                *(f"method=fish method.samples=256 keep={keep}" for keep in (0.005, 0.02, 0.1, 0.25)),
+                *(f"method=random keep={keep}" for keep in (0.005, 0.02, 0.1, 0.25)),
+            )
+        } | {frozenset(words(f"{COMMON} {told} seed={seed} method=full regime.mask=fixed"))}
+
+
+@pytest.mark.parametrize("name", table4.PROFILES)
+def test_every_kind_of_command_can_be_composed(name: str) -> None:
+    """The kinds differ in method, schedule and variant; a keep is a keep."""
+    profile = table4.PROFILES[name]
+    config.register_resolvers()
+    ids = set()
+    cells = [cell for cell in table4.cells(profile) if cell.keep in (0.005, 1)]
+    for cell in cells:
+        steps = [(profile.report, "seed=1")] + ([(profile.choose, "seed=0")] if profile.choose else [])
+        for step, seed in steps:
+            told = table4.overrides(profile, cell, step, seed, "regime.lr=0.1")
+            (run,) = config.check_command_line(get_args_parser().parse_args(["-m", *told]))
+            assert run["regime"]["name"] == "checkpointing"
+            assert (run["keep"], run["regime"]["mask"]) == (None if cell.method == "full" else 0.005, cell.schedule)
+            assert run["regime"]["warmup"] / run["regime"]["epochs"] == pytest.approx(0.05)
+            ids.add(run_id(run))
+    assert len(ids) == len(cells) * (2 if profile.choose else 1)
+
+
+def test_variants_of_what_cannot_vary_do_not_run_twice() -> None:
+    cells = table4.cells(GPU)
+    assert len(cells) == len(set(cells)) == 3 * 8 + 2 * 8 + 1
+    assert {cell.variant for cell in cells if cell.method == "random"} == {table4.KEPT, table4.ALL}
+    assert [cell.variant for cell in cells if cell.method == "full"] == [table4.KEPT]
+
+
+def test_the_best_rate_on_held_out_images_is_taken(result) -> None:
+    lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39, 0.32: 0.2})
+    lines += chosen(CPU, RANDOM, {0.02: 0.3, 0.08: 0.36, 0.32: 0.33})
+    assert result(lines, FISH).lr == 0.02
+    assert result(lines, RANDOM).lr == 0.08
+    for cell in (replace(FISH, keep=0.02), replace(FISH, schedule="every_epoch", keep=0.02)):
+        assert result(lines, cell).lr == 0.02  # from keep 0.005, fixed
+        assert result(lines, cell).source == FISH
+    assert result(lines, replace(FISH, keep=0.25)).lr is None
+    assert result(lines, replace(FISH, keep=0.25)).source == replace(FISH, keep=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "taken"),
+    [
+        ({0.02: 0.4, 0.08: 0.5, 0.32: 0.5}, 0.08),
+        ({0.02: 0.4, 0.08: 0.4, 0.32: 0.4}, 0.02),
+        ({0.02: 0.4, 0.08: None, 0.32: 0.3}, 0.02),
+        ({0.02: None, 0.08: None, 0.32: None}, None),
+        ({0.02: 0.4, 0.08: 0.5}, None),
+    ],
+)
+def test_equal_undefined_and_missing_rates(result, scores: dict[float, float | None], taken: float | None) -> None:
+    assert result(chosen(CPU, FISH, scores), FISH).lr == taken
+
+
+def test_a_rate_that_diverged_counts_as_tried(result) -> None:
+    scores = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.5})
+    assert result([*scores, *chosen(CPU, FISH, {0.32: None}, status="interrupted")], FISH).lr is None
+    failed = chosen(CPU, FISH, {0.32: None}, status="failed")
+    assert result([*scores, *failed], FISH).lr == 0.08
+    assert result([*scores, *failed], FISH).tried[0.32] is None
+    assert result([*failed, *scores, *chosen(CPU, FISH, {0.32: 0.6})], FISH).lr == 0.32  # it has finished since
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["data.holdout=1000", "data.holdout=0", "regime.epochs=5", "data.train_limit=20000", "decay=all", "compat=fish",
+     "regime.mask=every_epoch", "keep=0.006", "model=resnet34", "method.samples=1024", "threads=2"],
+)  # fmt: skip
+def test_runs_with_other_settings_choose_nothing(result, other: str) -> None:
+    lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39})
+    told = (*table4.overrides(CPU, FISH, CPU.choose or "", "regime.lr=0.32"), other)
+    assert result([*lines, line(told, 0.9)], FISH).lr is None
+
+
+def test_records_that_differ_in_more_than_was_told_are_refused(result) -> None:
+    lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39, 0.32: 0.2})
+    told = (*table4.overrides(CPU, FISH, CPU.choose or "", "regime.lr=0.02"), "regime.momentum=reset")
+    with pytest.raises(FishexpError, match=r"differ in regime\.momentum"):
+        result([*lines, line(told, 0.9)], FISH)
+
+
+def test_rates_of_the_logs_for_every_cell_of_the_gpu_profile(result) -> None:
+    rates = {cell: result([], cell, GPU).lr for cell in table4.cells(GPU)}
+    assert rates[FULL] == 0.4
+    assert rates[FISH] == 0.02
+    assert (
+        rates[replace(FISH, schedule="every_epoch")] == rates[replace(FISH, schedule="every_epoch", variant=table4.ALL)]
+    )
+    assert rates[replace(FISH, keep=0.25)] == rates[replace(FISH, keep=0.1)] == 0.04
+    assert set(rates.values()) == {0.02, 0.04, 0.08, 0.2, 0.4}
+
+
+TINY = replace(
+    CPU,
+    common="data=digits model=resnet8 data.train_limit=128 device=cpu threads=1 regime=checkpointing",
+    fish="method.samples=16",
+    choose="data.holdout=64 regime.epochs=1",
+    rate_of={},
+    report="data.valid_limit=64 regime.epochs=2",
+    rates=(0.1, 0.3),
+    seeds=(0,),
+)
+
+
+def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Real runs on the digits, in this process."""
+    calls: list[tuple[str, ...]] = []
+
+    def call(command: list[str]) -> int:
+        calls.append(tuple(command))
+        return fishexp(*command[3:]).status
+
+    monkeypatch.setattr(sweep, "_call", call)
+    monkeypatch.setattr(table4, "KEEPS", (0.02,))
+    monkeypatch.setattr(table4, "PROFILES", {"tiny": TINY})
+    arguments: Any = ({"PROFILE": "tiny", "PYTHON": "py"}, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
+    assert table4.main(*arguments) == 0
+    assert {command[:3] for command in calls} == {("py", "-m", "fishexp")}
+    assert len(calls) == 3 + 5  # FISH, random and dense have a rate chosen
+    lines = list(record.read(tmp_path / "records.jsonl"))
+    assert [one["status"] for one in lines] == ["finished"] * 11
+    held_out = [one for one in lines if one["config"]["data"]["holdout"]]
+    for method in ("fish", "random", "full"):
+        of = [one for one in held_out if one["method"] == method]
+        best = max(of, key=lambda one: (one["metrics"]["accuracy_holdout"], -one["config"]["regime"]["lr"]))
+        ran = {one["config"]["regime"]["lr"] for one in lines if one["method"] == method and one not in held_out}
+        assert ran == {best["config"]["regime"]["lr"]}
+    text = (tmp_path / "README.md").read_text()
+    assert "missing" not in text
+    assert "5 of the 5 runs of this table are on record" in text
+    assert (tmp_path / "tiny.png").stat().st_size > 10_000
+    assert table4.main(*arguments) == 0
+    assert len(calls) == 8
+    assert (tmp_path / "README.md").read_text() == text
+
+
+# DRY
+
+
+def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(sweep, "_call", None)
+    monkeypatch.setattr(table4, "KEEPS", (0.005, 0.1))
+    monkeypatch.setattr(table4, "PROFILES", {"cpu": replace(CPU, seeds=(0,))})
+    told = table4.overrides(CPU, FISH, CPU.choose or "", "seed=0", "regime.lr=0.08")
+    (run,) = composed(told)
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(line(told, 0.5) | {"run_id": run_id(run)}) + "\n")
+    assert table4.main({"DRY": "1"}, path) == 0
+    rows = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()[:4]]
+    assert rows[0] == ["step", "runs", "done", "to do", "hours to go", "GB to come"]
+    assert rows[1][:4] == ["rates", "15", "1", "14"]
+    assert rows[2][:4] == ["table", "9", "0", "9"]  # rates are not known yet
+    assert rows[3] == ["first models", "0.04"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_run_costs_by_hand() -> None:
+    (fixed,) = composed(table4.overrides(CPU, FISH, CPU.report, "regime.lr=0.1"))
+    cost = dry.cost(fixed)
+    assert cost.seconds == pytest.approx(6 * (10_000 / 500 + 5_000 / 1250) + 2.4)
+    entropy = -(0.005 * math.log2(0.005) + 0.995 * math.log2(0.995))
+    assert cost.bytes == pytest.approx(6 * (38_560 + 11_173_962 * (0.005 * 4 + entropy / 8)))
+    assert 0.9 < cost.bytes / 6 / 342_738 < 1.1  # what a checkpoint of a random mask took; FISH's positions take less
+    (again,) = composed(table4.overrides(CPU, replace(FISH, schedule="every_epoch"), CPU.choose or "", "regime.lr=0.1"))
+    assert dry.cost(again).seconds == pytest.approx(4 * (10_000 / 500 + 2_000 / 1250 + 2.4))
+    (dense,) = composed(table4.overrides(CPU, FULL, CPU.report, "regime.lr=0.1"))
+    assert dry.cost(dense) == dry.Cost(6 * 24.0, 6 * 44_734_408)
+    (gpu,) = composed(table4.overrides(GPU, replace(FISH, variant=table4.ALL), GPU.report, "regime.lr=0.1"))
+    assert dry.cost(gpu) == dry.Cost(None, 100 * (4 * 6_573_120 + 17_984))
+    assert dry._hours([dry.Cost(None, 0), dry.Cost(1, 0)]) == "not measured"
+    assert dry._hours([dry.Cost(1800, 0), dry.Cost(3600, 0)]) == "1.5"
+
+
+def test_an_unknown_profile_is_one_line(capsys) -> None:
+    assert table4.main({"PROFILE": "tpu"}) == 2
+    assert capsys.readouterr().err == "fishexp: PROFILE=tpu: no such profile; there are cpu, gpu, paper\n"
+
+
+# the report
+
+EVERY = replace(FISH, schedule="every_epoch")
+RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The first table after ``title``."""
+    table = next(part for part in text.partition(title)[2].split("\n\n") if part.strip().startswith("|")).strip()
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
+
+
+def written(path: Path) -> str:
+    found = sweep.on_record(path)
+    report.write(path.parent, [table4.section(name, found) for name in table4.PROFILES])
+    return (path.parent / "README.md").read_text()
+
+
+def test_the_numbers_of_the_report(write) -> None:
+    lines = chosen(CPU, FISH, RATES) + chosen(CPU, RANDOM, {0.02: 0.1, 0.08: 0.1, 0.32: 0.2})
+    lines += reported(CPU, FISH, 0.02, [0.50, 0.52, 0.57], delta=400_000)
+    lines += reported(CPU, FISH, 0.08, [0.9])  # not the rate that was chosen
+    lines += reported(CPU, RANDOM, 0.32, [0.41], delta=500_000)
+    lines[-1]["commit"] += "+"
+    lines += [reported(CPU, RANDOM, 0.32, [0, 0], status="failed")[1]]
+    text = written(write(lines))
+    table = rows(text, "what an\nepoch changed") and rows(text.partition("| seeds ")[2], "\n")
+    assert table[0][:6] == ["keep", "mask", "FISH: %", "FISH: lr", "FISH: MB", "FISH: of dense"]
+    assert table[2] == [
+        *("0.005", "fixed", "53.0 ± 3.6 (3 seeds)", "0.02", "0.40", "0.89%"),
+        *("41.0 † (one seed, 1 failed)", "0.32", "0.50", "1.12%"),
+    ]
+    assert table[3] == ["0.005", "every epoch", "missing", "0.02", *["missing"] * 3, "0.32", *["missing"] * 2]
+    assert [row[:2] for row in table[2:]] == [
+        [keep, mask] for keep in ("0.005", "0.02", "0.1", "0.25") for mask in ("fixed", "every epoch")
+    ] + [["1", "none: dense"]]
+    assert table[-1][2:] == ["missing"] * 8
+    assert "4 of the 85 runs of this table are on record; they took 2.0 hours." in text
+    assert "† with uncommitted code: " in text
+    rates = rows(text, "### Learning rates")
+    assert rates[0] == ["method", "keep", "mask", "0.02", "0.08", "0.32"]
+    assert rates[2] == ["fish", "0.005", "one fixed mask", "**40.0**", "39.0", "20.0"]
+    assert rates[4] == ["fish", "0.1", "one fixed mask", "missing", "missing", "missing"]
+    assert "lie beyond: FISH at 0.005 (smallest), random at 0.005 (largest)." in text
+    assert "Keep 0.02 takes the rate of 0.005; keep 0.25 takes the rate of 0.1; every cell" in text
+    settings = {row[0]: row[1:] for row in rows(text, "## Profile cpu")}
+    assert settings["epochs"] == ["6", "100"]
+    assert settings["training images"] == ["10,000", "50,000"]
+    assert settings["the rate rises for"] == ["0.3 epochs (5%)", "5 epochs (5%)"]
+    assert "## Profile gpu" not in text
+
+
+def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
+    logged = ["61.5", "87.3", "62.9", "76.1", "95.2"]
+    cpu = written(write(chosen(CPU, FISH, RATES) + reported(CPU, FISH, 0.02, [0.5])))
+    assert not any(number in cpu for number in logged)
+    assert "none of their figures stands here" in cpu
+    everything = [replace(FISH, variant=variant) for variant in GPU.variants]
+    gpu = written(write([one for cell in everything for one in reported(GPU, cell, 0.02, [0.5])]))
+    kept, decays, original = (
+        rows(gpu, f"### {title}\n") for title in ("decay=kept", "decay=all", "decay=all compat=fish")
+    )
+    assert not any("log" in header for header in kept[0])
+    assert decays[2][decays[0].index("FISH: % in their log")] == "61.5"
+    assert decays[3][decays[0].index("random: % in their log")] == "76.1"
+    assert decays[-1][decays[0].index("FISH: % in their log")] == "95.2"
+    assert decays[-2][decays[0].index("FISH: % in their log")] == "–"  # keep 0.25
+    assert original[3][original[0].index("FISH: % in their log")] == "87.3"
+    assert not any("random" in header for header in original[0])
+    assert "one seed, fp16" in gpu
+    assert "Not the paper's Table 4" in gpu
+
+
+def test_nothing_is_written_of_nothing(write) -> None:
+    path = write([])
+    report.write(path.parent, [table4.section("cpu", sweep.on_record(path))])
+    assert [file.name for file in path.parent.iterdir()] == ["records.jsonl"]
+
+
+@pytest.fixture
+def results(result):
+    def results(scores: dict[Cell, list[float]], **more: Any) -> list[Result]:
+        lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
+        lines += [one for cell, values in scores.items() for one in reported(CPU, cell, 0.02, values, **more)]
+        return [result(lines, cell) for cell in scores]
+
+    return results
+
+
+def test_sentences_come_from_the_numbers(results) -> None:
+    """FISH: 60 and 70; random: 62 and 61, standard deviation 1 each, so twice the standard error is 1.63."""
+    three = {FISH: 0.60, RANDOM: 0.62, EVERY: 0.70, replace(EVERY, method="random"): 0.61, FULL: 0.8}
+    found = results({cell: [mean - 0.01, mean, mean + 0.01] for cell, mean in three.items()}, delta=22_367_204)
+    assert findings.findings(found, seeds=4) == [
+        "15 of the 20 runs of this table are on record; they took 7.5 hours.",
+        "FISH is ahead of random in 1 of 2 pairs of cells, by -2.0 to +9.0 points.",
+        "By more than two standard errors of the difference, FISH is ahead in 1 and random in 1.",
+        "A new mask every epoch is ahead of one fixed mask in 1 of 2 pairs of cells, by -1.0 to +10.0 points.",
+        "By more than two standard errors of the difference, a new mask every epoch is ahead in 1 and one fixed mask "
+        "in 0.",
+        "Dense training reaches 80.0 ± 1.0 % at 22.4 MB a checkpoint; the best of the others, FISH at keep 0.005 with "
+        "a new mask every epoch, 70.0 ± 1.0 % at 22.4 MB (50%).",
+    ]
+
+
+def test_few_seeds_claim_nothing(results) -> None:
+    found = findings.findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), seeds=5)
+    assert found[1:] == [
+        "FISH is ahead of random in 1 of 1 pairs of cells, by +10.5 to +10.5 points; some cells have fewer than three "
+        "seeds, so that small differences mean nothing."
+    ]
+
+
+def test_the_picture_shows_means_against_bytes(write) -> None:
+    wide = replace(FISH, keep=0.02)
+    lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
+    lines += reported(CPU, FISH, 0.02, [0.5, 0.6], delta=400_000)
+    path = write(lines)
+    assert picture.draw(table4.section("cpu", sweep.on_record(path))) is None  # one point is no picture
+    lines += reported(CPU, wide, 0.02, [0.7], delta=900_000) + reported(CPU, EVERY, 0.02, [0.4], delta=450_000)
+    lines += reported(CPU, FULL, 0.02, [0.8], delta=44_734_408)
+    fig = picture.draw(table4.section("cpu", sweep.on_record(write(lines))))
+    assert fig is not None
+    axes = fig.axes[0]
+    containers: Any = axes.containers
+    drawn = {bars.get_label(): bars.lines[0] for bars in containers}
+    assert list(drawn["FISH, one fixed mask"].get_xdata()) == [400_000, 900_000]
+    assert list(drawn["FISH, one fixed mask"].get_ydata()) == pytest.approx([55, 70])
+    assert list(drawn["FISH, a new mask every epoch"].get_xdata()) == [450_000]
+    assert drawn["FISH, a new mask every epoch"].get_linestyle() == "--"
+    assert drawn["FISH, a new mask every epoch"].get_markerfacecolor() == "white"
+    assert list(drawn["dense training"].get_xdata()) == [44_734_408]
+    assert [80, 80] in [np.asarray(one.get_ydata()).tolist() for one in axes.lines]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xticklabels()[0].get_text() == "0.5 MB"
+    assert fig.texts[0].get_text() == "cifar10 on resnet18, decay=kept, 1–2 seeds"
