@@ -164,6 +164,9 @@ def test_weights_loaded_anew_are_found_under_their_names() -> None:
             model.get_parameter(name)[~kept] = base.get_parameter(name)[~kept]
     sparse.delta().apply_(base)
     assert same_bits(base, model)
+    model.load_state_dict(snapshot(tuned(model, 2)), assign=True)
+    sparse.rebase()
+    assert sparse.delta().before == Delta.diff(model, model).before
 
 
 def test_parameters_of_one_memory_are_no_two() -> None:
