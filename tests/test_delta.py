@@ -204,6 +204,14 @@ def test_a_model_brings_the_new_rows_and_tensors_itself() -> None:
     assert "0.weight, which a model cannot" in refusal(Delta.diff(before, {}).apply_, before)
 
 
+def test_new_rows_without_entries_are_a_change_too() -> None:
+    before, after = {"x": torch.zeros(2, 0)}, {"x": torch.zeros(5, 0)}
+    delta = Delta.diff(before, after)
+    assert delta.before != delta.after
+    delta.apply_(before)
+    assert same_bits(before, after)
+
+
 def test_more_than_new_rows_is_refused() -> None:
     def why(before: Tensor, after: Tensor) -> str:
         return refusal(Delta.diff, {"x": before}, {"x": after})

@@ -86,9 +86,9 @@ def is_shape(value: object) -> bool:
 
 
 def parse(text: bytes | bytearray, name: str | Path) -> dict[str, Any]:
-    """A JSON object without numbers with a point, NaN or a key twice, nested as deep as the interpreter can."""
+    """A JSON object, in which no key occurs twice."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_float=_refuse, parse_constant=_refuse)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DeltaError(f"{name} is damaged: its header is not valid JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
@@ -101,10 +101,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key occurs twice")
     return found
-
-
-def _refuse(number: str) -> None:
-    raise ValueError(f"{number[:40]} is no whole number")
 
 
 def exactly(file: BinaryIO, size: int, name: str | Path) -> bytearray:
