@@ -33,10 +33,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float16, 
 @pytest.fixture(params=[64, 1 << 23])
 def _pieces(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tensors of these tests in many pieces, and in one."""
-    with (
-        mock.patch("fishexp.delta.patch.PIECE", request.param),
-        mock.patch("fishexp.delta.compare.PIECE", request.param),
-    ):
+    with mock.patch("fishexp.delta.checkpoint.PIECE", request.param):
         yield
 
 
