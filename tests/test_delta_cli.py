@@ -15,6 +15,7 @@ from transformers import BertForSequenceClassification, BertModel
 
 from fishexp.delta import Delta, merge
 from fishexp.delta.__main__ import main
+from fishexp.delta.chain import chain
 from fishexp.delta.checkpoint import Checkpoint, Place
 from fishexp.delta.container import Slot
 from fishexp.delta.seeded import Seeded
@@ -22,7 +23,7 @@ from fishexp.kept import weights
 from fishexp.masks import random_scores, top_k
 from fishexp.sparse import sparsify
 from tests.cases import tiny_bert
-from tests.delta_cases import disturbed, noise, same_bits
+from tests.delta_cases import Tied, disturbed, noise, same_bits, tuned
 
 Model = dict[str, Tensor]
 
@@ -32,10 +33,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float16, 
 @pytest.fixture(params=[64, 1 << 23])
 def _pieces(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tensors of these tests in many pieces, and in one."""
-    with (
-        mock.patch("fishexp.delta.patch.PIECE", request.param),
-        mock.patch("fishexp.delta.compare.PIECE", request.param),
-    ):
+    with mock.patch("fishexp.delta.checkpoint.PIECE", request.param):
         yield
 
 
@@ -209,6 +207,10 @@ def test_a_chain_with_new_and_removed_tensors(tmp_path: Path, capsys: pytest.Cap
     deltas = [tmp_path / f"delta{i}" for i in range(4)]
     assert run("apply", files[0], *deltas[:3], "-o", tmp_path / "out") == 0
     assert same_bits(tensors_of(tmp_path / "out"), states[3])
+    together = Delta.of(chain([Delta.load(delta) for delta in deltas[:3]]))
+    assert together.removed == ("a", "b")
+    assert together.names == ("m",)
+    assert together.after == Delta.load(deltas[2]).after
     words = "delta 4 brings a back, which was removed; apply the deltas one by one"
     assert mistake(capsys, "apply", files[0], *deltas, "-o", tmp_path / "no") == words
     words = "delta 2 does not follow on the one before: a is not in its base"
@@ -216,6 +218,25 @@ def test_a_chain_with_new_and_removed_tensors(tmp_path: Path, capsys: pytest.Cap
     words = "delta 2 does not follow on the one before: n is only in its base"
     assert mistake(capsys, "apply", files[0], deltas[2], deltas[2], "-o", tmp_path / "no", "--force") == words
     assert not (tmp_path / "no").exists()
+
+
+def test_tied_tensors_stand_in_a_file_under_any_of_their_names(tmp_path: Path) -> None:
+    """In memory they are one; a file has the one name or the other, or both."""
+    base = Tied()
+    first, second = tuned(base, 1), tuned(tuned(base, 1), 2)
+    deltas = [tmp_path / "delta1", tmp_path / "delta2"]
+    Delta.diff(base, first).save(deltas[0])
+    state, result = base.state_dict(), second.state_dict()
+    unnamed = {name: tensor for name, tensor in state.items() if name != "embedding.weight"}
+    later = {n: t for n, t in first.state_dict().items() if n != "output.weight"}
+    last = {n: t for n, t in result.items() if n != "output.weight"}
+    Delta.diff(later, last).save(deltas[1])
+    for i, names in enumerate([state.keys(), unnamed.keys(), state.keys() - {"output.weight"}]):
+        file = single(tmp_path / f"base{i}", {name: state[name].clone() for name in names})
+        assert run("apply", file, *deltas, "-o", tmp_path / f"out{i}") == 0
+        assert same_bits(tensors_of(tmp_path / f"out{i}"), {name: result[name] for name in names})
+        assert run("merge", file, deltas[0], deltas[0], "--how=mean", "-o", tmp_path / f"merged{i}") == 0
+        assert same_bits(tensors_of(tmp_path / f"merged{i}"), {name: first.state_dict()[name] for name in names})
 
 
 @pytest.mark.parametrize("how", ["sum", "mean"])

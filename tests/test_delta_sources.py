@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
@@ -286,6 +286,6 @@ def test_tensors_of_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: py
         return tensor
 
     monkeypatch.setattr(tensors, "read_slot", counted)
-    delta = Delta.diff(tmp_path / "a", tmp_path / "b")
+    delta = Delta.diff(tmp_path / "a", load_file(tmp_path / "b"))
     assert len(delta.names) == 33
-    assert 2 <= most[0] <= 2 * 4
+    assert 1 <= most[0] <= 4
