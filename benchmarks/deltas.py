@@ -1,6 +1,6 @@
 """A delta in a few files, from the model to what the records say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from benchmarks.cases import DeltaCase, build
-from benchmarks.delta_contenders import Adapter, Dense, Ours, Stored, check_same, position_bits, state
+from benchmarks.delta_contenders import Adapter, Dense, Ours, State, Stored, check_same, position_bits, state
 from benchmarks.delta_masks import masks
-from benchmarks.timing import Effort, interleave, quartiles
+from benchmarks.timing import Effort, Times, interleave, quartiles
 from fishexp.delta import Stack
 from fishexp.delta.tensors import source
 
@@ -58,17 +58,9 @@ def measure_deltas(case: DeltaCase, effort: Effort) -> Iterator[MeasuredDelta]:
     model = model.to(DTYPES[case.precision]).eval()
     base = state(model)
     with TemporaryDirectory() as folder:
-        found, stack = _contenders(case, model, head, Path(folder))
-        ours = [one for one in found if isinstance(one, Ours)]
-        for one in ours:
-            one.check(base)
-        calls: dict[str, Callable[[], object]] = {"fingerprint": lambda: source(model).fingerprints()}
-        for number, one in enumerate(found):
-            calls |= {f"{number} {operation}": call for operation, call in one.calls().items()}
-        calls |= {f"{found.index(one)} switch": one.switch for one in ours}  # each from the one before
-        calls["all off"] = lambda: stack.switch(None)
-        few = replace(effort, least=min(LEAST, effort.least), warmup=1, repeats=1)
-        times = interleave(calls, few, torch.device("cpu"))
+        stack = Stack(model)
+        found = list(_contenders(case, model, head, base, stack, Path(folder)))
+        times = _rounds(model, found, stack, effort)
         check_same("after all rounds", base, model)
         for number, one in enumerate(found):
             own = {name.partition(" ")[2]: ts for name, ts in times.items() if name.startswith(f"{number} ")}
@@ -88,15 +80,31 @@ def measure_deltas(case: DeltaCase, effort: Effort) -> Iterator[MeasuredDelta]:
             )
 
 
-def _contenders(case: DeltaCase, model: nn.Module, head: tuple[str, ...], folder: Path) -> tuple[list[Stored], Stack]:
+def _contenders(
+    case: DeltaCase, model: nn.Module, head: tuple[str, ...], base: State, stack: Stack, folder: Path
+) -> Iterator[Stored]:
+    """Those whose packages are installed. Ours are checked one by one: each has a copy of the model until then."""
     chosen = masks(case, model, head)
-    stack = Stack(model)
-    found: list[Stored] = []
     for name in case.contenders:
         if name == "dense":
-            found.append(Dense(model, folder / "dense.safetensors"))
+            yield Dense(model, folder / "dense.safetensors")
         elif name == "ours":
-            found += [Ours(key, model, mask, stack, folder / f"{key}.safetensors") for key, mask in chosen.items()]
+            for key, mask in chosen.items():
+                ours = Ours(key, model, mask, stack, folder / f"{key}.safetensors")
+                ours.check(base)
+                yield ours
         elif find_spec("peft"):
-            found.append(Adapter(name, model, chosen["random"], head, folder / name))
-    return found, stack
+            yield Adapter(name, model, chosen["random"], head, folder / name)
+
+
+def _rounds(model: nn.Module, found: Sequence[Stored], stack: Stack, effort: Effort) -> Times:
+    """Seconds by the number of a contender and the operation; all leave ``model`` as it is after a round."""
+    calls: dict[str, Callable[[], object]] = {"fingerprint": lambda: source(model).fingerprints()}
+    for number, one in enumerate(found):
+        calls |= {f"{number} {operation}": call for operation, call in one.calls().items()}
+    for number, one in enumerate(found):
+        if isinstance(one, Ours):
+            calls[f"{number} switch"] = one.switch  # from the one before
+    calls["all off"] = lambda: stack.switch(None)
+    few = replace(effort, least=min(LEAST, effort.least), warmup=1, repeats=1)
+    return interleave(calls, few, torch.device("cpu"))
