@@ -1,1 +1,1 @@
-"""A training step and the Fisher information, timed beside other ways to the same: ``make bench``."""
+"""A training step, the Fisher information and deltas, beside other ways to the same: ``make bench``."""

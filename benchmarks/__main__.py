@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.cases import Case, cases
+from benchmarks.cases import Case, DeltaCase, cases
+from benchmarks.deltas import measure_deltas
 from benchmarks.measure import PACKAGES, measure
-from benchmarks.timing import Effort
+from benchmarks.timing import Effort, one_core
 from fishexp import hardware, record
 from fishexp.errors import FishexpError
 
@@ -31,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if a result was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", choices=["step", "fisher"], help="one of the two benchmarks")
+    parser.add_argument("--only", choices=["step", "fisher", "delta"], help="one of the benchmarks")
     parser.add_argument("--quick", action="store_true", help=f"a smoke test: tiny batches, into {QUICK}")
     options = parser.parse_args(arguments)
     todo = [case for case in cases(options.device) if options.only in (None, case.benchmark)]
     effort = Effort(5.0, repeats=5) if options.device == "cuda" else Effort(12.0)
     home = HOME
     if options.quick:
-        todo, effort, home = [_tiny(case) for case in todo if case.keep in (None, 0.005)], Effort(0.0, 2), QUICK
+        todo, effort, home = [_tiny(case) for case in todo if _is_quick(case)], Effort(0.0, 2), QUICK
         home.mkdir(parents=True, exist_ok=True)
         shutil.copy(HOME / "README.md", home)
     try:
@@ -49,11 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tiny(case: Case) -> Case:
+def _is_quick(case: Case | DeltaCase) -> bool:
+    return case.keep in (None, 0.005) if isinstance(case, Case) else case.model == "minilm"
+
+
+def _tiny(case: Case | DeltaCase) -> Case | DeltaCase:
+    if isinstance(case, DeltaCase):
+        return case
     return replace(case, batch=2, examples=None if case.examples is None else 4)
 
 
-def run(todo: Sequence[Case], effort: Effort, device: str, home: Path) -> None:
+def run(todo: Sequence[Case | DeltaCase], effort: Effort, device: str, home: Path) -> None:
     """Append to ``home``'s records as cases end, then remake its README.md and step.png.
 
     Raises:
@@ -62,23 +70,24 @@ def run(todo: Sequence[Case], effort: Effort, device: str, home: Path) -> None:
     _say_what_disturbs(todo)
     hardware.keep_freed_memory()  # for all contenders, as for every run of ours
     with hardware.device(device) as found:
-        machine = _machine(found)
         for case in todo:
             print(f"{case.benchmark}: {report.title(asdict(case))}", flush=True)
-            for measured in measure(case, found, effort):
-                line = asdict(case) | asdict(measured) | machine | {"ended": _now()}
-                del line["contenders"]
-                record.append(home / "records.jsonl", json.dumps(line))
-                low, middle, high = measured.ratio
-                print(
-                    f"  {measured.precision} {measured.contender:12} {measured.seconds[1]:9.4f} s, "
-                    f"{middle:.3f} ({low:.3f} to {high:.3f}) of {measured.baseline}, {measured.rounds} rounds",
-                    flush=True,
-                )
+            with one_core() if isinstance(case, DeltaCase) else nullcontext():
+                _run(case, found, effort, home)
     report.update(home)
 
 
-def _say_what_disturbs(todo: Sequence[Case]) -> None:
+def _run(case: Case | DeltaCase, device: torch.device, effort: Effort, home: Path) -> None:
+    machine = _machine(device)
+    found = measure_deltas(case, effort) if isinstance(case, DeltaCase) else measure(case, device, effort)
+    for measured in found:
+        line = asdict(case) | asdict(measured) | machine | {"ended": _now()}
+        del line["contenders"]
+        record.append(home / "records.jsonl", json.dumps(line))
+        print(f"  {line['precision']} {measured}", flush=True)
+
+
+def _say_what_disturbs(todo: Sequence[Case | DeltaCase]) -> None:
     """A line each for a busy machine and for a contender whose package is missing."""
     load = os.getloadavg()[0]
     if load > 1.5:

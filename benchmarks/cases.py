@@ -22,6 +22,7 @@ STEP_CONV = ("dense", "original", "floor", "ours")  # the two of PEFT train entr
 STEP_ALL = ("dense", "original", "floor", "SHiRA", "Super-Tuning", "ours")
 FISHER = ("loop", "batched", "ours")
 FISHER_CONV = (*FISHER, "BackPACK")  # BackPACK has no rule for LayerNorm, so no BERT
+DELTA = ("dense", "SHiRA", "Super-Tuning", "ours")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,30 @@ class Case:
     examples: int | None = None
 
 
-def cases(device: str) -> list[Case]:
+@dataclass(frozen=True)
+class DeltaCase:
+    """A model whose delta is stored, loaded, applied and taken back, with several masks of the same size.
+
+    Attributes:
+        precision: Type of the weights.
+        contenders: What is stored, in the order of a round.
+        keep: Fraction of all weights that the delta has; the head is kept whole.
+    """
+
+    model: str
+    precision: Literal["fp32", "bf16"]
+    contenders: tuple[str, ...] = DELTA
+    keep: float = 0.005
+    benchmark: Literal["delta"] = "delta"
+
+
+def cases(device: str) -> list[Case | DeltaCase]:
     """All settings of a device type. The original and PEFT run at half a percent and with random masks only."""
     grid = [_step("minilm", 16, 64, STEP_ALL if keep == 0.005 else STEP, keep=keep) for keep in KEEPS]
     return [*grid, _step("minilm", 16, 64, STEP, mask="fish"), *(_cuda() if device == "cuda" else _cpu())]
 
 
-def _cpu() -> list[Case]:
+def _cpu() -> list[Case | DeltaCase]:
     return [
         _step("minilm", 16, 128, STEP_ALL),
         _step("bert-base-shape", 8, 64, STEP_ALL),
@@ -61,6 +79,9 @@ def _cpu() -> list[Case]:
         Case("fisher", "minilm", 16, 128, FISHER, examples=32),
         Case("fisher", "bert-base-shape", 8, 64, FISHER, examples=16),
         Case("fisher", "resnet18", 16, None, FISHER_CONV, examples=64),
+        DeltaCase("minilm", "fp32"),
+        DeltaCase("bert-large-cased-shape", "bf16"),
+        DeltaCase("bert-large-cased-shape", "fp32"),
     ]
 
 
@@ -97,11 +118,15 @@ def _minilm() -> tuple[nn.Module, tuple[str, ...]]:
     return built.network, built.head
 
 
-def _bert(layers: int, width: int) -> tuple[nn.Module, tuple[str, ...]]:
+def _bert(layers: int, width: int, vocabulary: int = VOCABULARY) -> tuple[nn.Module, tuple[str, ...]]:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        num_hidden_layers=layers, hidden_size=width, num_attention_heads=width // 64, intermediate_size=4 * width
+        vocab_size=vocabulary,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
     )
     return BertForSequenceClassification(config), ("classifier.weight", "classifier.bias")
 
@@ -119,6 +144,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[str, ...]]]] = {
     "minilm": _minilm,
     "bert-base-shape": lambda: _bert(12, 768),
     "bert-large-shape": lambda: _bert(24, 1024),
+    "bert-large-cased-shape": lambda: _bert(24, 1024, 28996),
     "resnet18": lambda: _resnet(18),
     "resnet34": lambda: _resnet(34),
 }

@@ -46,6 +46,13 @@ class Measured:
     state_bytes: int | None = None
     peak_bytes: int | None = None
 
+    def __str__(self) -> str:
+        low, middle, high = self.ratio
+        return (
+            f"{self.contender:12} {self.seconds[1]:9.4f} s, "
+            f"{middle:.3f} ({low:.3f} to {high:.3f}) of {self.baseline}, {self.rounds} rounds"
+        )
+
 
 @dataclass(frozen=True)
 class _Ready:

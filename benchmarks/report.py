@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks import delta_report
+from benchmarks.markdown import table
 from fishexp.errors import FishexpError
 
 Record: TypeAlias = dict[str, Any]
@@ -53,6 +55,8 @@ def machine(record: Record) -> str:
 
 def title(record: Record) -> str:
     """The setting but for its precision: minilm, 16 x 64 tokens, keep 0.005."""
+    if record["benchmark"] == "delta":
+        return delta_report.title(record)
     shape = "images" if record["length"] is None else f"x {record['length']} tokens"
     words = [record["model"], f"{record['batch']} {shape}"]
     if record["examples"]:
@@ -93,6 +97,7 @@ def markdown(records: Sequence[Record]) -> str:
                 parts += [f"**{heading}**", _times(rows, benchmark)]
         if any(record["benchmark"] == "step" for record in own):
             parts += ["**Weights that train, and the memory that training them takes**", _memory(own)]
+        parts += delta_report.tables([record for record in own if record["benchmark"] == "delta"])
         parts.append(_made_by(own))
     return "\n" + "\n\n".join(parts) + "\n"
 
@@ -106,7 +111,7 @@ def _times(rows: Sequence[Row], benchmark: str) -> str:
         f"{baseline}, s": [f"{row[baseline]['seconds'][1]:.3g}" for _, _, row in rows],
     }
     columns |= {name: [_ratio(row.get(name)) for _, _, row in rows] for name in others}
-    return _table(columns | {"rounds": [str(row[baseline]["rounds"]) for _, _, row in rows]})
+    return table(columns | {"rounds": [str(row[baseline]["rounds"]) for _, _, row in rows]})
 
 
 def _memory(records: Sequence[Record]) -> str:
@@ -123,7 +128,7 @@ def _memory(records: Sequence[Record]) -> str:
     for precision in sorted({p for _, p, _ in peaks}, reverse=True):
         cells = [peaks.get((name, precision, one["contender"])) for name, one in first]
         columns[f"peak {precision}, MiB"] = ["" if cell is None else f"{cell:,.0f}" for cell in cells]
-    return _table(columns)
+    return table(columns)
 
 
 def _made_by(records: Sequence[Record]) -> str:
@@ -142,15 +147,3 @@ def _ratio(record: Record | None) -> str:
         return ""
     low, middle, high = record["ratio"]
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    """Markdown whose columns are lined up as plain text too; those of words are aligned left."""
-    lines = []
-    for header, cells in columns.items():
-        width = max(3, len(header), *map(len, cells))
-        left = header in ("setting", "precision", "contender")
-        align = str.ljust if left else str.rjust
-        rule = "-" * width if left else "-" * (width - 1) + ":"
-        lines.append([align(header, width), rule, *(align(cell, width) for cell in cells)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*lines, strict=True))

@@ -1,8 +1,10 @@
 """Interleaved timing: a round runs each contender once, so that a slow minute of the machine hits all alike."""
 
 import gc
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import TypeAlias
@@ -61,6 +63,19 @@ def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Work on one core: torch with one thread, and whatever other threads there are beside it on the same core."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -29,6 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors lets nobody else read what it writes
         sync(temporary)
         temporary.replace(path)
+        temporary.unlink(missing_ok=True)  # two links to one file: the system leaves both
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_model
 from torch import nn
 
-from fishexp.atomic import replacing
+from fishexp.atomic import replacing, sync
 from fishexp.base import BASE
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError
@@ -26,16 +26,21 @@ class Checkpoints:
 
     @property
     def last(self) -> int:
-        """The number of epochs that are there."""
-        return len(self._files())
+        """The last epoch that is there; 0 if there is none."""
+        return max(self._files(), default=0)
 
     def begin(self, model: nn.Module) -> None:
-        """Forget the epochs of an earlier run in the same folder; ``model`` is the first one of this."""
+        """``model`` is the first one."""
         if not self.base.exists():
             with replacing(self.base) as new:
                 save_model(model, str(new))
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(exist_ok=True)
+        sync(self.folder.parent)
+
+    def clear(self) -> None:
+        """Forget the epochs of an earlier run in the same folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def add(self, epoch: int, delta: Delta) -> None:
         """Write ``epoch`` as a delta against the one before."""
@@ -60,25 +65,28 @@ class Checkpoints:
             FishexpError: If there is no such epoch.
             DeltaError: If a file is damaged or does not belong to the others.
         """
-        files = self._files()
-        if not 0 <= epoch <= len(files):
-            raise FishexpError(f"epoch={epoch}: {self.folder} has the epochs 0 to {len(files)}")
+        if not 0 <= epoch <= self.last:
+            raise FishexpError(f"epoch={epoch}: {self.folder} has the epochs 0 to {self.last}")
         for file in self._chain(epoch):
             Delta.load(file).apply_(model)
 
     def _chain(self, epoch: int) -> list[Path]:
         """What makes the model of ``epoch`` of the first one."""
-        files = self._files()[:epoch]
-        dense = [n for n, file in enumerate(files) if file.name.startswith("dense")][-1:]
-        start = dense[0] + 1 if dense else 0
-        key = max((n for n in range(start, len(files)) if files[n].name.startswith("keyframe")), default=start)
-        return [files[n] for n in dense] + files[key:]
+        files = {number: file for number, file in self._files().items() if number <= epoch}
+        dense = max((n for n, file in files.items() if file.name.startswith("dense")), default=0)
+        keyframe = max((n for n, file in files.items() if n > dense and file.name.startswith("keyframe")), default=0)
+        needed = [dense] * (dense > 0) + list(range(keyframe or dense + 1, epoch + 1))
+        for number in needed:
+            if number not in files:
+                raise FishexpError(f"epoch={epoch}: {self.folder} lacks epoch {number}, on which it is built")
+        return [files[number] for number in needed]
 
     def bytes(self) -> dict[str, int]:
         """Of all checkpoints together, of the largest, and of one on average."""
-        sizes = [file.stat().st_size for file in self._files()]
+        sizes = [file.stat().st_size for file in self._files().values()]
         return {"checkpoints": sum(sizes), "largest_checkpoint": max(sizes), "delta": sum(sizes) // len(sizes)}
 
-    def _files(self) -> list[Path]:
-        """Those of epochs 1, 2, ..."""
-        return sorted(self.folder.glob("*-[0-9]*.safetensors"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    def _files(self) -> dict[int, Path]:
+        """Epoch -> its file."""
+        files = self.folder.glob("[a-z]*-[0-9]*.safetensors")
+        return {int(file.stem.rpartition("-")[2]): file for file in files}

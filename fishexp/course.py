@@ -18,6 +18,7 @@ from fishexp.snapshots import Snapshot, Snapshots
 from fishexp.tracking import Log
 
 STATE = "optimiser."
+COUNTS = ("epoch", "steps", "batches", "examples")  # of a Place
 
 
 class Recipe(TypedDict):
@@ -73,11 +74,6 @@ class Course:
     def _beginning(self, epoch: int, steps: int) -> Place:
         return Place(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)
 
-    def evaluate(self) -> None:
-        """Evaluate the model as it is."""
-        with self._log.clock("evaluate"):
-            self.metrics = evaluate(self._problem, self._recipe["evaluation_batch_size"])
-
     def optimise(self, parameters: list[nn.Parameter]) -> None:
         """Train these from now on, with no momentum yet."""
         recipe = self._recipe
@@ -114,7 +110,8 @@ class Course:
                     self._save(moving)
                 self._bar.advance(loss, examples)
         mean = place.loss.item() / place.examples
-        self.evaluate()
+        with self._log.clock("evaluate"):
+            self.metrics = evaluate(self._problem, recipe["evaluation_batch_size"])
         self._log.epoch(place.epoch, {"train_loss": mean, **self.metrics})
         self.place = self._beginning(place.epoch + 1, place.steps)
 
@@ -130,14 +127,25 @@ class Course:
             tensors["cuda"] = torch.cuda.get_rng_state(problem.device)
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
-        about = {"epoch": place.epoch, "batches": place.batches, "examples": place.examples, "loss": place.loss.item()}
-        self._snapshots.save(place.steps, Snapshot(moving.delta(), tensors, {"steps": place.steps, **about}))
+        counts = {name: getattr(place, name) for name in COUNTS}
+        about = {"mask_seed": moving.seed, "loss": place.loss.item(), **counts}
+        self._snapshots.save(place.steps, Snapshot(moving.delta(), tensors, about))
 
-    def resume(self, snapshot: Snapshot) -> None:
-        """Go on from there; the weights and the optimiser are restored apart, by :meth:`restore_optimiser`."""
+    def take_up(self, moving: Moving) -> None:
+        """Go on from the latest snapshot, with what moves in it; the snapshot is let go."""
+        snapshot = self._snapshots.latest
+        assert snapshot is not None  # or there is no mask of it for `moving`
+        snapshot.delta.apply_(self._problem.model)
+        self._resume(snapshot)
+        self.optimise(moving.parameters)
+        self._restore_optimiser(snapshot)
+        self._snapshots.latest = None
+
+    def _resume(self, snapshot: Snapshot) -> None:
+        """Place and random streams."""
         tensors, about, problem = snapshot.tensors, snapshot.about, self._problem
         loss = torch.tensor(about["loss"], device=problem.device)
-        counts = {name: about[name] for name in ("epoch", "steps", "batches", "examples")}
+        counts = {name: about[name] for name in COUNTS}
         self.place = Place(loss, tensors["order.begun"], **counts)
         self._order = tensors["order.now"]
         problem.order.set_state(self.place.order)
@@ -146,7 +154,7 @@ class Course:
         if "cuda" in tensors:
             torch.cuda.set_rng_state(tensors["cuda"], problem.device)
 
-    def restore_optimiser(self, snapshot: Snapshot) -> None:
+    def _restore_optimiser(self, snapshot: Snapshot) -> None:
         """The state of each parameter, in its own memory layout: fused steps read both as they lie."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, saved in snapshot.tensors.items():
@@ -155,3 +163,11 @@ class Course:
                 p: Any = parameters[int(index)]
                 own = torch.empty_like(p, dtype=saved.dtype) if saved.shape == p.shape else torch.empty_like(saved)
                 self.optimiser.state[p][key] = own.copy_(saved)
+
+
+def evaluated(problem: Problem, log: Log, recipe: Recipe) -> Metrics:
+    """The metrics of a model that is not to be trained at all."""
+    with log.clock("evaluate"):
+        metrics = evaluate(problem, recipe["evaluation_batch_size"])
+    log.epoch(0, metrics)
+    return metrics

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM where a run can take them: between two steps, not inside torch or an import."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,6 +10,7 @@ GRACE = 5.0  # seconds that a step has to end by itself
 
 _waiting = False  # inside `between_steps`
 _asked = False
+_timer: threading.Timer | None = None
 
 
 def install() -> None:
@@ -19,15 +21,16 @@ def install() -> None:
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _ask)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
 
 
 def _ask(kind: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _timer
     if not _waiting or _asked:  # asked twice means now
         signal.default_int_handler(kind, frame)
     _asked = True
-    signal.setitimer(signal.ITIMER_REAL, GRACE)
+    _timer = threading.Timer(GRACE, signal.pthread_kill, (threading.main_thread().ident, kind))  # asks a second time
+    _timer.daemon = True
+    _timer.start()
 
 
 @contextmanager
@@ -42,7 +45,8 @@ def between_steps() -> Iterator[None]:
         _waiting = outer
         if not outer and _asked:
             _asked = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if _timer is not None:
+                _timer.cancel()
 
 
 def check() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fishexp.delta import Delta
+from fishexp.delta.seeded import Seeded
 from fishexp.kept import weights
 from fishexp.masks import Mask
 from fishexp.settings import Decay
@@ -25,6 +26,7 @@ class Moving:
 
     Attributes:
         dense: Whether any weight may have moved.
+        seed: Of a mask that is nothing but that.
     """
 
     def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
@@ -32,6 +34,7 @@ class Moving:
         if mask is None:
             mask, decay = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(model).items()}, "kept"
         self._model = model
+        self.seed = mask.seed if isinstance(mask, Seeded) else None
         self.sparse: Sparse | None = None
         self._mask: Mask = {}  # where everything moves the entries that moved do not tell
         if decay == "kept":
@@ -90,9 +93,11 @@ def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 def mask_of(snapshot: Snapshot, model: nn.Module) -> Mask:
     """The mask that the run of this snapshot had chosen."""
+    seed = snapshot.about.get("mask_seed")
     packed = {name.removeprefix(MASK): t for name, t in snapshot.tensors.items() if name.startswith(MASK)}
     if not packed:
-        return snapshot.delta.mask(model)
+        mask = snapshot.delta.mask(model)
+        return mask if seed is None else Seeded(mask, seed)
     return {
         name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=p.numel())).bool().view(p.shape).to(p.device)
         for name, p in weights(model).items()

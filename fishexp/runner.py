@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from fishexp import hardware
-from fishexp.base import drop_base, store_base
+from fishexp.atomic import replacing
+from fishexp.base import BASE, drop_base, store_base
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.examples import Data
 from fishexp.masks import Mask, count, top_k
@@ -21,7 +22,7 @@ from fishexp.models import WEIGHTS, Model
 from fishexp.problem import Problem
 from fishexp.record import Record
 from fishexp.regimes import Outcome
-from fishexp.saved import save_run
+from fishexp.saved import forget, save_run
 from fishexp.settings import Config, Settings, check_settings, component, run_id, run_name, shareable
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
@@ -56,7 +57,8 @@ def run(config: Config, folder: Path) -> Record:
         Log(folder, run_name(config), shared, settings.wandb, resumed=settings.resume) as tracker,
         _recorded(record, tracker, snapshots, settings) as device,
     ):
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shared)))
+        with replacing(folder / "config.yaml") as new:
+            new.write_text(OmegaConf.to_yaml(OmegaConf.create(shared)))
         tracker.say(
             f"{run_name(config)} on {hardware.name(device)}, {torch.get_num_threads()} threads, {settings.precision}"
         )
@@ -66,7 +68,7 @@ def run(config: Config, folder: Path) -> Record:
         model: Model = build(data.classes, data.channels)
         with tracker.clock("data"):
             data = _fitted(data, model, device)
-        if model.source is None:
+        if model.source is None and not (folder / BASE).exists():
             store_base(model.network, folder, Path(settings.outputs))
         problem = _problem(model, data, device, settings, tracker)
         record.total = total = sum(p.numel() for p in model.network.parameters())
@@ -83,7 +85,6 @@ def run(config: Config, folder: Path) -> Record:
         record.bytes = save_run(folder, model, data, outcome.delta) | outcome.bytes
         if (folder / WEIGHTS).exists():
             drop_base(folder, Path(settings.outputs))
-        snapshots.clear()
         record.status = "finished"
         tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
     return record
@@ -136,24 +137,24 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _continue(record: Record, tracker: Log, snapshots: Snapshots, *, resume: bool) -> None:
+def _continue(record: Record, tracker: Log, snapshots: Snapshots, device: torch.device, *, resume: bool) -> None:
     """Take up what the run had come to when it was cut short, or begin anew."""
-    snapshots.about = lambda: {"kept": record.kept, "conditions": _conditions(), **tracker.about()}
+    conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
+    snapshots.about = lambda: {"kept": record.kept, "conditions": conditions, **tracker.about()}
+    for left in tracker.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        left.unlink()
     if resume:
         snapshots.load()
-    else:
+    if snapshots.latest is None:
         snapshots.clear()
+        forget(tracker.folder)
     about = snapshots.latest.about if snapshots.latest else {}
     tracker.begin(about)
     if about:
         record.kept = about["kept"]
         tracker.say(f"continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
-        if about["conditions"] != _conditions():
-            tracker.say("other threads or another torch than before: the result may differ in its last bits")
-
-
-def _conditions() -> list[Any]:
-    return [torch.get_num_threads(), torch.__version__]
+        if about["conditions"] != conditions:
+            tracker.say("other threads, device or torch than before: the result may differ in its last bits")
 
 
 @contextmanager
@@ -167,7 +168,7 @@ def _recorded(record: Record, tracker: Log, snapshots: Snapshots, settings: Sett
         with hardware.device(settings.device) as device:
             hardware.keep_freed_memory()
             hardware.start_peak_memory(device)
-            _continue(record, tracker, snapshots, resume=settings.resume)
+            _continue(record, tracker, snapshots, device, resume=settings.resume)
             yield device
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -180,5 +181,11 @@ def _recorded(record: Record, tracker: Log, snapshots: Snapshots, settings: Sett
         record.device, record.threads = hardware.name(device), torch.get_num_threads()
         try:
             record.write(Path(settings.records), tracker.folder)
+            if record.status == "finished":  # and on record, so that nobody will want to continue it
+                snapshots.clear()
+        except OSError as error:
+            if record.error is None:
+                raise
+            log.warning("the record could not be written either: %s", error)  # the first error says what to do
         finally:
             tracker.finish(asdict(record))

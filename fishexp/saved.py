@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fishexp.atomic import replacing
+from fishexp.atomic import replacing, sync
 from fishexp.base import BASE
 from fishexp.checkpoints import Checkpoints
 from fishexp.delta import Delta
@@ -31,15 +31,21 @@ def save_run(folder: Path, model: Model, data: Data, delta: Delta | None = None)
     Returns:
         Bytes of the weights, ``dense``, and of the ``delta``, if that is what was written.
     """
-    for file in (folder / DELTA, folder / WEIGHTS):
-        file.unlink(missing_ok=True)
     sizes = {"dense": sum(t.nbytes for t in model.network.state_dict().values())}
     checkpoints = Checkpoints(folder).last > 0
     small = delta is not None and sum(delta.values(name).nbytes for name in delta.names) < sizes["dense"] / 2
     if delta is not None and small and not checkpoints and (model.source or (folder / BASE).exists()):
         delta.save(folder / DELTA)
         sizes["delta"] = (folder / DELTA).stat().st_size
-    model.save(folder, weights=not (checkpoints or "delta" in sizes))
+    whole = not (checkpoints or "delta" in sizes)
+    model.save(folder, weights=whole)
+    for file in folder.iterdir():
+        if file.is_file():
+            sync(file)
+    if "delta" not in sizes:
+        (folder / DELTA).unlink(missing_ok=True)
+    if not whole:
+        (folder / WEIGHTS).unlink(missing_ok=True)
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
@@ -48,6 +54,13 @@ def save_run(folder: Path, model: Model, data: Data, delta: Delta | None = None)
     with replacing(folder / PREPROCESSING) as new:
         new.write_text(json.dumps(about) + "\n")
     return sizes
+
+
+def forget(folder: Path) -> None:
+    """A run begins anew in ``folder``: what an earlier one left is no finished run any more."""
+    (folder / PREPROCESSING).unlink(missing_ok=True)
+    (folder / BASE).unlink(missing_ok=True)
+    Checkpoints(folder).clear()
 
 
 def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, Callable[..., Any]]:
@@ -77,6 +90,8 @@ def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, C
     build = component("model", options["model"])
     model: Model = build(about["classes"], about["channels"])
     if epoch is not None:
+        if not Checkpoints(folder).last:
+            raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")
         restore_(model.network, folder, epoch)
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))

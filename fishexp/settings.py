@@ -150,7 +150,11 @@ def shareable(config: Config) -> Config:
 def _digest(path: Path) -> str:
     """Of the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
     files = (
-        [path] if path.is_file() else sorted(file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind))
+        [path]
+        if path.is_file()
+        else sorted(
+            file for kind in ("*.safetensors", "*.bin", "checkpoints/*.safetensors") for file in path.glob(kind)
+        )
     )
     digest = hashlib.sha256()
     for file in files:

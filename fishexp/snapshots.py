@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fishexp.atomic import sync
 from fishexp.delta import Delta
-from fishexp.errors import DeltaError, RunFailed
+from fishexp.errors import RunFailed
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,9 @@ class Snapshots:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             snapshot.delta.save(unfinished / DELTA)
-            about = json.dumps({**snapshot.about, **self.about(), "digest": _digest(snapshot.tensors)})
-            save_file(snapshot.tensors, unfinished / STATE, {KEY: about})
+            about = {**snapshot.about, **self.about()}
+            digest = _digest(snapshot.tensors, about)
+            save_file(snapshot.tensors, unfinished / STATE, {KEY: json.dumps({"about": about, "digest": digest})})
             sync(unfinished / STATE)
             sync(unfinished)
             shutil.rmtree(folder, ignore_errors=True)
@@ -98,8 +99,9 @@ class Snapshots:
             try:
                 self.latest = _read(folder)
                 return
-            except (OSError, ValueError, SafetensorError, DeltaError) as error:
+            except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
                 log.warning("%s cannot be used (%s); an older one is tried", folder, error)
+                shutil.rmtree(folder, ignore_errors=True)  # or it would count as the newest
 
     def clear(self) -> None:
         """Remove them all."""
@@ -114,15 +116,15 @@ class Snapshots:
 
 def _read(folder: Path) -> Snapshot:
     with safe_open(folder / STATE, "pt") as file:
-        about = json.loads((file.metadata() or {})[KEY])
+        found = json.loads((file.metadata() or {})[KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if about.pop("digest") != _digest(tensors):
+    if found["digest"] != _digest(tensors, found["about"]):
         raise ValueError("its digest is another")
-    return Snapshot(Delta.load(folder / DELTA), tensors, about)
+    return Snapshot(Delta.load(folder / DELTA), tensors, found["about"])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].numpy().data)

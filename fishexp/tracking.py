@@ -47,7 +47,7 @@ class Log:
     def __enter__(self) -> Self:
         self._logger = logging.getLogger("fishexp")
         self._logger.setLevel(logging.DEBUG)
-        file = logging.FileHandler(self.folder / "log.txt", mode="a" if self._resumed else "w", encoding="utf-8")
+        file = _FileHandler(self.folder / "log.txt", mode="a" if self._resumed else "w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._handlers = [file, _ConsoleHandler(self.console)]  # tracebacks (debug) go to the file only
         for handler in self._handlers:
@@ -135,6 +135,13 @@ class Log:
         with self.bar(total) as bar:
             bar.describe(what)
             yield lambda examples: bar.advance(None, examples)
+
+
+class _FileHandler(logging.FileHandler):
+    """Goes on in silence where the disk is full; what needs the disk will say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
 
 
 class _ConsoleHandler(logging.Handler):

@@ -152,6 +152,41 @@ def test_a_run_after_another_forgets_the_epochs_of_that() -> None:
     assert names() == ["epoch-0001", "epoch-0002"]
 
 
+def test_a_missing_epoch_is_missed_only_where_it_is_needed() -> None:
+    options = ("regime.epochs=5", "regime.mask=every_epoch", "regime.keyframe_every=2")
+    assert fishexp(*SMALL, *RANDOM, *options).status == 0
+    fifth = library.load_run(folder(), epoch=5)[0].state_dict()
+    for name in ("epoch-0001", "epoch-0003"):
+        (folder() / "checkpoints" / f"{name}.safetensors").unlink()
+    again = library.load_run(folder(), epoch=5)[0].state_dict()
+    assert all(torch.equal(again[name], fifth[name]) for name in fifth)
+    with pytest.raises(library.FishexpError, match=r"epoch=3: .*checkpoints lacks epoch 3, on which it is built"):
+        library.load_run(folder(), epoch=3)
+
+
+def test_runs_that_differ_in_their_last_epochs_are_two_places_to_start_from(tmp_path: Path) -> None:
+    """They share the base, and have another last epoch."""
+    for place, epochs in (("p", 1), ("q", 2)):
+        assert fishexp(*SMALL, *RANDOM, f"regime.epochs={epochs}").status == 0
+        Path(place).mkdir()
+        folder().rename(Path(place) / "run")
+        assert fishexp(*RANDOM, "regime.epochs=0", "data.valid_limit=64", f"model.path={place}/run").status == 0
+        shutil.rmtree(next(Path("outputs").glob("*/*/*/*")))
+    first, second = (record for record in records(tmp_path) if record["kept"] is None)
+    assert first["run_id"] != second["run_id"]
+    assert first["metrics"] != second["metrics"]
+
+
+def test_another_architecture_is_refused_in_a_line() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=1").status == 0
+    mistake = fishexp("model=resnet18", "regime.epochs=0", f"model.path={folder()}").mistake()
+    assert mistake.endswith("was it trained with another model=?")
+
+
+def test_no_epochs_evaluate_only() -> None:
+    assert "epoch 0: accuracy" in fishexp(*SMALL, *RANDOM, "regime.epochs=0").out
+
+
 def test_training_goes_on_from_a_run_with_checkpoints(tmp_path: Path) -> None:
     assert fishexp(*SMALL, *RANDOM, "regime.epochs=2").status == 0
     assert fishexp(*RANDOM, "regime.epochs=0", "data.valid_limit=64", f"model.path={folder()}", "outputs=o").status == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -19,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import fishexp as library
-from fishexp.record import read
+from fishexp.record import Record, read
 from fishexp.snapshots import Snapshots
-from tests.cli import fishexp, records
+from tests.cli import fishexp
 
 SMALL = (
     "data.train_limit=160",
@@ -71,7 +72,13 @@ def left_behind(outputs: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], 
         tensors |= {f"{epoch}.{name}": value for name, value in model.state_dict().items()}
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     record = list(read(Path(outputs) / "records.jsonl"))[-1]
-    return tensors, metrics, {key: record[key] for key in ("status", "metrics", "kept", "total", "bytes", "run_id")}
+    if (folder / "delta.safetensors").exists():
+        record["delta"] = (folder / "delta.safetensors").read_bytes()
+    return (
+        tensors,
+        metrics,
+        {key: record.get(key) for key in ("status", "metrics", "kept", "total", "bytes", "run_id", "delta")},
+    )
 
 
 def assert_alike(first: str, second: str) -> None:
@@ -236,25 +243,82 @@ def test_other_threads_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
             fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP)
     before = torch.get_num_threads()
     monkeypatch.setattr("fishexp.runner._THREADS", before + 1)
-    assert "other threads or another torch" in fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP).out
+    assert "other threads, device or torch" in fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP).out
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_good_state(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not grow further stands for a disk that is full: the system refuses the write either way."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_250_000, 1_250_000))  # a base, but not the moments of all weights
 
-    options = (*SMALL, "regime.epochs=3", "keep=0.05")
-    with start(*options, "snapshot_minutes=0", limit=limit) as process:
+    options = (*SMALL, "regime.epochs=2", "method=full")
+    assert fishexp(*options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    with start(*options, "outputs=cut", *EVERY_STEP, limit=limit) as process:
         _, err = process.communicate(timeout=200)
-    assert process.returncode in (1, 2)
-    assert err.startswith("fishexp: ")
-    assert err.count("\n") == 1
-    assert "File too large" in err
-    assert fishexp(*options, "resume=true").status == 0
-    assert records(tmp_path)[-1]["status"] == "finished"
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"fishexp: no snapshot can be written to .*snapshots \(.*File too large.*\); "
+        r"the snapshot after 4 steps is whole; continue with resume=true\n",
+        err,
+    )
+    assert "continued from a snapshot after 4 steps" in fishexp(*options, "outputs=cut", *EVERY_STEP).out
+    assert_alike("whole", "cut")
+
+
+def test_a_kill_before_the_record_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=2", "regime=checkpointing")
+    assert fishexp(*options, "outputs=whole").status == 0
+
+    def cut(*_: Any) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", cut)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    assert "continued from a snapshot after 20 steps" in fishexp(*options, "outputs=cut", *EVERY_STEP).out
+    assert_alike("whole", "cut")
+
+
+def test_what_a_cut_repetition_left_is_no_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it keep names of files beside those that count."""
+    options = (*SMALL, "regime.epochs=2")
+    assert fishexp(*options, "outputs=cut").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", "snapshot_minutes=0")
+    with pytest.raises(library.FishexpError, match="is not the folder of a finished run"):
+        library.load_run(run_folder("cut"))
+    (run_folder("cut") / ".left.safetensors.0.tmp").touch()
+    assert fishexp(*options, "outputs=cut").status == 0
+    assert not list(run_folder("cut").glob(".*.tmp"))
+    assert (run_folder("cut") / "base.safetensors").stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("where", ["about", "key"])
+def test_a_snapshot_is_checked_in_all_its_parts(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=2", "snapshot_keep=1", "outputs=cut")
+    assert fishexp(*SMALL, "regime.epochs=2", "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(7, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, *EVERY_STEP)
+    file = run_folder("cut") / "snapshots" / f"{7:09d}" / "state.safetensors"
+    old, new = {"about": (rb"\"steps\": 7", rb"\"steps\": 3"), "key": (b"fishexp.snap", b"fishexp.snip")}[where]
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+    result = fishexp(*options, *EVERY_STEP)
+    assert "cannot be used" in result.out
+    assert "continued" not in result.out
+    assert_alike("whole", "cut")
 
 
 def test_a_snapshot_that_cannot_be_written_is_an_error_that_says_what_is_whole(

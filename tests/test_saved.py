@@ -1,6 +1,7 @@
 """What a run leaves behind gives the same logits again."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ def test_a_run_from_a_checkpoint_leaves_the_change_alone(
     first, again = (list(read(Path(name) / "records.jsonl"))[-1] for name in ("outputs", "again"))
     assert first["metrics"] == again["metrics"]
     assert first["bytes"]["delta"] == (folder / "delta.safetensors").stat().st_size
+
+    assert fishexp(*options, f"model.path={folder}", "seed=1", "outputs=second").status == 0
+    (second,) = tmp_path.glob("second/*/*/*/*")
+    assert fishexp(*options, f"model.path={second}", "seed=2", "outputs=third").status == 0
+    (third,) = tmp_path.glob("third/*/*/*/*")
+    loaded = [load_run(one)[0] for one in (folder, second, third)]
+    assert not any(same_weights(one, other) for one, other in pairwise(loaded))
+    assert fishexp(*options, "regime.epochs=0", f"model.path={third}", "outputs=last").status == 0
+    once, again = (list(read(Path(name) / "records.jsonl"))[-1] for name in ("third", "last"))
+    assert once["metrics"] == again["metrics"]
+    assert "kept its last epoch only" in refusal(load_run, folder, epoch=0)
 
     weights = load_file(tmp_path / "start" / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][0, 0] += 1

@@ -43,7 +43,7 @@ class Model:
 
 def changes(folder: Path) -> bool:
     """Whether it is the folder of a run that left what training changed, not the weights."""
-    return (folder / DELTA).exists() or Checkpoints(folder).last > 0
+    return not (folder / WEIGHTS).exists() and ((folder / DELTA).exists() or Checkpoints(folder).last > 0)
 
 
 def origin(folder: Path) -> str | None:
@@ -52,7 +52,7 @@ def origin(folder: Path) -> str | None:
     Raises:
         FishexpError: If they are not there any more.
     """
-    if (folder / WEIGHTS).exists() or (folder / BASE).exists() or not changes(folder):
+    if (folder / BASE).exists() or not changes(folder):
         return None
     source = json.loads((folder / PREPROCESSING).read_text()).get("source")
     if source is None or (Path(source).is_absolute() and not Path(source).exists()):
@@ -69,10 +69,12 @@ def restore_(network: nn.Module, folder: Path, epoch: int | None = None) -> None
     Raises:
         FishexpError: If the run has no such epoch, or its base is another than it was.
     """
+    if not changes(folder):
+        return
     if (folder / BASE).exists():
         load_model(network, folder / BASE)
-    checkpoints = Checkpoints(folder)
-    if epoch is not None or checkpoints.last:
-        checkpoints.restore_(network, checkpoints.last if epoch is None else epoch)
-    elif (folder / DELTA).exists():
+    if (folder / DELTA).exists():
         Delta.load(folder / DELTA).apply_(network)
+    else:
+        checkpoints = Checkpoints(folder)
+        checkpoints.restore_(network, checkpoints.last if epoch is None else epoch)

@@ -12,7 +12,7 @@ import torch
 from fishexp.base import BASE
 from fishexp.errors import FishexpError
 from fishexp.hub import fail_fast_offline
-from fishexp.models import Model, origin, restore_
+from fishexp.models import Model, changes, origin, restore_
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
             tokenizer.save_pretrained(folder)
 
     head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
-    place = str(Path(source).resolve()) if Path(source).exists() else source
+    place = MINILM if path is None else str(Path(path).resolve()) if Path(path).exists() else path
     return Model(network, head, save, place if complete else None, tokenizer)
 
 
@@ -67,14 +67,17 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
         if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
             raise FishexpError(f"model.path={source} is not a folder")
         fail_fast_offline()
+    weights, folders = source, [Path(source)]
+    while before := origin(folders[-1]):  # a run that began with a run that began with ...
+        weights = str(_minilm()) if before == MINILM else before
+        folders.append(Path(weights))
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source)
             _check_head(source, config, classes if pretrained else None)
             config.num_labels = classes
             tokenizer = AutoTokenizer.from_pretrained(source)
-            weights = origin(Path(source)) or source
-            if pretrained and not (Path(source) / BASE).exists():
+            if pretrained and not (changes(folders[-1]) and (folders[-1] / BASE).exists()):
                 network, info = AutoModelForSequenceClassification.from_pretrained(
                     weights, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
                 )
@@ -96,7 +99,8 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
     lacking = sorted(name for name in info.get("missing_keys", ()) if not name.startswith(f"{HEAD}."))
     if lacking:
         log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
-    restore_(network, Path(source))
+    for folder in reversed(folders):
+        restore_(network, folder)
     return network, tokenizer, pretrained and not lacking
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.atomic import replacing
+from fishexp.base import BASE
 from fishexp.errors import FishexpError
 from fishexp.models import WEIGHTS, Model, changes, origin, restore_
 
@@ -128,8 +129,7 @@ def _resnet9(classes: int, channels: int) -> nn.Module:
 
 def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
     if changes(path):
-        if source := origin(path):
-            _load(network, Path(source), head, classes)
+        _load(network, Path(origin(path) or path / BASE), head, classes)
         restore_(network, path)
         return
     file = path / WEIGHTS if path.is_dir() else path

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 from annotated_types import Ge
 
 from fishexp.checkpoints import Checkpoints
-from fishexp.course import Course, Recipe
+from fishexp.course import Course, Recipe, evaluated
 from fishexp.errors import FishexpError
 from fishexp.masks import Mask
 from fishexp.moving import Moving, carry, mask_of
@@ -46,22 +46,21 @@ def train(
             that no chain is longer.
     """
     epochs = recipe["epochs"]
+    if epochs == 0:
+        return Outcome(evaluated(problem, log, recipe))
     if warmup_epochs >= epochs:
         raise FishexpError(
             f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
         )
     course = Course(problem, log, snapshots, recipe)
     kept = Checkpoints(log.folder)
-    snapshot = snapshots.latest
     moving = None
-    if snapshot:
-        kept.restore_(problem.model, snapshot.about["epoch"] - 1)
-        dense = snapshot.about["epoch"] <= warmup_epochs
-        moving = Moving(problem.model, None if dense else mask_of(snapshot, problem.model), decay)
-        snapshot.delta.apply_(problem.model)
-        course.resume(snapshot)
-        course.optimise(moving.parameters)
-        course.restore_optimiser(snapshot)
+    if snapshots.latest:
+        epoch = snapshots.latest.about["epoch"]
+        kept.restore_(problem.model, epoch - 1)
+        masked = mask_of(snapshots.latest, problem.model) if epoch > warmup_epochs else None
+        moving = Moving(problem.model, masked, decay)
+        course.take_up(moving)
     else:
         kept.begin(problem.model)
     with course.bar():

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Unpack
 
-from fishexp.course import Course, Recipe
+from fishexp.course import Course, Recipe, evaluated
 from fishexp.masks import Mask
 from fishexp.moving import Moving, mask_of
 from fishexp.problem import Problem
@@ -30,22 +30,15 @@ def train(
         decay: ``kept``: weight decay reaches the kept entries only. ``all``: it reaches every weight, as in the
             original CIFAR-10 code; the optimiser's state is then as large as the model.
     """
-    course = Course(problem, log, snapshots, recipe)
     if recipe["epochs"] == 0:
-        course.evaluate()
-        log.epoch(0, course.metrics)
-        return Outcome(course.metrics)
-
-    snapshot = snapshots.latest
-    if snapshot:
-        moving = Moving(problem.model, mask_of(snapshot, problem.model), decay)
-        snapshot.delta.apply_(problem.model)
-        course.resume(snapshot)
+        return Outcome(evaluated(problem, log, recipe))
+    course = Course(problem, log, snapshots, recipe)
+    if snapshots.latest:
+        moving = Moving(problem.model, mask_of(snapshots.latest, problem.model), decay)
+        course.take_up(moving)
     else:
         moving = Moving.chosen(problem.model, choose, decay)
-    course.optimise(moving.parameters)
-    if snapshot:
-        course.restore_optimiser(snapshot)
+        course.optimise(moving.parameters)
     with course.bar():
         while course.place.epoch <= recipe["epochs"]:
             course.epoch(moving)

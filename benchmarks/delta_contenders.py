@@ -1,0 +1,213 @@
+"""What training changed, stored in several ways: each with the operations that are timed, in their order."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from math import lgamma, log
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks import adapters
+from fishexp.delta import Delta, Stack, Undo, positions
+from fishexp.delta.fingerprint import bits
+from fishexp.errors import FishexpError
+from fishexp.masks import Mask
+from fishexp.sparse import sparsify
+
+State: TypeAlias = Mapping[str, Tensor]
+
+SCALE = 0.01  # of the random numbers that stand for training
+
+
+class Stored(Protocol):
+    """A contender.
+
+    Attributes:
+        mask: Which entries it has, in a word; None for all.
+        file: That holds it, once it was saved.
+        entries: How many it has.
+        places: How many of them have a position in the file.
+        entropy: Bits a position, if each tensor has its kept entries at random; None where it is of no interest.
+        lost: Entries of the base that are not what they were after it was applied and undone; None without an undo.
+    """
+
+    name: str
+    mask: str | None
+    file: Path
+    entries: int
+    places: int
+    entropy: float | None
+    lost: int | None
+
+    def calls(self) -> dict[str, Callable[[], object]]: ...
+
+
+class Dense(Stored):
+    """All weights, in a file of safetensors."""
+
+    name, mask, places, entropy, lost = "dense", None, 0, None, None
+
+    def __init__(self, model: nn.Module, file: Path) -> None:
+        self._model, self.file, self._loaded = model, file, {}
+        self.entries = sum(p.numel() for p in model.parameters())
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        return {"save": self._save, "load": self._load, "apply": self._apply}
+
+    def _save(self) -> None:
+        save_file(self._model.state_dict(), self.file)
+
+    def _load(self) -> None:
+        self._loaded = load_file(self.file)
+
+    def _apply(self) -> None:
+        self._model.load_state_dict(self._loaded)
+        self._loaded = {}  # it is the file, mapped, which is written again in the next round
+
+
+class Adapter(Stored):
+    """One of PEFT's, with as many entries as ``mask``, or nearly so; random numbers stand for training."""
+
+    entropy = None
+
+    def __init__(self, name: str, model: nn.Module, mask: Mask, head: tuple[str, ...], folder: Path) -> None:
+        self.name, self.mask = name, {"SHiRA": "random", "Super-Tuning": "largest"}[name]
+        self._model: Any = adapters.MAKERS[name](deepcopy(model), mask, head)
+        self._folder, self.file = folder, folder / "adapter_model.safetensors"
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self.entries = sum(p.numel() for p in trained)
+        self.places = self.entries - sum(mask[key].numel() for key in head)
+        with torch.no_grad():
+            for p in trained:
+                p.add_(torch.randn_like(p), alpha=SCALE)
+        before = state(self._model)
+        self._model.merge_adapter()
+        self._model.unmerge_adapter()
+        self.lost = sum(changed(before, self._model).values())
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        model = self._model
+        return {"save": self._save, "load": self._load, "apply": model.merge_adapter, "undo": model.unmerge_adapter}
+
+    def _save(self) -> None:
+        self._model.save_pretrained(self._folder, save_embedding_layers=False)
+
+    def _load(self) -> None:
+        import peft  # pyright: ignore[reportMissingImports]
+
+        peft.set_peft_model_state_dict(self._model, peft.load_peft_weights(str(self._folder), device="cpu"))
+
+
+class Ours(Stored):
+    """A :class:`fishexp.delta.Delta` of a model that trained with a mask; random numbers stand for gradients."""
+
+    name, lost = "ours", 0
+
+    def __init__(self, mask_name: str, model: nn.Module, mask: Mask, stack: Stack, file: Path) -> None:
+        self.mask, self._model, self._stack, self.file = mask_name, model, stack, file
+        self._delta, self._trained = train(model, mask)
+        self._moved = [moved for moved in self._delta.moved.values() if moved.positions is not None]
+        self._written = [moved for moved in self._moved if isinstance(moved.places, Tensor)]
+        self._undo: Undo
+        self._loaded: Delta
+        self.entries, self.places = self._delta.kept, sum(len(moved.values) for moved in self._moved)
+        chances = [_log_choose(moved.after.entries, len(moved.values)) for moved in self._moved]
+        self.entropy = sum(chances) / log(2) / self.places
+
+    def calls(self) -> dict[str, Callable[[], object]]:
+        """With a seed in the place of positions nothing is encoded, and decoding is to draw the mask."""
+        first = {"encode": self._encode} if self._written else {}
+        rest = {"decode": self._decode, "apply": self._apply, "undo": self._revert}
+        return {**first, "save": self._save, "load": self._load, **rest}
+
+    def switch(self) -> None:
+        """Make it the one delta on the stack."""
+        self._stack.switch(self._delta)
+
+    def check(self, base: State) -> None:
+        """From a file and from the stack it gives the trained model to the bit, and then the base.
+
+        Raises:
+            FishexpError: If not; names the first tensor that differs.
+        """
+        self._save()
+        self._load()
+        self._apply()
+        check_same(f"{self.mask}: after apply_", self._trained, self._model)
+        self._revert()
+        check_same(f"{self.mask}: after revert_", base, self._model)
+        self.switch()
+        check_same(f"{self.mask}: on the stack", self._trained, self._model)
+        self._stack.switch(None)
+        check_same(f"{self.mask}: taken off the stack", base, self._model)
+        self._trained = {}
+
+    def _encode(self) -> None:
+        self._encoded = [positions.encode(moved.where(), moved.shape) for moved in self._written]
+
+    def _save(self) -> None:
+        self._delta.save(self.file)
+
+    def _load(self) -> None:
+        self._loaded = Delta.load(self.file)
+
+    def _decode(self) -> None:
+        if not self._written:
+            self._loaded.positions(self._loaded.names[0])
+        else:
+            for moved, (coding, data) in zip(self._written, self._encoded, strict=True):
+                positions.decode(data, coding, len(moved.values), moved.shape)
+
+    def _apply(self) -> None:
+        self._undo = self._loaded.apply_(self._model)
+
+    def _revert(self) -> None:
+        self._undo.revert_()
+
+
+def train(model: nn.Module, mask: Mask) -> tuple[Delta, State]:
+    """A copy of ``model`` with other values for the kept entries, as a delta and whole."""
+    network = deepcopy(model)
+    sparse = sparsify(network, mask)
+    for p in sparse.parameters():
+        p.grad = torch.randn_like(p)
+    torch.optim.SGD(sparse.parameters(), lr=SCALE).step()
+    return sparse.delta(), state(network)
+
+
+def state(model: nn.Module) -> State:
+    """A copy of all tensors."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(before: State, model: nn.Module) -> dict[str, int]:
+    """Number of entries with other bits, by the names of those tensors that have any."""
+    after = model.state_dict()
+    counts = {name: int((bits(tensor) != bits(after[name])).sum()) for name, tensor in before.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def check_same(what: str, expected: State, model: nn.Module) -> None:
+    """Whether all bits of ``model`` are as expected.
+
+    Raises:
+        FishexpError: If not; names the first tensor that differs.
+    """
+    for name, count in changed(expected, model).items():
+        raise FishexpError(f"delta, {what}: {count} entries of {name} have other bits; nothing was timed")
+
+
+def position_bits(stored: Stored) -> float | None:
+    """What its file spends on where an entry is, a position; None if it has none."""
+    if not stored.places:
+        return None
+    found = load_file(stored.file)
+    size = sum(tensor.nbytes for name, tensor in found.items() if name == "positions" or name.endswith("indices"))
+    return 8 * size / stored.places
+
+
+def _log_choose(total: int, count: int) -> float:
+    return lgamma(total + 1) - lgamma(count + 1) - lgamma(total - count + 1)
