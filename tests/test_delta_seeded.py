@@ -97,6 +97,17 @@ def test_scores_are_those_of_one_generator_in_the_order_of_the_model() -> None:
     assert all(scores[name].equal(score) for name, score in one_by_one.items())
 
 
+def test_torchs_default_type_does_not_matter_when_a_mask_comes_back() -> None:
+    mask = top_k(random_scores(SHAPES, 3), 0.4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        made = recipe(order_of(SHAPES), 3, positions_of(mask))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert made is not None
+    assert made == recipe(order_of(SHAPES), 3, positions_of(mask))
+
+
 def test_the_seed_goes_with_the_mask_and_its_copies() -> None:
     mask = top_k(random_scores(SHAPES, 5), 0.2)
     for one in (mask, copy.copy(mask), copy.deepcopy(mask), pickle.loads(pickle.dumps(mask))):
@@ -268,9 +279,9 @@ def set_at(place: int, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def huge(text: dict[str, Any]) -> None:
-    """A buffer is said to have scores, and to be of the largest size."""
-    text["base"]["1.running_mean"][1] = [2**50]
-    text["seed"][4].append(sorted(text["base"].keys() | text["moved"].keys()).index("1.running_mean"))
+    """A tensor of a huge size is said to have scores."""
+    text["base"]["zz"] = ["F32", [2**50], None]
+    text["seed"][4].append(len(text["base"].keys() | text["moved"].keys()) - 1)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def read_header(file: BinaryIO, name: str | Path) -> tuple[dict[str, Slot], dict
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or not 0 < length <= min(size - 8, HEADER):
         raise DeltaError(f"{name} is not a safetensors file, or damaged: its first eight bytes are no header's length")
-    header = parse(_exactly(file, length, name), name)
+    header = parse(exactly(file, length, name), name)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DeltaError(f"{name} is damaged: its metadata are no strings")
@@ -103,7 +103,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _exactly(file: BinaryIO, size: int, name: str | Path) -> bytearray:
+def exactly(file: BinaryIO, size: int, name: str | Path) -> bytearray:
+    """So many bytes from where ``file`` is."""
     buffer = bytearray(size)
     if file.readinto(buffer) != size:  # type: ignore[attr-defined]
         raise DeltaError(f"{name} became shorter while it was read")
@@ -113,7 +114,7 @@ def _exactly(file: BinaryIO, size: int, name: str | Path) -> bytearray:
 def read_slot(file: BinaryIO, slot: Slot, name: str | Path) -> Tensor:
     """The tensor of a file, in memory of its own."""
     file.seek(slot.start)
-    buffer = _exactly(file, slot.bytes, name)
+    buffer = exactly(file, slot.bytes, name)
     if not buffer:
         return torch.empty(slot.shape, dtype=slot.dtype)
     return torch.frombuffer(buffer, dtype=torch.uint8).view(slot.dtype).view(slot.shape)

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fishexp.delta import checkpoint
+from fishexp.delta.compare import compare
 from fishexp.delta.content import Content
 from fishexp.delta.difference import difference
 from fishexp.delta.file import read, save
@@ -41,7 +43,7 @@ class Delta(Content):
 
         Args:
             before: A model, a dict of tensors, a .safetensors file, or the folder of a Hugging Face model, whose
-                tensors are read a few at a time.
+                tensors are read a few at a time; of two files, a piece at a time.
             after: Likewise. Its tensors have the types and shapes of ``before``, but for more rows; those that it has
                 alone are stored whole, those that it lacks are named as removed.
 
@@ -49,6 +51,8 @@ class Delta(Content):
             DeltaError: If types or shapes differ otherwise, or a file is damaged.
             OSError: If a file cannot be read.
         """
+        if isinstance(before, str | Path) and isinstance(after, str | Path):
+            return cls.of(compare(checkpoint.read(Path(before)), checkpoint.read(Path(after))))
         return cls.of(difference(source(before), source(after)))
 
     @classmethod

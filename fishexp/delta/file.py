@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -64,12 +65,8 @@ def read(path: Path) -> Content:
         OSError: If it cannot be read.
     """
     with path.open("rb") as file:
-        slots, metadata = read_header(file, path)
-        if metadata.keys() != {KEY}:
-            raise DeltaError(f"{path} is no delta, but another safetensors file")
-        header, checksum = unpack(metadata[KEY], str(path))
+        slots, header, checksum = read_beginning(file, path)
         try:
-            _check_slots(slots)
             data = {name: read_slot(file, slot, path) for name, slot in slots.items()}
             found = hashlib.sha256(header.pack())
             for tensor in data.values():
@@ -79,6 +76,23 @@ def read(path: Path) -> Content:
             return Content(header.base, dict(_moved(header, data)), header.removed, header.tied)
         except DeltaError as error:
             raise DeltaError(f"{path} is damaged: {error}") from None
+
+
+def read_beginning(file: BinaryIO, path: Path) -> tuple[dict[str, Slot], Header, str]:
+    """Where values and positions lie, what the header says of them, and the checksum.
+
+    Raises:
+        DeltaError: If it is no delta, of another version, or damaged as far as can be seen from here.
+    """
+    slots, metadata = read_header(file, path)
+    if metadata.keys() != {KEY}:
+        raise DeltaError(f"{path} is no delta, but another safetensors file")
+    header, checksum = unpack(metadata[KEY], str(path))
+    try:
+        _check_slots(slots)
+    except DeltaError as error:
+        raise DeltaError(f"{path} is damaged: {error}") from None
+    return slots, header, checksum
 
 
 def _check_slots(slots: Mapping[str, Slot]) -> None:

@@ -13,13 +13,13 @@ from fishexp.delta.difference import change, members, ties
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
 from fishexp.delta.moved import Moved
 from fishexp.delta.overlap import Overlap
-from fishexp.delta.tensors import Tensors, source
+from fishexp.delta.tensors import Source, Tensors, source
 from fishexp.errors import DeltaError
 
 How: TypeAlias = Literal["sum", "mean"]
 
 
-def merge(deltas: Sequence[Content], base: Tensors, how: How = "sum") -> tuple[Delta, Overlap]:
+def merge(deltas: Sequence[Content], base: Tensors | Source, how: How = "sum") -> tuple[Delta, Overlap]:
     """One delta with what each of several moves.
 
     A delta moves an entry if it gives it other bits than the base has. An entry that a single delta moves gets that

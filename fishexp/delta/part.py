@@ -88,7 +88,7 @@ def unpack(value: object, shapes: Mapping[str, tuple[int, ...]], codings: Mappin
             raise wrong
     order = [Drawn(names[n], shapes[names[n]], codings.get(names[n], ("", 0))[0] != SEED) for n in numbers]
     known = {one.name for one in order}
-    if len(known) < len(order) or not counts or not counts.keys() <= known or not all(counts.values()):
+    if len(known) < len(order) or not counts.keys() <= known or not all(counts.values()):
         raise wrong
     if not isinstance(sha256, str) or sum(prod(one.shape) for one in order) > FEWEST * sum(counts.values()):
         raise wrong

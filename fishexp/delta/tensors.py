@@ -42,13 +42,15 @@ class Source:
         return dict(zip(self.kinds, found, strict=True))
 
 
-def source(tensors: Tensors) -> Source:
+def source(tensors: Tensors | Source) -> Source:
     """The tensors of a model or a dict, of a .safetensors file, or of a folder as Hugging Face writes it.
 
     Raises:
         DeltaError: If there is something that is no tensor, or none that a delta can hold, or a file is damaged.
         OSError: If a file cannot be read.
     """
+    if isinstance(tensors, Source):
+        return tensors
     if isinstance(tensors, str | Path):
         return _files(Path(tensors))
     found = named(tensors)
