@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
@@ -274,7 +274,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_tensors_of_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at once, by the threads that hash them; never all."""
     save_file({f"x{i}": torch.full((1000,), float(i)) for i in range(40)}, tmp_path / "a")
-    save_file({f"x{i}": torch.full((1000,), float(i % 7)) for i in range(40)}, tmp_path / "b")
+    after = {f"x{i}": torch.full((1000,), float(i % 7)) for i in range(40)}
     alive, most = [0], [0]
     read = tensors.read_slot
 
@@ -286,6 +286,6 @@ def test_tensors_of_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: py
         return tensor
 
     monkeypatch.setattr(tensors, "read_slot", counted)
-    delta = Delta.diff(tmp_path / "a", load_file(tmp_path / "b"))
+    delta = Delta.diff(tmp_path / "a", after)
     assert len(delta.names) == 33
     assert 1 <= most[0] <= 4
