@@ -82,6 +82,7 @@ def words(text: str) -> set[str]:
     return set(text.split())
 
 
+RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
 COMMON = "data=cifar10 model=resnet18 precision=bf16 threads=1 device=cpu regime=checkpointing "
 COMMON += "regime.keyframe_every=1000 data.train_limit=10000 regime.batch_size=128 decay=kept compat=none "
 
@@ -189,6 +190,29 @@ def test_runs_with_other_settings_choose_nothing(result, other: str) -> None:
     assert result([*lines, line(told, 0.9)], FISH).lr is None
 
 
+def test_the_table_waits_for_the_rates_and_takes_none_of_their_runs(result, write) -> None:
+    """In the profile `paper` the two kinds of runs differ in the images held out alone."""
+    paper = replace(table4.PROFILES["paper"], rates=(0.4,))
+    of_fish = write(chosen(paper, FISH, {0.4: 0.7}))
+    waiting = {
+        command.waits
+        for command in table4.plan(paper, of_fish)
+        if words("method=fish keep=0.005 decay=kept regime.mask=fixed") <= set(command.overrides)
+    }
+    assert waiting == {False}
+    others = [command for command in table4.plan(paper, of_fish) if "method=random" in command.overrides]
+    assert {(command.step, command.waits) for command in others} == {("rates", False), ("table", True)}
+    assert result(chosen(paper, FISH, {0.4: 0.7}), FISH, paper).group is None
+    found = result([*chosen(paper, FISH, {0.4: 0.7}), *reported(paper, FISH, 0.4, [0.6])], FISH, paper)
+    assert found.group.values == [60]
+
+
+def test_a_run_that_failed_and_then_finished_is_no_failure(result) -> None:
+    lines = [*chosen(CPU, FISH, RATES), *reported(CPU, FISH, 0.02, [0, 0], status="failed")]
+    assert result(lines, FISH).failed == 2
+    assert result([*lines, *reported(CPU, FISH, 0.02, [0.5])], FISH).failed == 1
+
+
 def test_records_that_differ_in_more_than_was_told_are_refused(result) -> None:
     lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39, 0.32: 0.2})
     told = (*table4.overrides(CPU, FISH, CPU.choose or "", "regime.lr=0.02"), "regime.momentum=reset")
@@ -229,25 +253,26 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(sweep, "_call", call)
     monkeypatch.setattr(table4, "KEEPS", (0.02,))
+    monkeypatch.setattr(table4, "METHODS", ("fish",))
     monkeypatch.setattr(table4, "PROFILES", {"tiny": TINY})
     arguments: Any = ({"PROFILE": "tiny", "PYTHON": "py"}, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
     assert table4.main(*arguments) == 0
     assert {command[:3] for command in calls} == {("py", "-m", "fishexp")}
-    assert len(calls) == 3 + 5  # FISH, random and dense have a rate chosen
+    assert len(calls) == 2 + 3  # FISH and dense have a rate chosen; they and FISH with new masks run
     lines = list(record.read(tmp_path / "records.jsonl"))
-    assert [one["status"] for one in lines] == ["finished"] * 11
+    assert [one["status"] for one in lines] == ["finished"] * 7
     held_out = [one for one in lines if one["config"]["data"]["holdout"]]
-    for method in ("fish", "random", "full"):
+    for method in ("fish", "full"):
         of = [one for one in held_out if one["method"] == method]
         best = max(of, key=lambda one: (one["metrics"]["accuracy_holdout"], -one["config"]["regime"]["lr"]))
         ran = {one["config"]["regime"]["lr"] for one in lines if one["method"] == method and one not in held_out}
         assert ran == {best["config"]["regime"]["lr"]}
     text = (tmp_path / "README.md").read_text()
     assert "missing" not in text
-    assert "5 of the 5 runs of this table are on record" in text
+    assert "3 of the 3 runs of this table are on record" in text
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
     assert table4.main(*arguments) == 0
-    assert len(calls) == 8
+    assert len(calls) == 5
     assert (tmp_path / "README.md").read_text() == text
 
 
@@ -296,7 +321,6 @@ def test_an_unknown_profile_is_one_line(capsys) -> None:
 # the report
 
 EVERY = replace(FISH, schedule="every_epoch")
-RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
 
 
 def rows(text: str, title: str) -> list[list[str]]:
