@@ -30,7 +30,8 @@ class Record:
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline.
         seconds: Of data, scores, train and evaluate.
         peak_memory_bytes: Of the device's allocator, or of the process where that is the CPU.
-        bytes: delta, dense, per_merge and sent; those that the run has.
+        bytes: Of the weights (dense) and of what is kept in their place (delta); with regime=checkpointing of all
+            checkpoints, the largest, and one on average (delta).
         commit: Of the code; ends in + if tracked code was changed, None if there is no repository.
         ended: UTC, ISO 8601.
     """
