@@ -75,7 +75,8 @@ def carry_out(plan: Callable[[], Iterable[Command]], python: str, outputs: str, 
             return status if status > 0 else 128 - status
     runs = sum(len(command.to_do(done)) for command in plan())
     if runs:
-        print(f"{runs} runs are not done: they failed, or another process is at them; the same command goes on")
+        what = "1 run is" if runs == 1 else f"{runs} runs are"
+        print(f"{what} not done: failed, or going on in another process; the same command continues")
     return RUN_FAILED if runs else 0
 
 

@@ -66,7 +66,7 @@ def test_a_run_that_fails_or_goes_on_elsewhere_is_tried_once(runner: Runner, cap
     runner.status = lambda told: 1 if told[-1] == "seed=0" else 0
     assert go(runner, commands("0", "1")) == 1
     assert [told[-1] for told in runner.calls] == ["seed=0", "seed=1"]
-    assert "1 runs are not done" in capsys.readouterr().out
+    assert "1 run is not done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("status", "ended"), [(2, 2), (130, 130), (-9, 137)])
