@@ -62,7 +62,8 @@ def test_sizes_and_times_of_every_contender_that_is_installed() -> None:
 def test_adapters_of_peft_as_they_are_saved_if_it_is_installed() -> None:
     found = by_mask(DeltaCase("tiny-bert", "bf16"))
     ours = found["ours", "random"]
-    assert ours.file_bytes < 4 * ours.entries + 20_000  # two bytes of value, and the fingerprints of the base
+    assert 2 < found["dense", None].file_bytes / ours.total < 2.1
+    assert ours.file_bytes < 5 * ours.entries  # two bytes of value, positions, and the fingerprints of the base
     adapters = [("SHiRA", "random", 64), ("Super-Tuning", "largest", 32)] if find_spec("peft") else []
     assert [key for key in found if key[0] not in ("dense", "ours")] == [adapter[:2] for adapter in adapters]
     for name, mask, bits in adapters:
@@ -137,10 +138,14 @@ def test_a_mask_by_the_fisher_information_on_sentences(tmp_path: Path, monkeypat
 
 def test_one_core_is_one_core_and_then_as_many_as_before() -> None:
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
-    with one_core():
-        assert torch.get_num_threads() == 1
-        assert len(os.sched_getaffinity(0)) == 1
-    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (threads, cores)
+    torch.set_num_threads(2)
+    try:
+        with one_core():
+            assert torch.get_num_threads() == 1
+            assert len(os.sched_getaffinity(0)) == 1
+        assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (2, cores)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_run_records_and_makes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
