@@ -167,6 +167,7 @@ def _start_wandb(folder: Path, name: str, config: Mapping[str, Any], mode: Wandb
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fishexp"),
             name=name,
+            group=os.environ.get("WANDB_RUN_GROUP"),  # W&B itself looks only once in a process
             dir=folder,
             config=dict(config),
             mode=mode,
