@@ -1,23 +1,20 @@
 """What training changed, stored in several ways: each with the operations that are timed, in their order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from math import lgamma, log
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks import adapters
+from benchmarks.delta_check import State, changed, check_same, state
 from fishexp.delta import Delta, Stack, Undo, positions
-from fishexp.delta.fingerprint import bits
-from fishexp.errors import FishexpError
 from fishexp.masks import Mask
 from fishexp.sparse import sparsify
-
-State: TypeAlias = Mapping[str, Tensor]
 
 SCALE = 0.01  # of the random numbers that stand for training
 
@@ -176,28 +173,6 @@ def train(model: nn.Module, mask: Mask) -> tuple[Delta, State]:
         p.grad = torch.randn_like(p)
     torch.optim.SGD(sparse.parameters(), lr=SCALE).step()
     return sparse.delta(), state(network)
-
-
-def state(model: nn.Module) -> State:
-    """A copy of all tensors."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def changed(before: State, model: nn.Module) -> dict[str, int]:
-    """Number of entries with other bits, by the names of those tensors that have any."""
-    after = model.state_dict()
-    counts = {name: int((bits(tensor) != bits(after[name])).sum()) for name, tensor in before.items()}
-    return {name: count for name, count in counts.items() if count}
-
-
-def check_same(what: str, expected: State, model: nn.Module) -> None:
-    """Whether all bits of ``model`` are as expected.
-
-    Raises:
-        FishexpError: If not; names the first tensor that differs.
-    """
-    for name, count in changed(expected, model).items():
-        raise FishexpError(f"delta, {what}: {count} entries of {name} have other bits; nothing was timed")
 
 
 def position_bits(stored: Stored) -> float | None:

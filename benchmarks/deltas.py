@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.cases import DeltaCase, build
-from benchmarks.delta_contenders import Adapter, Dense, Ours, State, Stored, check_same, position_bits, state
+from benchmarks.delta_check import State, check_same, state
+from benchmarks.delta_contenders import Adapter, Dense, Ours, Stored, position_bits
 from benchmarks.delta_masks import masks
 from benchmarks.timing import Effort, Times, interleave, quartiles
 from fishexp.delta import Stack

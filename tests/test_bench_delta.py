@@ -11,7 +11,8 @@ from torch import nn
 from benchmarks import cases, delta_contenders, delta_masks, report
 from benchmarks.__main__ import run
 from benchmarks.cases import DeltaCase
-from benchmarks.delta_contenders import Ours, check_same, state
+from benchmarks.delta_check import State, check_same, state
+from benchmarks.delta_contenders import Ours
 from benchmarks.delta_masks import masks
 from benchmarks.deltas import MeasuredDelta, measure_deltas
 from benchmarks.timing import Effort, one_core
@@ -81,7 +82,7 @@ def test_a_wrong_delta_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of one weight, once in the trained model, once in the base."""
     right = delta_contenders.train
 
-    def wrong(model: nn.Module, mask: dict[str, torch.Tensor]) -> tuple[Delta, delta_contenders.State]:
+    def wrong(model: nn.Module, mask: dict[str, torch.Tensor]) -> tuple[Delta, State]:
         delta, trained = right(model, mask)
         trained["bert.pooler.dense.bias"].view(torch.int32)[3] ^= 1
         return delta, trained
