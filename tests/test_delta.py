@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
+from fishexp.delta import merge
 from fishexp.delta.moved import Moved
 from tests.cases import conv_net, tiny_bert
 from tests.checks import refusal
@@ -202,6 +203,19 @@ def test_a_model_brings_the_new_rows_and_tensors_itself() -> None:
         target[0].weight[0, 0] += 1  # type: ignore[index, operator]
     assert "the values of 0.weight are not those" in refusal(delta.apply_, target)
     assert "0.weight, which a model cannot" in refusal(Delta.diff(before, {}).apply_, before)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_new_rows_of_any_type(dtype: torch.dtype) -> None:
+    all_rows = noise(dtype, (5, 4), torch.Generator().manual_seed(0))
+    before, after = {"x": all_rows[:3].clone()}, {"x": all_rows}
+    delta = Delta.diff(before, after)
+    undo = delta.apply_(target := dict(before))
+    assert same_bits(target, after)
+    undo.revert_()
+    assert target["x"] is before["x"]
+    merged, _ = merge([delta, delta], before)
+    assert merged.after == delta.after
 
 
 def test_new_rows_without_entries_are_a_change_too() -> None:
