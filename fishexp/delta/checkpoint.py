@@ -9,16 +9,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from fishexp.atomic import sync
-from fishexp.delta.container import Slot, read_header, read_slot
+from fishexp.delta.container import Slot, exactly, read_header, read_slot
 from fishexp.delta.fingerprint import CODES, Fingerprint
 from fishexp.delta.tensors import INDEX, Source, checkpoint_files, is_name
 from fishexp.errors import DeltaError
 
+PIECE = 1 << 23  # bytes read together; a multiple of all types' sizes
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")
 
 
@@ -33,6 +34,11 @@ class Place:
     def kind(self) -> Fingerprint:
         """Type and shape."""
         return Fingerprint(self.slot.dtype, self.slot.shape)
+
+    def piece(self, file: BinaryIO, start: int) -> bytearray:
+        """The next :data:`PIECE` bytes of the tensor from ``start`` on, or as many as there are."""
+        file.seek(self.slot.start + start)
+        return exactly(file, max(min(PIECE, self.slot.bytes - start), 0), self.file)
 
 
 @dataclass(frozen=True)

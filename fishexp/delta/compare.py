@@ -1,22 +1,19 @@
 """What makes one checkpoint of another, file to file: a piece of both is in memory at a time, and the delta."""
 
 import hashlib
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fishexp.delta import positions
+from fishexp.delta import checkpoint, positions
 from fishexp.delta.checkpoint import Checkpoint, Place
-from fishexp.delta.container import exactly, read_slot
+from fishexp.delta.container import read_slot
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint
 from fishexp.delta.moved import Moved, whole
 from fishexp.errors import DeltaError
-
-PIECE = 1 << 23  # bytes
 
 
 def compare(before: Checkpoint, after: Checkpoint) -> Content:
@@ -62,8 +59,8 @@ def _change(before: Place, after: Place) -> tuple[Fingerprint, Moved | None]:
     count, least = 0, size * after.kind.entries  # of bytes that the tensor takes if stored whole
     old_hash, new_hash = hashlib.sha256(), hashlib.sha256()
     with before.file.open("rb") as old_file, after.file.open("rb") as new_file:
-        for start in range(0, after.slot.bytes, PIECE):
-            old, new = _piece(old_file, before, start), _piece(new_file, after, start)
+        for start in range(0, after.slot.bytes, checkpoint.PIECE):
+            old, new = before.piece(old_file, start), after.piece(new_file, start)
             old_hash.update(old)
             new_hash.update(new)
             one, other = np.frombuffer(old, f"u{size}"), np.frombuffer(new, f"u{size}")
@@ -81,10 +78,5 @@ def _change(before: Place, after: Place) -> tuple[Fingerprint, Moved | None]:
             found = torch.from_numpy(np.concatenate(values).view(np.uint8)).view(after.slot.dtype)
             return base, Moved(after.slot.shape, where, found, new_hash.hexdigest())
     places.clear()
-    return base, whole(_read(after))
-
-
-def _piece(file: BinaryIO, place: Place, start: int) -> bytearray:
-    size = max(min(PIECE, place.slot.bytes - start), 0)
-    file.seek(place.slot.start + start)
-    return exactly(file, size, place.file)
+    values.clear()
+    return base, Moved(after.slot.shape, None, _read(after).flatten(), new_hash.hexdigest())

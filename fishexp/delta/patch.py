@@ -10,14 +10,12 @@ from typing import BinaryIO
 import numpy as np
 
 from fishexp.atomic import replacing
+from fishexp.delta import checkpoint
 from fishexp.delta.checkpoint import Checkpoint, Place, copy_others, header, new_folder, write_index
-from fishexp.delta.container import exactly
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint, raw
 from fishexp.delta.moved import Moved
 from fishexp.errors import DeltaError
-
-PIECE = 1 << 23  # bytes
 
 
 class NotThis(DeltaError):
@@ -150,18 +148,14 @@ def _write(
 def _pieces(one: Patch, file: BinaryIO) -> Iterator[tuple[bytearray, bytearray]]:
     """The bytes of a tensor as ``file`` has them and as they become, piece by piece; there may be more of these."""
     size, total = one.kind.dtype.itemsize, _bytes(one.kind)
-    left = 0 if one.place is None else one.place.slot.bytes
-    if one.place is not None:
-        file.seek(one.place.slot.start)
     places = None if one.moved is None or one.moved.positions is None else one.moved.positions.numpy()
     values = None if one.moved is None else np.frombuffer(raw(one.moved.values), f"u{size}")
-    for start in range(0, total, PIECE):
-        old = exactly(file, min(left, PIECE), file.name)
-        left -= len(old)
+    for start in range(0, total, checkpoint.PIECE):
+        old = bytearray() if one.place is None else one.place.piece(file, start)
         if values is None:
             yield old, old
             continue
-        new = old.ljust(min(PIECE, total - start), b"\0")
+        new = old.ljust(min(checkpoint.PIECE, total - start), b"\0")
         words, first = np.frombuffer(new, f"u{size}"), start // size
         if places is None:
             words[:] = values[first : first + len(words)]
@@ -176,8 +170,8 @@ def _is_result(base: Checkpoint, delta: Content) -> bool:
     for name, place in base.places.items():
         digest = hashlib.sha256()
         with place.file.open("rb") as file:
-            for old, _ in _pieces(Patch(place, None, None), file):
-                digest.update(old)
+            for start in range(0, place.slot.bytes, checkpoint.PIECE):
+                digest.update(place.piece(file, start))
         after = delta.result.get(delta.tied.get(name, name))
         if after is None or after.sha256 != digest.hexdigest():
             return False
