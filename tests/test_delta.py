@@ -89,7 +89,7 @@ def test_a_tensor_of_several_pieces_is_checked_as_one(monkeypatch: pytest.Monkey
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(moved, "PIECE", 64)
     for shape, grown in [((5, 30), (7, 30)), ((64,), (64,)), ((192,), (193,)), ((63,), (70,))]:
-        for density in (0.0, 0.05, 0.9):
+        for density in (0.0, 0.05, 0.9, 1.0):
             before = noise(torch.float32, shape, generator)
             after = noise(torch.float32, grown, generator)
             after[: shape[0]] = disturbed(before, density, generator)
