@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
-from fishexp.delta import merge
+from fishexp.delta import merge, moved
 from fishexp.delta.moved import Moved
 from tests.cases import conv_net, tiny_bert
 from tests.checks import refusal
@@ -83,6 +83,18 @@ def test_few_changes_are_stored_alone_and_many_as_the_tensor() -> None:
     assert delta.names == ("few", "many")
     assert delta.moved["many"].positions is None
     assert delta.kept == 1002
+
+
+def test_a_tensor_of_several_pieces_is_checked_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(moved, "PIECE", 64)
+    for shape, grown in [((5, 30), (7, 30)), ((64,), (64,)), ((192,), (193,)), ((63,), (70,))]:
+        for density in (0.0, 0.05, 0.9, 1.0):
+            before = noise(torch.float32, shape, generator)
+            after = noise(torch.float32, grown, generator)
+            after[: shape[0]] = disturbed(before, density, generator)
+            Delta.diff({"x": before}, {"x": after}).apply_(target := {"x": before})
+            assert same_bits(target, {"x": after})
 
 
 @pytest.mark.parametrize("sparsified", [False, True])

@@ -9,6 +9,8 @@ from torch import Tensor
 from fishexp.delta.fingerprint import Fingerprint, bits, flat, raw, sha256
 from fishexp.delta.part import Part
 
+PIECE = 1 << 18  # entries hashed together
+
 
 @dataclass(frozen=True, eq=False)
 class Moved:
@@ -68,14 +70,23 @@ class Moved:
             bits(tensor)[torch.unravel_index(places, self.shape)] = values
 
     def hashes(self, tensor: Tensor, entries: int) -> tuple[str, str]:
-        """SHA-256 of the first ``entries`` of the tensor as it is, and of all of it with the delta's values.
+        """SHA-256 of the first ``entries`` of the tensor as it is, and of all of it with these values in their place.
 
-        The tensor is left alone; a copy of it on the CPU is made meanwhile.
+        The tensor is left alone, and not copied but for a piece at a time.
         """
-        copy = tensor.detach().to("cpu", copy=True).contiguous()
-        before = hashlib.sha256(raw(copy.flatten()[:entries])).hexdigest()
-        self.write_(copy, self.values)
-        return before, sha256(copy)
+        entire, before, after = flat(tensor), hashlib.sha256(), hashlib.sha256()
+        places, values = self.positions, bits(self.values)
+        for start in range(0, len(entire), PIECE):
+            piece = entire[start : start + PIECE]
+            before.update(raw(piece[: max(0, entries - start)]))
+            if places is None:
+                piece = self.values[start : start + PIECE]
+            else:
+                low, high = torch.searchsorted(places, torch.tensor([start, start + len(piece)])).tolist()
+                piece = piece.clone()
+                bits(piece)[places[low:high] - start] = values[low:high]
+            after.update(raw(piece))
+        return before.hexdigest(), after.hexdigest()
 
 
 def whole(tensor: Tensor) -> Moved:

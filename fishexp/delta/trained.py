@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.delta.content import Content
-from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads
+from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, in_threads
 from fishexp.delta.moved import Moved, whole
 from fishexp.delta.part import Part, mask_of
 from fishexp.delta.tensors import source
@@ -83,9 +83,8 @@ def _one(tensor: Tensor, original: Original) -> tuple[Fingerprint, Moved | None]
         before = original.values.to(tensor.dtype).view(tensor.shape)
         same = not original.always and torch.equal(bits(before), bits(tensor).to(before.device))
         return fingerprint(before), None if same else whole(tensor)
-    places, order = original.positions.long().sort()
-    values = original.values.to(tensor.dtype)[order].cpu()
-    places, copy = places.cpu(), flat(tensor).clone()
-    moved = Moved(tuple(tensor.shape), places, copy[places], fingerprint(copy).sha256 or "")
-    moved.write_(copy.view(tensor.shape), values)
-    return fingerprint(copy.view(tensor.shape)), moved
+    places, order = original.positions.long().cpu().sort()
+    originals = Moved(tuple(tensor.shape), places, original.values.to("cpu", tensor.dtype)[order], "")
+    after, before = originals.hashes(tensor, tensor.numel())
+    moved = replace(originals, values=originals.gather(tensor).cpu().view(tensor.dtype), sha256=after)
+    return replace(moved.kind, sha256=before), moved
