@@ -17,6 +17,10 @@ class RunFailed(Exception):
     """A run could not finish (a NaN loss, say). The message is one line."""
 
 
+class WorkerLost(RunFailed):
+    """Another worker of the run is gone, or silent: the run may go on from its last snapshot."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """``; did you mean X?`` when one of ``known`` resembles ``name``, and what there is in any case."""
     from difflib import get_close_matches

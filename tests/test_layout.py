@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "fishexp"
 ORDER = [
     "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule", "gradients",
     "functions", "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples",
-    "images", "text", "metrics", "problem", "loop", "bars", "tracking", "hardware", "snapshots", "moving", "base",
+    "images", "text", "metrics", "crew", "problem", "loop", "bars", "tracking", "hardware", "snapshots", "moving", "base",
     "checkpoints", "course", "data", "models", "methods", "regimes", "saved", "record", "runner", "report", "usage",
     "config", "__main__",
 ]  # fmt: skip
