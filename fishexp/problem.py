@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fishexp.crew import Crew, Together
 from fishexp.examples import Data, Examples, grouped_order
 from fishexp.inputs import Inputs, logits_of
 
@@ -32,6 +33,7 @@ class Problem:
             so that the method does not change the data the model sees.
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
+        crew: The workers of the run; most runs have one.
         progress: Shows progress over so many examples: a context that gives what is told the examples done.
     """
 
@@ -43,6 +45,7 @@ class Problem:
     order: torch.Generator
     precision: Precision = "fp32"
     as_original: bool = False
+    crew: Crew = field(default_factory=Together)
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
