@@ -48,7 +48,7 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
         raise FishexpError(f"keep={keep} pays for {kept} of {total} weights, {needs}; raise keep")
 
     rest = {name: score for name, score in scores.items() if name not in always}
-    chosen = _largest(rest, kept - head)
+    chosen = largest(rest, kept - head)
     mask = {
         name: chosen[name] if name in chosen else torch.ones_like(scores[name], dtype=torch.bool) for name in scores
     }
@@ -67,7 +67,7 @@ def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Scores:
     return Seeded(drawn, seed)
 
 
-def _largest(scores: Scores, k: int) -> Mask:
+def largest(scores: Scores, k: int) -> Mask:
     """Exactly ``k`` true entries: all above the k-th largest score, then as many equal to it as are left, in order."""
     if k == 0:
         return {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
