@@ -38,7 +38,7 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
     rest = {name: score for name, score in scores.items() if name not in always}
-    chosen = _largest(rest, _left(scores, keep, always))
+    chosen = largest(rest, _left(scores, keep, always))
     mask = _with_always(chosen, scores, always)
     return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
 
@@ -66,7 +66,7 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
         raise FishexpError(
             f"keep={keep} gives each of {workers} workers {k} weights of its own, of {available}; lower keep or workers"
         )
-    places = {name: best.flatten().nonzero().squeeze(1) for name, best in _largest(rest, workers * k).items()}
+    places = {name: best.flatten().nonzero().squeeze(1) for name, best in largest(rest, workers * k).items()}
     best = torch.cat([rest[name].detach().flatten()[index].double().cpu() for name, index in places.items()])
     owner = torch.empty(len(best), dtype=torch.int64)
     owner[best.argsort(descending=True, stable=True)] = torch.arange(len(best)) % workers
@@ -111,7 +111,7 @@ def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Scores:
     return Seeded(drawn, seed)
 
 
-def _largest(scores: Scores, k: int) -> Mask:
+def largest(scores: Scores, k: int) -> Mask:
     """Exactly ``k`` true entries: all above the k-th largest score, then as many equal to it as are left, in order."""
     if k == 0:
         return {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}

@@ -102,9 +102,7 @@ def _fitted(data: Data, model: Model, device: torch.device) -> Data:
     return replace(data, train=fit(data.train), valid={name: fit(part) for name, part in data.valid.items()})
 
 
-def _problem(
-    model: Model, data: Data, device: torch.device, settings: Settings, tracker: Log, crew: Crew
-) -> Problem:
+def _problem(model: Model, data: Data, device: torch.device, settings: Settings, tracker: Log, crew: Crew) -> Problem:
     return Problem(
         model.network.to(device),
         model.head,
