@@ -1,0 +1,231 @@
+"""Scores of all workers together, against the plain mean of all of them."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fishexp.crew import Crew, Reduction, Together
+from fishexp.errors import FishexpError
+from fishexp.masks import Scores, top_k
+from fishexp.pooling import pooled
+
+TINY = 2.0**-149  # the smallest float32
+DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
+    "heavy tails": lambda n, g: torch.randn(n, generator=g).mul(3).exp(),
+    "uniform": lambda n, g: torch.rand(n, generator=g),
+    "ties": lambda n, g: torch.randint(0, 3, (n,), generator=g).float(),
+    "ties by rounding": lambda n, g: 1 + torch.randint(0, 4, (n,), generator=g) * 2.0**-23,
+    "ties by rounding, of the smallest": lambda n, g: torch.randint(0, 4, (n,), generator=g) * TINY,
+    "rounded below one": lambda n, g: 1 - torch.randint(0, 4, (n,), generator=g) * 2.0**-24,
+    "few above zero": lambda n, g: torch.rand(n, generator=g) * (torch.rand(n, generator=g) > 0.9),
+    "infinite": lambda n, g: (torch.randn(n, generator=g) * 60).exp(),
+    "zeros": lambda n, g: torch.zeros(n) * torch.tensor([-1.0, 1.0]).repeat(n)[:n],
+    "negative": lambda n, g: torch.randn(n, generator=g),
+}
+
+
+def drawn(kind: str, shapes: Sequence[tuple[int, ...]], workers: int, seed: int) -> list[Scores]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        {f"p{i}": DRAWS[kind](torch.Size(shape).numel(), g).view(shape) for i, shape in enumerate(shapes)}
+        for _ in range(workers)
+    ]
+
+
+def dense(scores: Sequence[Scores], examples: Sequence[int]) -> dict[str, Tensor]:
+    """The definition: float64, one worker after the other, rounded once."""
+    means = {}
+    for name in scores[0]:
+        total = torch.zeros(scores[0][name].shape, dtype=torch.float64)
+        for own, number in zip(scores, examples, strict=True):
+            total += number * own[name].double() if number else 0
+        means[name] = (total / sum(examples)).float()
+    return means
+
+
+def assert_same_masks(found: Scores, expected: Scores, best: int, always: Sequence[str] = ()) -> None:
+    total = sum(score.numel() for score in expected.values())
+    head = sum(expected[name].numel() for name in always)
+    for k in range(head or 1, min(head + best, total) + 1):
+        keep = min((k + 0.5) / total, 1)
+        one, other = top_k(found, keep, always), top_k(expected, keep, always)
+        assert all(torch.equal(one[name], other[name]) for name in expected)
+
+
+class Apart(Together):
+    """One worker among several threads: what they hand in is put together, and each gets what all get."""
+
+    def __init__(self, rank: int, table: dict[int, object], barrier: threading.Barrier) -> None:
+        super().__init__(barrier.parties)
+        self.local, self.table, self.barrier = range(rank, rank + 1), table, barrier
+
+    def all(self, mine: Sequence[object]) -> list:
+        (self.table[self.local[0]],) = mine
+        self.barrier.wait()
+        everything = [self.table[rank] for rank in range(self.size)]
+        self.barrier.wait()
+        return everything
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        return super().gather(self.all(rows))
+
+    def combine(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
+        return super().combine(self.all(rows), reduction)
+
+    def messages(self, texts: Sequence[str]) -> list[str]:
+        return super().messages(self.all(texts))
+
+
+def apart(
+    scores: Sequence[Scores], examples: Sequence[int], best: int, always: Sequence[str]
+) -> list[tuple[Scores, int]]:
+    """What each of several workers gets, and how many bytes it sent."""
+    barrier, results = threading.Barrier(len(scores), timeout=30), {}
+    table: dict[int, object] = {}
+
+    def work(rank: int) -> None:
+        crew: Crew = Apart(rank, table, barrier)
+        results[rank] = pooled(crew, [scores[rank]], [examples[rank]], best, always), crew.sent
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(scores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[rank] for rank in range(len(scores))]
+
+
+@given(
+    kind=st.sampled_from(sorted(DRAWS)),
+    shapes=st.lists(st.sampled_from([(), (0,), (1,), (7,), (5, 8), (40,), (3, 2, 9)]), min_size=1, max_size=4),
+    examples=st.sampled_from([1, 2, 3, 5]).flatmap(
+        lambda workers: st.lists(st.integers(0, 9), min_size=workers, max_size=workers).filter(any)
+    ),
+    share=st.floats(0, 1),
+    head=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_the_masks_are_those_of_the_mean_of_everything(
+    kind: str, shapes: list[tuple[int, ...]], examples: list[int], share: float, head: bool, seed: int
+) -> None:
+    scores = drawn(kind, shapes, len(examples), seed)
+    always = ["p0"] if head else []
+    total = sum(score.numel() for name, score in scores[0].items() if name not in always)
+    best = int(share**2 * total)
+    crew = Together(len(examples))
+    found, expected = pooled(crew, scores, examples, best, always), dense(scores, examples)
+
+    assert_same_masks(found, expected, best, always)
+    assert list(found) == list(expected)
+    row, mean = (
+        torch.cat([s[n].flatten() for n in expected if n not in always] or [torch.zeros(0)]) for s in (found, expected)
+    )
+    assert row.dtype == torch.float32
+    assert ((row == mean) | (row == 0)).all()
+    if best:
+        assert row[mean >= mean.topk(best).values[-1]].equal(mean[mean >= mean.topk(best).values[-1]] + 0.0)
+    if crew.size > 1:
+        assert not any(found[name].any() for name in always)
+        for other, sent in apart(scores, examples, best, always):
+            assert all(found[name].equal(other[name]) for name in expected)
+            assert sent == crew.sent
+        assert crew.sent <= (crew.size - 1) * (2 * 8 * (total / crew.size + len(shapes)) + 60)  # twice that of all
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "uniform", "ties by rounding", "few above zero"])
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_many_scores(kind: str, workers: int) -> None:
+    examples = [100 + 7 * rank for rank in range(workers)]
+    scores = drawn(kind, [(300, 50), (5000,)], workers, seed=workers)
+    for own in scores:
+        own["p0"] = own["p0"].T.contiguous().T  # not in the order of memory
+    crew = Together(workers)
+    found, expected = pooled(crew, scores, examples, 100), dense(scores, examples)
+    for k in (1, 37, 100):
+        mask, other = (top_k(s, (k + 0.5) / 20_000) for s in (found, expected))
+        assert all(mask[name].equal(other[name]) for name in expected)
+    if kind == "heavy tails":
+        assert (found["p0"] == 0).float().mean() > 0.9  # nothing is sent of most
+
+
+@pytest.mark.parametrize(("workers", "factor"), [(2, 100), (3, 75), (5, 50)])
+def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: int, factor: int) -> None:
+    """Like Fisher information on different examples: twenty powers of ten, and mostly the same weights matter."""
+    g = torch.Generator().manual_seed(0)
+    weights = 3 * torch.randn(200_000, generator=g)
+    scores = [{"p": (weights + 0.7 * torch.randn(200_000, generator=g)).exp()} for _ in range(workers)]
+    crew, everything = Together(workers), Together(workers)
+    pooled(crew, scores, [128] * workers, 1000)
+    everything.combine([own["p"] for own in scores], lambda values, piece: values.mean(0))
+    assert factor < everything.sent / crew.sent < 2 * factor
+
+
+def test_negative_scores_are_all_exact() -> None:
+    scores = drawn("heavy tails", [(30,), (4, 4)], 3, seed=0)
+    scores[1]["p1"][2, 2] = -1e-30
+    found, expected = pooled(Together(3), scores, [1, 2, 3], 2), dense(scores, [1, 2, 3])
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_a_nan_is_refused_where_the_mask_is_made() -> None:
+    scores = drawn("heavy tails", [(30,), (4, 4)], 2, seed=0)
+    scores[1]["p1"][0, 0] = torch.nan
+    with pytest.raises(FishexpError, match="the scores of p1 hold NaN"):
+        top_k(pooled(Together(2), scores, [1, 1], 3), 0.1)
+    # where no mask looks, it does not matter
+    assert_same_masks(pooled(Together(2), scores, [1, 1], 3, ["p1"]), dense(scores, [1, 1]), 3, ["p1"])
+    assert_same_masks(pooled(Together(2), scores, [1, 0], 3), scores[0], 3)
+
+
+def test_one_worker_sends_nothing() -> None:
+    crew, (scores,) = Together(), drawn("negative", [(9,)], 1, seed=0)
+    assert pooled(crew, [scores], [5], 2) is scores
+    assert crew.sent == 0
+
+
+def test_no_examples_at_all() -> None:
+    with pytest.raises(FishexpError, match="no worker has an example to score; take at least as many as there are"):
+        pooled(Together(2), drawn("ties", [(9,)], 2, seed=0), [0, 0], 2)
+
+
+class Lying(Together):
+    """Worker 1's words and bytes are not its own."""
+
+    def __init__(self, old: str, new: str, bytes_: int | None = None) -> None:
+        super().__init__(2)
+        self.old, self.new, self.bytes_ = old, new, bytes_
+
+    def messages(self, texts: Sequence[str]) -> list[str]:
+        return [texts[0], self.new if texts[1] == self.old else texts[1]]
+
+    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+        return (
+            torch.stack([rows[0], torch.full_like(rows[1], self.bytes_)])
+            if self.bytes_ is not None
+            else super().gather(rows)
+        )
+
+
+@pytest.mark.parametrize(
+    ("crew", "message"),
+    [
+        (Lying("7", "-7"), "worker 1 sent '-7' instead of its scores; does it run the same version"),
+        (Lying("7", "9" * 5000), "worker 1 sent '9999"),
+        (Lying("2 2 gaps", "2 2"), "worker 1 sent '2 2' instead"),
+        (Lying("2 2 gaps", "-2 2 gaps"), "worker 1 sent '-2 2 gaps' instead"),
+        (Lying("2 2 gaps", "2 2 zip"), "positions are coded as 'zip'"),
+        (Lying("2 2 gaps", "30 2 gaps"), "30 positions cannot lie in 2 bytes"),
+        (Lying("2 2 gaps", "2 1 gaps"), "2 numbers do not lie in|of 2 numbers"),
+        (Lying("7", "7", 0), "1 numbers cannot lie in 16 bits"),
+        (Lying("7", "7", 255), "bits follow the last of 2 numbers"),
+    ],
+)
+def test_what_others_send_is_checked(crew: Lying, message: str) -> None:
+    scores = [{"p": torch.arange(100.0)}, {"p": torch.arange(100.0)}]
+    with pytest.raises(FishexpError, match=message):
+        pooled(crew, scores, [7, 7], 2)
