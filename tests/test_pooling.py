@@ -29,7 +29,7 @@ DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
 }
 
 
-def drawn(kind: str, shapes: Sequence[tuple[int, ...]], workers: int, seed: int) -> list[Scores]:
+def drawn(kind: str, shapes: Sequence[tuple[int, ...]], workers: int, seed: int) -> list[dict[str, Tensor]]:
     g = torch.Generator().manual_seed(seed)
     return [
         {f"p{i}": DRAWS[kind](torch.Size(shape).numel(), g).view(shape) for i, shape in enumerate(shapes)}
