@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fishexp.bars import Bar
 from fishexp.examples import Metrics
 from fishexp.loop import OptimiserName, Place, evaluate, linear_schedule, make_optimiser, train_epoch
 from fishexp.moving import Moving
@@ -50,26 +51,34 @@ class Recipe(TypedDict):
 class Course:
     """The epochs of one run.
 
+    Args:
+        quiet: Another worker's course in this process says what there is to say.
+
     Attributes:
         place: How far it is.
         metrics: After the last epoch.
         optimiser: Of the weights that move now; made by :meth:`optimise`.
+        epoch_steps: Optimiser steps an epoch.
     """
 
     optimiser: Optimizer
 
-    def __init__(self, problem: Problem, log: Log, snapshots: Snapshots, recipe: Recipe) -> None:
+    def __init__(
+        self, problem: Problem, log: Log, snapshots: Snapshots, recipe: Recipe, *, quiet: bool = False
+    ) -> None:
         self._problem, self._log, self._snapshots, self._recipe = problem, log, snapshots, recipe
         self.metrics: Metrics = {}
+        self._bar: Bar | None = None
         self.place = self._beginning(1, 0)
         self._order: Tensor | None = None  # where the order's stream goes on in an epoch that a snapshot cut
         self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
-        self._steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
+        self.epoch_steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
         self._warmup, epochs = recipe["warmup"], recipe["epochs"]
         if self._warmup > epochs / 4:
             self._warmup = epochs / 4
             rises = f"the learning rate rises for {epochs / 4}"
-            log.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
+            if not quiet:
+                log.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
 
     def _beginning(self, epoch: int, steps: int) -> Place:
         return Place(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)
@@ -78,7 +87,7 @@ class Course:
         """Train these from now on, with no momentum yet."""
         recipe = self._recipe
         self.optimiser = make_optimiser(recipe["optimiser"], parameters, recipe["lr"], recipe["weight_decay"])
-        steps = self._steps * recipe["epochs"], int(self._steps * self._warmup)
+        steps = self.epoch_steps * recipe["epochs"], int(self.epoch_steps * self._warmup)
         self._schedule = linear_schedule(self.optimiser, *steps, done=self.place.steps)
 
     @contextmanager
@@ -88,36 +97,48 @@ class Course:
             self._bar.skip(self._examples * (self.place.epoch - 1) + self.place.examples)
             yield
 
+    def steps(self) -> Iterator[Tensor]:
+        """The present epoch, or what is left of it: the loss of each step after it, on the device."""
+        recipe, place = self._recipe, self.place
+        if self._bar is not None:
+            self._bar.describe(f"epoch {place.epoch}/{recipe['epochs']}")
+        batches = self._problem.epoch(
+            recipe["batch_size"], drop_last=recipe["drop_last"], done=place.batches, order=self._order
+        )
+        self._order = None
+        options = {"accumulate": recipe["accumulate"], "clip": recipe["clip"]}
+        for loss, examples in train_epoch(self._problem, self.optimiser, self._schedule, batches, place, **options):
+            yield loss
+            if self._bar is not None:
+                self._bar.advance(loss, examples)
+
     def epoch(self, moving: Moving) -> None:
         """The present epoch, or what is left of it; then evaluation."""
-        recipe, place = self._recipe, self.place
-        self._bar.describe(f"epoch {place.epoch}/{recipe['epochs']}")
         with self._log.clock("train"):
-            batches = self._problem.epoch(
-                recipe["batch_size"], drop_last=recipe["drop_last"], done=place.batches, order=self._order
-            )
-            self._order = None
-            for loss, examples in train_epoch(
-                self._problem,
-                self.optimiser,
-                self._schedule,
-                batches,
-                place,
-                accumulate=recipe["accumulate"],
-                clip=recipe["clip"],
-            ):
+            for loss in self.steps():
                 if self._snapshots.due() and loss.isfinite():
-                    self._save(moving)
-                self._bar.advance(loss, examples)
-        mean = place.loss.item() / place.examples
+                    tensors, about = self.state()
+                    about["mask_seed"] = moving.seed
+                    self._snapshots.save(self.place.steps, Snapshot(moving.delta(), tensors | moving.tensors(), about))
         with self._log.clock("evaluate"):
-            self.metrics = evaluate(self._problem, recipe["evaluation_batch_size"])
-        self._log.epoch(place.epoch, {"train_loss": mean, **self.metrics})
-        self.place = self._beginning(place.epoch + 1, place.steps)
+            metrics = evaluate(self._problem, self._recipe["evaluation_batch_size"])
+        self.end_epoch(metrics)
 
-    def _save(self, moving: Moving) -> None:
+    def end_epoch(self, metrics: Metrics) -> None:
+        """Report the epoch that :meth:`steps` has come to the end of; the next one is the present one then."""
+        mean = self.place.loss.item() / self.place.examples
+        self.metrics = metrics
+        self._log.epoch(self.place.epoch, {"train_loss": mean, **metrics})
+        self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """As :meth:`end_epoch`, with no word."""
+        self.place = self._beginning(self.place.epoch + 1, self.place.steps)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a snapshot has to hold beside the weights, for :meth:`resume`: tensors, and what JSON can hold."""
         place, problem = self.place, self._problem
-        tensors = moving.tensors() | {
+        tensors = {
             "order.begun": place.order,
             "order.now": problem.order.get_state(),
             "generator": problem.generator.get_state(),
@@ -127,22 +148,18 @@ class Course:
             tensors["cuda"] = torch.cuda.get_rng_state(problem.device)
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
-        counts = {name: getattr(place, name) for name in COUNTS}
-        about = {"mask_seed": moving.seed, "loss": place.loss.item(), **counts}
-        self._snapshots.save(place.steps, Snapshot(moving.delta(), tensors, about))
+        return tensors, {"loss": place.loss.item(), **{name: getattr(place, name) for name in COUNTS}}
 
     def take_up(self, moving: Moving) -> None:
         """Go on from the latest snapshot, with what moves in it; the snapshot is let go."""
         snapshot = self._snapshots.latest
         assert snapshot is not None  # or there is no mask of it for `moving`
         snapshot.delta.apply_(self._problem.model)
-        self._resume(snapshot)
-        self.optimise(moving.parameters)
-        self._restore_optimiser(snapshot)
+        self.resume(snapshot, moving.parameters)
         self._snapshots.latest = None
 
-    def _resume(self, snapshot: Snapshot) -> None:
-        """Place and random streams."""
+    def resume(self, snapshot: Snapshot, parameters: list[nn.Parameter]) -> None:
+        """Place, random streams and optimiser of a snapshot; the weights are there."""
         tensors, about, problem = snapshot.tensors, snapshot.about, self._problem
         loss = torch.tensor(about["loss"], device=problem.device)
         counts = {name: about[name] for name in COUNTS}
@@ -153,6 +170,8 @@ class Course:
         torch.set_rng_state(tensors["torch"])
         if "cuda" in tensors:
             torch.cuda.set_rng_state(tensors["cuda"], problem.device)
+        self.optimise(parameters)
+        self._restore_optimiser(snapshot)
 
     def _restore_optimiser(self, snapshot: Snapshot) -> None:
         """The state of each parameter, in its own memory layout: fused steps read both as they lie."""

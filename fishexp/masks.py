@@ -37,6 +37,51 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
     Source:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
+    rest = {name: score for name, score in scores.items() if name not in always}
+    chosen = largest(rest, _left(scores, keep, always))
+    mask = _with_always(chosen, scores, always)
+    return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
+
+
+def split(scores: Scores, keep: float, workers: int, always: Collection[str] = ()) -> list[Mask]:
+    """A mask for each of several workers, with no entry outside ``always`` in two of them.
+
+    Each has as many entries as :func:`top_k` would give it. Of the best of all, ranked by their scores, worker i gets
+    the ranks i, i + workers, i + 2 workers, ...; of equal scores the first in the order of ``scores`` ranks higher.
+
+    Args:
+        scores: As for :func:`top_k`.
+        keep: Fraction of all weights for each worker, ``always`` included.
+        always: Parameters that every worker keeps whole.
+
+    Raises:
+        FishexpError: As :func:`top_k` does, and if there are fewer weights than that.
+
+    Source:
+        The original code's distributed training of "Training Neural Networks with Fixed Sparse Masks".
+    """
+    k = _left(scores, keep, always)
+    rest = {name: score for name, score in scores.items() if name not in always}
+    if (available := sum(score.numel() for score in rest.values())) < workers * k:
+        raise FishexpError(
+            f"keep={keep} gives each of {workers} workers {k} weights of its own, of {available}; lower keep or workers"
+        )
+    places = {name: best.flatten().nonzero().squeeze(1) for name, best in largest(rest, workers * k).items()}
+    best = torch.cat([rest[name].detach().flatten()[index].double().cpu() for name, index in places.items()])
+    owner = torch.empty(len(best), dtype=torch.int64)
+    owner[best.argsort(descending=True, stable=True)] = torch.arange(len(best)) % workers
+    owners = dict(zip(places, owner.split([len(index) for index in places.values()]), strict=True))
+    masks = []
+    for worker in range(workers):
+        chosen = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in rest.items()}
+        for name, index in places.items():
+            chosen[name].view(-1)[index[(owners[name] == worker).to(index.device)]] = True
+        masks.append(_with_always(chosen, scores, always))
+    return masks
+
+
+def _left(scores: Scores, keep: float, always: Collection[str]) -> int:
+    """How many entries ``keep`` pays for after those of ``always``."""
     unknown = sorted(set(always) - set(scores))
     if unknown:
         raise FishexpError(f"always names {unknown[0]}, which has no scores; the scores cover {len(scores)} parameters")
@@ -46,13 +91,12 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
     if kept < max(head, 1):
         needs = f"fewer than the {head} of {', '.join(always)}, which are always kept" if head else "less than one"
         raise FishexpError(f"keep={keep} pays for {kept} of {total} weights, {needs}; raise keep")
+    return kept - head
 
-    rest = {name: score for name, score in scores.items() if name not in always}
-    chosen = largest(rest, kept - head)
-    mask = {
-        name: chosen[name] if name in chosen else torch.ones_like(scores[name], dtype=torch.bool) for name in scores
-    }
-    return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
+
+def _with_always(chosen: Mask, scores: Scores, always: Collection[str]) -> Mask:
+    """The chosen entries and all of ``always``, in the order of the scores."""
+    return {n: torch.ones_like(s, dtype=torch.bool) if n in always else chosen[n] for n, s in scores.items()}
 
 
 def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Scores:

@@ -34,6 +34,7 @@ class Problem:
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
         crew: The workers of the run; most runs have one.
+        wanted: How many of the highest scores outside ``head`` decide the mask; None for all.
         progress: Shows progress over so many examples: a context that gives what is told the examples done.
     """
 
@@ -46,6 +47,7 @@ class Problem:
     precision: Precision = "fp32"
     as_original: bool = False
     crew: Crew = field(default_factory=Together)
+    wanted: int | None = None
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -75,11 +77,17 @@ class Problem:
             limit: Stop after so many examples.
         """
         count = len(self.data.train)
-        index = torch.randperm(count, generator=self.generator) if shuffle else torch.arange(count)
-        index = index[:limit]
+        index = self.sample(count) if shuffle else torch.arange(count)
+        yield from self.batches_of(index[:limit], size, self.generator if augment else None)
+
+    def sample(self, limit: int) -> Tensor:
+        """Which training examples, at most so many, in a random order from ``generator``."""
+        return torch.randperm(len(self.data.train), generator=self.generator)[:limit]
+
+    def batches_of(self, index: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """These training examples on the device, sentences longest first; augmented if a generator is given."""
         if self.data.train.lengths is not None:  # little padding, and a batch that is too large fails at once
             index = index[self.data.train.lengths[index].argsort(descending=True, stable=True)]
-        generator = self.generator if augment else None
         for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 

@@ -27,11 +27,13 @@ class Record:
         config: Fully resolved, without paths of a machine.
         keep: Fraction of all weights that might move; None where the method decides.
         kept: Number of weights that might move; None if no mask was chosen.
+        kept_per_worker: Where each of several workers might move weights of its own.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline.
         seconds: Of data, scores, train and evaluate.
         peak_memory_bytes: Of the device's allocator, or of the process where that is the CPU.
         bytes: Of the weights (dense) and of what is kept in their place (delta); with regime=checkpointing of all
-            checkpoints, the largest, and one on average (delta).
+            checkpoints, the largest, and one on average (delta); with regime=distributed of what one worker sends in a
+            merge (per_merge), sent in all (sent), and of the same merges of all weights (dense_merge, dense_sent).
         commit: Of the code; ends in + if tracked code was changed, None if there is no repository.
         ended: UTC, ISO 8601.
     """
@@ -43,6 +45,7 @@ class Record:
     keep: float | None = None
     seed: int = 0
     kept: int | None = None
+    kept_per_worker: int | None = None
     total: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

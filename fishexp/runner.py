@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from fishexp import hardware
 from fishexp.atomic import replacing
 from fishexp.base import BASE, drop_base, store_base
+from fishexp.choice import Choice
+from fishexp.crew import Crew, Together
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.examples import Data
-from fishexp.masks import Mask, count, top_k
 from fishexp.models import WEIGHTS, Model
 from fishexp.problem import Problem
 from fishexp.record import Record
@@ -51,7 +52,8 @@ def run(config: Config, folder: Path) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     shared = shareable(config)
     record = Record(run_id(config), shared, method=config["method"]["name"], keep=settings.keep, seed=settings.seed)
-    snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep)
+    crew = Together(config["regime"].get("workers", 1))
+    snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
     with (
         _alone(folder),
         Log(folder, run_name(config), shared, settings.wandb, resumed=settings.resume) as tracker,
@@ -70,16 +72,13 @@ def run(config: Config, folder: Path) -> Record:
             data = _fitted(data, model, device)
         if model.source is None and not (folder / BASE).exists():
             store_base(model.network, folder, Path(settings.outputs))
-        problem = _problem(model, data, device, settings, tracker)
-        record.total = total = sum(p.numel() for p in model.network.parameters())
+        problem = _problem(model, data, device, settings, tracker, crew)
+        record.total = sum(p.numel() for p in model.network.parameters())
 
-        def choose() -> Mask:
-            with tracker.clock("scores"):
-                mask = _mask(problem, method, settings)
-            record.kept = kept = count(mask)
-            tracker.say(f"{kept:,} of {total:,} weights may move ({kept / total:.3%})")
-            return mask
+        def told(kept: int, each: int) -> None:
+            record.kept, record.kept_per_worker = kept, None if kept == each else each
 
+        choose = Choice(problem, method, settings.keep, tracker, told)
         outcome: Outcome = train(problem, choose, tracker, snapshots, settings.decay)
         record.metrics = outcome.metrics
         record.bytes = save_run(folder, model, data, outcome.delta) | outcome.bytes
@@ -103,7 +102,7 @@ def _fitted(data: Data, model: Model, device: torch.device) -> Data:
     return replace(data, train=fit(data.train), valid={name: fit(part) for name, part in data.valid.items()})
 
 
-def _problem(model: Model, data: Data, device: torch.device, settings: Settings, tracker: Log) -> Problem:
+def _problem(model: Model, data: Data, device: torch.device, settings: Settings, tracker: Log, crew: Crew) -> Problem:
     return Problem(
         model.network.to(device),
         model.head,
@@ -111,19 +110,11 @@ def _problem(model: Model, data: Data, device: torch.device, settings: Settings,
         device,
         generator=torch.Generator().manual_seed(2 * settings.seed),
         order=torch.Generator().manual_seed(2 * settings.seed + 1),
+        crew=crew,
         precision=settings.precision,
         as_original=settings.compat == "fish",
         progress=tracker.progress,
     )
-
-
-def _mask(problem: Problem, method: Any, settings: Settings) -> Mask:
-    """The mask the method names outright, or the best of its scores that ``keep`` pays for."""
-    if method.func.__name__ == "mask":
-        log.info("%s decides by itself which weights move; keep is ignored", method.func.__module__.rpartition(".")[2])
-        return method(problem)
-    assert settings.keep is not None  # check_settings: only a method with a mask goes without
-    return top_k(method(problem), settings.keep, always=problem.head)
 
 
 @contextmanager
@@ -140,7 +131,11 @@ def _alone(folder: Path) -> Iterator[None]:
 def _continue(record: Record, tracker: Log, snapshots: Snapshots, device: torch.device, *, resume: bool) -> None:
     """Take up what the run had come to when it was cut short, or begin anew."""
     conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
-    snapshots.about = lambda: {"kept": record.kept, "conditions": conditions, **tracker.about()}
+    snapshots.about = lambda: {
+        "kept": [record.kept, record.kept_per_worker],
+        "conditions": conditions,
+        **tracker.about(),
+    }
     for left in tracker.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         left.unlink()
     if resume:
@@ -151,7 +146,7 @@ def _continue(record: Record, tracker: Log, snapshots: Snapshots, device: torch.
     about = snapshots.latest.about if snapshots.latest else {}
     tracker.begin(about)
     if about:
-        record.kept = about["kept"]
+        record.kept, record.kept_per_worker = about["kept"]
         tracker.say(f"continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
         if about["conditions"] != conditions:
             tracker.say("other threads, device or torch than before: the result may differ in its last bits")

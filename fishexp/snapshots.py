@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fishexp.atomic import sync
+from fishexp.crew import Crew, Together
 from fishexp.delta import Delta
 from fishexp.errors import RunFailed
 
@@ -45,25 +47,34 @@ class Snapshots:
         folder: Made when the first is written.
         minutes: Between two of them.
         keep: How many stay on disk.
+        crew: Of the run. Each of several workers has its own snapshots, at the same steps.
 
     Attributes:
         about: Asked at each snapshot what else the run wants to find in :attr:`Snapshot.about`.
-        latest: To go on from; set by :meth:`load`.
+        latest: To go on from, of the first worker here; set by :meth:`load`.
+        workers: rank -> the snapshots of each worker here, where there are several in all.
     """
 
     about: Callable[[], dict[str, Any]] = dict
 
-    def __init__(self, folder: Path, minutes: float, keep: int = 2) -> None:
-        self.folder, self.minutes, self.keep = folder, minutes, keep
+    def __init__(self, folder: Path, minutes: float, keep: int = 2, crew: Crew | None = None) -> None:
+        self.folder, self.minutes, self.keep, self._crew = folder, minutes, keep, crew or Together()
         self._last = time.monotonic()
         self.latest: Snapshot | None = None
+        self.workers: dict[int, Snapshots] = {}
+        if self._crew.size > 1:
+            self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep) for rank in self._crew.local}
 
     def due(self) -> bool:
         """Whether it is time for another."""
         return time.monotonic() - self._last >= 60 * self.minutes
 
-    def save(self, steps: int, snapshot: Snapshot) -> None:
+    def save(self, steps: int, snapshot: Snapshot, settled: int | None = None) -> None:
         """Write the state after so many optimiser steps; older snapshots go once it is safe on disk.
+
+        Args:
+            settled: Steps that all workers have taken: a younger snapshot may be one that others do not have yet, so
+                that older ones stay. None if there are no others.
 
         Raises:
             RunFailed: If it cannot be written; those before it are untouched.
@@ -89,24 +100,44 @@ class Snapshots:
             raise RunFailed(
                 f"no snapshot can be written to {self.folder} ({reason}); {state}; continue with resume=true"
             ) from None
-        for old in self._folders()[: -self.keep]:
+        here = [folder for folder in self._folders() if settled is None or int(folder.name) <= settled]
+        for old in here[: -self.keep]:
             shutil.rmtree(old)
         self._last = time.monotonic()
 
     def load(self) -> None:
-        """Set :attr:`latest` to the newest that can be read, if there is any."""
-        for folder in reversed(self._folders()):
-            try:
-                self.latest = _read(folder)
+        """Set :attr:`latest` to the newest that can be read, if there is any; of several workers, by all of them."""
+        if not self.workers:
+            for folder in reversed(self._folders()):
+                if self._can_read(folder):
+                    return
+            return
+        own = [sorted(int(f.name) for f in worker._folders()) for worker in self.workers.values()]
+        steps = set[int].intersection(*(set(json.loads(m)) for m in self._crew.messages([json.dumps(s) for s in own])))
+        for step in sorted(steps, reverse=True):
+            read = [worker._can_read(worker.folder / f"{step:09d}") for worker in self.workers.values()]
+            if bool(self._crew.gather([torch.tensor([done]) for done in read]).all()):
+                self.latest = next(iter(self.workers.values())).latest
                 return
-            except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-                log.warning("%s cannot be used (%s); an older one is tried", folder, error)
-                shutil.rmtree(folder, ignore_errors=True)  # or it would count as the newest
+        for worker in self.workers.values():
+            worker.latest = None
+
+    def _can_read(self, folder: Path) -> bool:
+        """Whether this is the latest now; removed if it is damaged, or it would count as the newest."""
+        try:
+            self.latest = _read(folder)
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            log.warning("%s cannot be used (%s); an older one is tried", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            return False
+        return True
 
     def clear(self) -> None:
-        """Remove them all."""
+        """Remove them all, but for those of workers elsewhere."""
         self.latest = None
-        if self.folder.exists():
+        for worker in self.workers.values():
+            worker.clear()
+        if self.folder.exists() and not self.workers:
             shutil.rmtree(self.folder)
 
     def _folders(self) -> list[Path]:

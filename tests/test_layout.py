@@ -18,11 +18,12 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "rule",
-    "gradients", "functions", "modules", "sparse", "inputs", "evaluation", "layers", "batched", "scoring",
-    "fisher", "examples", "images", "text", "metrics", "crew", "processes", "pooling", "traffic", "problem",
-    "loop", "bars", "tracking", "hardware", "snapshots", "moving", "base", "checkpoints", "course", "data",
-    "models", "methods", "regimes", "saved", "record", "runner", "report", "usage", "config", "launch", "__main__",
+    "errors", "interrupts", "atomic", "budget", "timetable", "hub", "settings", "delta", "crew", "processes",
+    "merging", "masks", "kept", "packed", "common", "exchange", "rule", "gradients", "functions", "modules",
+    "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
+    "metrics", "pooling", "traffic", "problem", "loop", "bars", "tracking", "choice", "hardware", "snapshots",
+    "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor", "regimes",
+    "saved", "record", "runner", "report", "usage", "config", "launch", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 

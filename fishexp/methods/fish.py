@@ -1,15 +1,19 @@
 """FISH: weights matter as much as their Fisher information (Sung, Nair & Raffel, 2021)."""
 
 import logging
+from collections.abc import Callable
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 
+from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
 from fishexp.layers import Power
 from fishexp.masks import Scores
+from fishexp.pooling import pooled
 from fishexp.problem import Problem
-from fishexp.scoring import Labels
+from fishexp.scoring import Labels, Loss
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +37,30 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
     original = problem.as_original
     if original:
         problem.model.train(problem.data.channels > 0)  # its ResNets were in training mode, its BERTs were not
-    batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
     loss = problem.loss if labels == "true_label" else None
     with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
+        if problem.crew.size > 1 and not original:
+            return _together(problem, samples, labels, power, loss, advance)
+        batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
         return diagonal_fisher(
             problem.model, batches, labels, power, loss, problem.generator, as_is=original, advance=advance
         )
+
+
+def _together(
+    problem: Problem, samples: int, labels: Labels, power: Power, loss: Loss | None, advance: Callable[[int], None]
+) -> Scores:
+    """Each worker scores its share of the same sample; all get the scores of all."""
+    crew, index = problem.crew, problem.sample(samples)
+    if len(index) < crew.size:
+        raise FishexpError(f"method.samples={samples} leaves some of {crew.size} workers nothing to score; raise it")
+    seed = int(torch.randint(2**62, (), generator=problem.generator))
+    shares = {rank: index[rank :: crew.size] for rank in crew.local}
+    scored = []
+    for rank, share in shares.items():
+        generator = torch.Generator().manual_seed(seed + rank)
+        batches = problem.batches_of(share, BATCH)
+        scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
+    total = sum(score.numel() for score in scored[0].values())
+    wanted = total if problem.wanted is None else problem.wanted
+    return pooled(crew, scored, [len(share) for share in shares.values()], wanted, problem.head)

@@ -1,26 +1,27 @@
 """Workers that train apart and exchange only the weights that move: the paper's Tables 2 and 3."""
 
-from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge, Gt
 
-from fishexp.course import Recipe
+from fishexp.choice import Choice
+from fishexp.conductor import Conductor, Plan
+from fishexp.course import Recipe, evaluated
 from fishexp.errors import FishexpError
-from fishexp.masks import Mask
+from fishexp.exchange import Reduce, Wire
+from fishexp.merging import Merge
 from fishexp.problem import Problem
 from fishexp.regimes import Outcome
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
 
-Merge: TypeAlias = Literal["mean", "sum"]
 Masks: TypeAlias = Literal["same", "disjoint"]
 
 
 def train(
     problem: Problem,
-    choose: Callable[[], Mask],
+    choose: Choice,
     log: Log,
     snapshots: Snapshots,
     decay: Decay,
@@ -33,8 +34,8 @@ def train(
     refresh_every: Annotated[int, Ge(1)] | None,
     shard: bool,
     backend: Literal["processes", "simulated"],
-    wire: Literal["fp32", "bf16"],
-    reduce: Literal["ordered", "ring"],
+    wire: Wire,
+    reduce: Reduce,
     snapshot_steps: Annotated[int, Ge(1)],
     restarts: Annotated[int, Ge(0)],
     timeout: Annotated[float, Gt(0)],
@@ -42,5 +43,40 @@ def train(
     latency: Annotated[float, Ge(0)],
     **recipe: Unpack[Recipe],
 ) -> Outcome:
-    """Train on every worker; every ``sync_every`` steps all get what all have changed."""
-    raise FishexpError("regime=distributed: being built")
+    """Train on every worker; every ``sync_every`` steps, and after the last, all get what all have changed.
+
+    Args:
+        choose: Scores the weights that the workers have in common.
+        snapshots: If the latest is there, training goes on from it.
+        decay: ``all`` moves every weight at every step, so that every merge is dense.
+        workers: As many as ``problem.crew`` has.
+        merge: Of the workers' changes. The head and running statistics are averaged in any case.
+        masks: ``disjoint``: of the best workers x k scores each worker moves k of its own, and the head.
+        warmup_epochs: Before the first mask every weight trains for so many epochs, and merges are dense.
+        refresh_every: Merges from one mask to the next; None keeps the first. A method that names its mask outright
+            has one.
+        shard: Each worker has its part of the training examples; if not, all of them in its own order.
+        backend: Whether the workers are processes; they are started before.
+        reduce: ``ring`` is torch's all_reduce, whose last bits depend on the number of workers and on what carries it.
+        snapshot_steps: Between two snapshots.
+        restarts: Known to what starts the processes, as is ``timeout``.
+        bandwidth: In megabits a second, for the cost that is foretold; ``latency`` is in milliseconds.
+    """
+    epochs = recipe["epochs"]
+    if epochs == 0:
+        return Outcome(evaluated(problem, log, recipe))
+    if masks == "disjoint" and choose.fixed:
+        raise FishexpError(
+            f"regime.masks=disjoint: method={choose.method} names its weights itself; take regime.masks=same"
+        )
+    if choose.method == "full":
+        warmup_epochs = 0  # every weight moves as it is
+    if warmup_epochs >= epochs:
+        raise FishexpError(
+            f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
+        )
+    disjoint = masks == "disjoint"
+    if problem.as_original and choose.method == "random":
+        disjoint = True  # the original's random masks always are
+    plan = Plan(sync_every, merge, disjoint, warmup_epochs, refresh_every, shard, wire, reduce, snapshot_steps)
+    return Outcome(*Conductor(problem, choose, log, snapshots, decay, recipe, plan).go())

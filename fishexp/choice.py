@@ -1,0 +1,70 @@
+"""Which weights may move: what the method says of them, and what ``keep`` pays for."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fishexp.budget import budget
+from fishexp.errors import FishexpError
+from fishexp.masks import Mask, count, split, top_k
+from fishexp.problem import Problem
+from fishexp.tracking import Log
+
+log = logging.getLogger(__name__)
+
+
+class Choice:
+    """Scores the weights as they are now; called, it gives the mask.
+
+    Args:
+        method: A component: its ``scores(problem)``, or its ``mask(problem)`` that needs no ``keep``.
+        told: Learns how many weights may move, of all workers together and of one.
+
+    Attributes:
+        method: Its name.
+        fixed: Whether the method names the mask outright, whatever the weights are.
+    """
+
+    def __init__(
+        self, problem: Problem, method: Any, keep: float | None, tracker: Log, told: Callable[[int, int], None]
+    ) -> None:
+        self._problem, self._method, self._keep, self._tracker, self._told = problem, method, keep, tracker, told
+        self.method = method.func.__module__.rpartition(".")[2]
+        self.fixed = method.func.__name__ == "mask"
+        self._total = sum(p.numel() for p in problem.model.parameters())
+
+    def __call__(self) -> Mask:
+        """The mask the method names outright, or the best of its scores that ``keep`` pays for."""
+        with self._tracker.clock("scores"):
+            if self.fixed:
+                log.info("%s decides by itself which weights move; keep is ignored", self.method)
+                mask = self._method(self._problem)
+            else:
+                mask = top_k(self._scores(1), self._paid(), always=self._problem.head)
+        self._say(count(mask), count(mask), "")
+        return mask
+
+    def disjoint(self, workers: int) -> list[Mask]:
+        """A mask for each of so many workers, with nothing but the head in common."""
+        if self.fixed:
+            raise FishexpError(
+                f"regime.masks=disjoint: method={self.method} names its weights itself; take regime.masks=same"
+            )
+        with self._tracker.clock("scores"):
+            masks = split(self._scores(workers), self._paid(), workers, always=self._problem.head)
+        each, head = count(masks[0]), sum(int(masks[0][name].sum()) for name in self._problem.head)
+        self._say(workers * (each - head) + head, each, f", {each:,} on each of {workers} workers")
+        return masks
+
+    def _scores(self, workers: int) -> Any:
+        head = sum(self._problem.model.get_parameter(name).numel() for name in self._problem.head)
+        self._problem.wanted = max(0, workers * (budget(self._paid(), self._total) - head))
+        return self._method(self._problem)
+
+    def _paid(self) -> float:
+        assert self._keep is not None  # check_settings: only a method with a mask goes without
+        return self._keep
+
+    def _say(self, kept: int, each: int, more: str) -> None:
+        self._told(kept, each)
+        self._tracker.say(f"{kept:,} of {self._total:,} weights may move ({kept / self._total:.3%}){more}")
