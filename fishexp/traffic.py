@@ -3,9 +3,10 @@
 import math
 from typing import NamedTuple
 
-from fishexp.crew import PIECE
+from fishexp.crew import pieces
 
 DENSE = 4  # bytes of a weight where all are sent, and of a running statistic
+HEADER = 40  # bytes by which workers check each other; a few more where many running statistics move
 CROWDS = (2, 4, 8, 16, 64, 256, 1024)  # of workers
 TRAINING = 0.9  # of the time: with less, merges take too much of it
 
@@ -25,7 +26,7 @@ class Cost(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What workers exchange in a merge, but for a few bytes that check it, and without the scores of a new mask.
+    """What workers exchange in a merge, without the scores of a new mask.
 
     Attributes:
         weights: Of the model.
@@ -47,12 +48,13 @@ class Traffic(NamedTuple):
         """Of a merge of the kept weights."""
         shared = self.head if self.disjoint else self.kept
         own = min(self.kept - shared, (self.weights - shared) // workers)
-        sent = _combined(workers, shared, self.value_bytes), _gathered(workers, own * self.value_bytes)
-        return _cost([*sent, _combined(workers, self.buffers, DENSE)], link)
+        kept = _combined(workers, shared, self.value_bytes), _gathered(workers, own * self.value_bytes)
+        return _cost([_gathered(workers, HEADER), *kept, _combined(workers, self.buffers, DENSE)], link)
 
     def dense(self, workers: int, link: Link) -> Cost:
         """Of a merge of all weights."""
-        return _cost([_combined(workers, count, DENSE) for count in (self.weights, self.buffers)], link)
+        parts = [_combined(workers, entries, DENSE) for entries in (self.weights, self.buffers)]
+        return _cost([_gathered(workers, HEADER), *parts], link)
 
 
 def foretell(traffic: Traffic, workers: int, sync_every: int, warmup_epochs: int, link: Link) -> list[str]:
@@ -94,9 +96,8 @@ def _cost(parts: list[tuple[int, int]], link: Link) -> Cost:
 
 def _combined(workers: int, entries: int, value_bytes: int) -> tuple[int, int]:
     """Bytes, and latencies one after the other: all parts at once, and round a ring what became of them."""
-    full, rest = divmod(entries, PIECE)
-    parts = full * math.ceil(PIECE / workers) + math.ceil(rest / workers)
-    return 2 * (workers - 1) * parts * value_bytes, workers * math.ceil(entries / PIECE)
+    parts = [part for _, part in pieces(entries, workers)]
+    return 2 * (workers - 1) * sum(parts) * value_bytes, workers * len(parts)
 
 
 def _gathered(workers: int, size: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fishexp.crew import Crew, Reduction, Together
 from fishexp.errors import FishexpError
 from fishexp.masks import Scores, top_k
 from fishexp.pooling import pooled
+from tests.workers import Workers
 
 TINY = 2.0**-149  # the smallest float32
 DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -151,6 +154,25 @@ def test_many_scores(kind: str, workers: int) -> None:
         assert all(mask[name].equal(other[name]) for name in expected)
     if kind == "heavy tails":
         assert (found["p0"] == 0).float().mean() > 0.9  # nothing is sent of most
+
+
+def mine(crew: Crew) -> list[tuple[dict[str, Any], int]]:
+    """What a process gets of some scores, and the bytes that it has sent by then."""
+    results = []
+    for kind in ("heavy tails", "uniform", "negative", "zeros"):
+        scores = drawn(kind, [(70, 50), (3000,), (10,)], crew.size, seed=1)
+        found = pooled(crew, [scores[rank] for rank in crew.local], [1 + rank for rank in crew.local], 50, ["p2"])
+        results.append(({name: mean.numpy() for name, mean in found.items()}, crew.sent))
+    return results
+
+
+def test_processes_get_what_workers_in_one_process_get(tmp_path: Path) -> None:
+    expected = mine(Together(3))
+    with Workers(3, tmp_path, mine) as workers:
+        for results in workers.results():
+            for (found, sent), (together, bytes_) in zip(results, expected, strict=True):
+                assert sent == bytes_
+                assert all(mean.tobytes() == together[name].tobytes() for name, mean in found.items())
 
 
 @pytest.mark.parametrize(("workers", "factor"), [(2, 100), (3, 75), (5, 50)])
