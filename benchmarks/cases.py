@@ -23,6 +23,8 @@ STEP_ALL = ("dense", "original", "floor", "SHiRA", "Super-Tuning", "ours")
 FISHER = ("loop", "batched", "ours")
 FISHER_CONV = (*FISHER, "BackPACK")  # BackPACK has no rule for LayerNorm, so no BERT
 DELTA = ("dense", "SHiRA", "Super-Tuning", "ours")
+MERGE_KEPT = ("ours", "ring")
+MERGE = (*MERGE_KEPT, "dense")
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,38 @@ class DeltaCase:
     benchmark: Literal["delta"] = "delta"
 
 
-def cases(device: str) -> list[Case | DeltaCase]:
+@dataclass(frozen=True)
+class MergeCase:
+    """Workers that merge what they changed, as processes of one machine. Of the model there are only values.
+
+    Attributes:
+        weights: Of the model.
+        contenders: What is timed, in the order of a round.
+        keep: Fraction of all weights that the workers exchange; dense exchanges all.
+    """
+
+    workers: int
+    weights: int
+    contenders: tuple[str, ...] = MERGE
+    keep: float = 0.005
+    precision: Literal["fp32"] = "fp32"
+    benchmark: Literal["merge"] = "merge"
+
+    def values(self, contender: str) -> int:
+        """That ``contender`` merges."""
+        return self.weights if contender == "dense" else round(self.keep * self.weights)
+
+
+AnyCase: TypeAlias = Case | DeltaCase | MergeCase
+
+
+def cases(device: str) -> list[AnyCase]:
     """All settings of a device type. The original and PEFT run at half a percent and with random masks only."""
     grid = [_step("minilm", 16, 64, STEP_ALL if keep == 0.005 else STEP, keep=keep) for keep in KEEPS]
     return [*grid, _step("minilm", 16, 64, STEP, mask="fish"), *(_cuda() if device == "cuda" else _cpu())]
 
 
-def _cpu() -> list[Case | DeltaCase]:
+def _cpu() -> list[AnyCase]:
     return [
         _step("minilm", 16, 128, STEP_ALL),
         _step("bert-base-shape", 8, 64, STEP_ALL),
@@ -82,7 +109,15 @@ def _cpu() -> list[Case | DeltaCase]:
         DeltaCase("minilm", "fp32"),
         DeltaCase("bert-large-cased-shape", "bf16"),
         DeltaCase("bert-large-cased-shape", "fp32"),
+        *(case for workers in (1, 2, 4, 8) for case in _merges(workers)),
     ]
+
+
+def _merges(workers: int) -> list[AnyCase]:
+    """Half a percent of models up to the size whose weights fit, and one for which dense is foretold; other keeps."""
+    sizes = [MergeCase(workers, weights) for weights in (10**6, 10**7, 10**8)]
+    others = [MergeCase(workers, 10**8, MERGE_KEPT, keep) for keep in KEEPS if keep != 0.005]
+    return [*sizes, MergeCase(workers, 10**9, MERGE_KEPT), *others]
 
 
 def _cuda() -> list[Case]:
