@@ -20,7 +20,7 @@ from tests.tables import chosen, noted, reported, rows, words
 (CPU,) = cells.PROFILES["cpu"]
 SUM, MEAN = cells.PROFILES["paper"]
 FISH, RANDOM, FULL = (Cell(method, "mrpc", 9) for method in ("fish", "random", "full"))
-COMMON = "data=glue model=minilm precision=bf16 threads=1 device=cpu data.train_limit=2000 regime=distributed "
+COMMON = "data=glue model=minilm precision=bf16 threads=1 device=cpu data.train_limit=1400 regime=distributed "
 COMMON += "regime.workers=2 regime.backend=simulated regime.merge=sum regime.shard=true regime.refresh_every=10 "
 COMMON += "regime.warmup_epochs=0 "
 # method -> what it is told
