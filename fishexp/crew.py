@@ -1,15 +1,18 @@
 """The workers of a run as one sees them: what each has goes in, what all get comes out, to the same bits everywhere."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fishexp.errors import RunFailed
+
 # (workers, entries) of a piece, and which entries these are -> (entries,) for all; each entry on its own
 Reduction = Callable[[Tensor, slice], Tensor]
 
 PIECE = 1 << 22  # entries that are combined together
+LONGEST = 1 << 20  # bytes of a message
 
 
 class Crew(Protocol):
@@ -44,6 +47,7 @@ class Crew(Protocol):
 
         Args:
             rows: (entries,) for each local worker, of one type and length everywhere. They are sent as they are.
+            reduction: Called with as many entries at a time as suits the crew, sometimes with none.
 
         Returns:
             (entries,), in the type that ``reduction`` returns; the same bits at every worker.
@@ -73,9 +77,28 @@ class Crew(Protocol):
             texts: One for each local worker; of any length up to some kilobytes.
 
         Raises:
+            RunFailed: If one is longer than ``LONGEST``; all workers raise it.
             WorkerLost: If a worker is not there any more, or silent for too long.
         """
         ...
+
+
+def pieces(entries: int, workers: int) -> Iterator[tuple[slice, int]]:
+    """What is combined together, piece by piece, and the entries of each worker's part; the last are padded to it."""
+    for start in range(0, entries, PIECE):
+        stop = min(start + PIECE, entries)
+        yield slice(start, stop), -(-(stop - start) // workers)
+
+
+def check_lengths(lengths: Sequence[int]) -> None:
+    """Of the messages of all workers, in bytes.
+
+    Raises:
+        RunFailed: If one is longer than ``LONGEST``, or what was received is no length.
+    """
+    for rank, length in enumerate(lengths):
+        if not 0 <= length <= LONGEST:
+            raise RunFailed(f"worker {rank} has a message of {length} bytes, and the limit is {LONGEST}")
 
 
 class Together:
@@ -94,14 +117,11 @@ class Together:
 
     def combine(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
         """See :class:`Crew`."""
-        parts = []
-        for start in range(0, len(rows[0]), PIECE):
-            piece = slice(start, min(start + PIECE, len(rows[0])))
-            parts.append(reduction(torch.stack([row[piece] for row in rows]), piece))
-        result = torch.cat(parts) if parts else reduction(torch.stack(list(rows)), slice(0, 0))
-        each = -(-len(rows[0]) // self.size)  # of a worker's part
-        self.sent += (self.size - 1) * each * (rows[0].element_size() + result.element_size())
-        return result
+        reduced = []
+        for piece, part in pieces(len(rows[0]), self.size):
+            reduced.append(reduction(torch.stack([row[piece] for row in rows]), piece))
+            self.sent += (self.size - 1) * part * (rows[0].element_size() + reduced[-1].element_size())
+        return torch.cat(reduced) if reduced else reduction(torch.stack(list(rows)), slice(0, 0))
 
     def add(self, rows: Sequence[Tensor]) -> Tensor:
         """See :class:`Crew`."""
@@ -113,5 +133,7 @@ class Together:
 
     def messages(self, texts: Sequence[str]) -> list[str]:
         """See :class:`Crew`."""
-        self.sent += (self.size - 1) * max(len(text.encode()) for text in texts)
+        lengths = [len(text.encode()) for text in texts]
+        check_lengths(lengths)
+        self.sent += (self.size - 1) * (8 + max(lengths))  # a length, and as many bytes as the longest has
         return list(texts)
