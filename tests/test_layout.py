@@ -23,7 +23,8 @@ ORDER = [
     "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
     "metrics", "pooling", "traffic", "problem", "loop", "bars", "tracking", "choice", "hardware", "snapshots",
     "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor", "regimes",
-    "saved", "record", "runner", "report", "usage", "config", "launch", "__main__",
+    "saved", "record", "notes", "member", "bookkeeping", "runner", "torchrun", "launch", "report", "usage", "config",
+    "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 
