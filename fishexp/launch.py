@@ -2,38 +2,26 @@
 
 import ctypes
 import json
-import logging
 import os
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import FileStore
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.elastic.agent.server import RunResult, WorkerGroup, WorkerSpec
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.distributed_c10d import Store
 
 from fishexp import interrupts, notes
+from fishexp.agent import LOST, WHY, Agent, agent_for, environment
 from fishexp.bookkeeping import new_record
 from fishexp.errors import BusyError, RunFailed, WorkerLost
 from fishexp.member import RECORDED, Member
 from fishexp.runner import run
 from fishexp.settings import Config
-from fishexp.tracking import log_file
+from fishexp.streams import redirect
 
-LOST = 75  # exit status of a worker that ends because another is gone
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-_GRACE = 5  # seconds that workers have to end after one was lost
-_FAREWELL = 20  # seconds that they have to write down how the run ended
-_WHY = "FISHEXP_LOST"
 
 
 def start(config: Config, folder: Path) -> dict[str, Any]:
@@ -53,9 +41,9 @@ def start(config: Config, folder: Path) -> dict[str, Any]:
         told = Path(private, "run.json")
         told.write_text(json.dumps({"launcher": os.getpid(), "folder": str(folder), "config": config}))
         store = FileStore(str(told.with_name("notes")))
-        agent = _agent(told, store, config["regime"])
+        agent = agent_for(told, store, config["regime"])
         try:
-            with _environment():
+            with environment():
                 agent.run()
         except KeyboardInterrupt as error:
             notes.leave(store, notes.note_of(error))
@@ -64,7 +52,7 @@ def start(config: Config, folder: Path) -> dict[str, Any]:
         return _outcome(agent, store, config, folder)
 
 
-def _outcome(agent: "_Agent", store: Store, config: Config, folder: Path) -> dict[str, Any]:
+def _outcome(agent: Agent, store: Store, config: Config, folder: Path) -> dict[str, Any]:
     status = store.get(RECORDED).decode() if store.check([RECORDED]) else None
     if status == "finished":
         return json.loads((folder / "record.json").read_text())
@@ -82,105 +70,6 @@ def _outcome(agent: "_Agent", store: Store, config: Config, folder: Path) -> dic
     raise error
 
 
-def _agent(told: Path, store: Store, regime: Mapping[str, Any]) -> "_Agent":
-    rendezvous = RendezvousParameters(
-        "c10d",
-        str(told.with_name("rendezvous")),
-        run_id="fishexp",
-        min_nodes=1,
-        max_nodes=1,
-        local_addr="127.0.0.1",
-        store_type="file",  # and no socket
-    )
-    spec = WorkerSpec(
-        role="fishexp",
-        local_world_size=regime["workers"],
-        entrypoint=sys.executable,
-        args=("-m", "fishexp.launch", str(told)),
-        rdzv_handler=get_rendezvous_handler(rendezvous),
-        max_restarts=regime["restarts"],
-        monitor_interval=0.1,
-        local_addr="127.0.0.1",
-    )
-    return _Agent(spec, DefaultLogsSpecs(str(told.with_name("torch"))), store, regime["timeout"])
-
-
-class _Agent(LocalElasticAgent):
-    """Torch's own, which knows what a restart cannot mend, and tells the next workers why they are there.
-
-    Attributes:
-        lost: Which worker was, and how.
-    """
-
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, store: Store, timeout: float) -> None:
-        super().__init__(spec, logs, shutdown_timeout=_FAREWELL)
-        self.spec, self.lost = spec, "a worker was lost"
-        self._notes, self._timeout = store, timeout
-
-    def _invoke_run(self, role: str = "default") -> RunResult:
-        try:
-            return super()._invoke_run(role)
-        except KeyboardInterrupt as error:
-            notes.leave(self._notes, notes.note_of(error))  # before the workers are told to end
-            raise
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if any(self._codes()):
-            self._end()
-        return super()._monitor_workers(worker_group)
-
-    def _codes(self) -> list[int | None]:
-        """Exit statuses, None of a worker that runs."""
-        assert isinstance(self._pcontext, SubprocessContext)
-        handlers = self._pcontext.subprocess_handlers
-        return [handlers[rank].proc.poll() for rank in sorted(handlers)]
-
-    def _end(self) -> None:
-        """After one worker ended, end the others; torch starts all of them again if there is no note."""
-        assert isinstance(self._pcontext, SubprocessContext)
-        note = notes.find(self._notes)
-        for handler in self._pcontext.subprocess_handlers.values():
-            if handler.proc.poll() is None:
-                handler.close(signal.SIGTERM)
-        end = time.monotonic() + (_FAREWELL if note else _GRACE)
-        while None in self._codes() and time.monotonic() < end:
-            time.sleep(0.05)
-        if note:
-            self._remaining_restarts = 0
-        self.lost = os.environ[_WHY] = _who(self._codes(), self._timeout)
-        self._pcontext.close(signal.SIGKILL)
-
-
-def _who(codes: Sequence[int | None], timeout: float) -> str:
-    """Which worker was lost: one that ended by itself, else one that does not end."""
-    for rank, code in enumerate(codes):
-        if code not in (None, 0, LOST):
-            return f"worker {rank} was lost ({f'signal {-code}' if code < 0 else f'exit status {code}'})"
-    silent = [str(rank) for rank, code in enumerate(codes) if code is None]
-    return f"worker {' and '.join(silent)} was silent for {timeout:g} s" if silent else "the workers lost each other"
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """For the workers, which import what we do, and for torch's agent: no socket of its own, nor words, nor signals."""
-    before = dict(os.environ)
-    words = logging.getLogger("torch.distributed.elastic")
-    words.propagate = False
-    words.addHandler(silence := logging.NullHandler())
-    os.environ |= {
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
-    }
-    try:
-        yield
-    finally:
-        words.removeHandler(silence)
-        words.propagate = True
-        os.environ.clear()
-        os.environ |= before
-
-
 def main() -> int:
     """One worker; the agent starts it with the file that :func:`start` wrote.
 
@@ -193,16 +82,16 @@ def main() -> int:
     interrupts.install()
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    redirect(Path(told["folder"]), rank)
-    store = FileStore(str(file.with_name("notes")))
+    redirect(Path(told["folder"]), rank, (1, 2) if rank else (2,))
+    met = file.with_name(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}")
     member = Member(
         rank=rank,
         size=size,
         local_rank=rank,
         local_size=size,
-        store=store,
-        met=PrefixStore(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}", store),
-        lost=os.environ.get(_WHY, ""),
+        store=FileStore(str(file.with_name("notes"))),
+        met=FileStore(str(met)),
+        lost=os.environ.get(WHY, ""),
         retried=True,
         launched=True,
         timeout=told["config"]["regime"]["timeout"],
@@ -214,16 +103,6 @@ def main() -> int:
         print(f"fishexp: {type(error).__name__}: {error}", file=sys.stderr)  # its own file
         return LOST if isinstance(error, WorkerLost) else 1
     return 0
-
-
-def redirect(folder: Path, rank: int) -> None:
-    """Let all that libraries write go to the worker's log; what the first worker says is on the screen as well."""
-    file = log_file(folder, rank)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as opened:
-        os.dup2(opened.fileno(), sys.__stderr__.fileno())
-        if rank > 0:
-            os.dup2(opened.fileno(), sys.__stdout__.fileno())
 
 
 def _end_with(launcher: int) -> None:

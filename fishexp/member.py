@@ -141,6 +141,10 @@ class Member:
             if note := notes.verdict(Processes(self.timeout).messages([json.dumps({"error": error, "facts": facts})])):
                 raise notes.error_of(notes.leave(self.store, note)) from failure
 
+    def is_finished(self) -> bool:
+        """Whether workers that were started before finished this very run."""
+        return self.store is not None and self.store.check([RECORDED]) and self.store.get(RECORDED) == b"finished"
+
     def tell_recorded(self, status: str) -> None:
         """The record is written."""
         if self.store is not None:

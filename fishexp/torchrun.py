@@ -6,25 +6,32 @@ import time
 import uuid
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from fishexp.errors import FishexpError, RunFailed
 from fishexp.member import Member
 from fishexp.settings import Config
+from fishexp.streams import redirect
 
 _runs = itertools.count()  # of this process: all workers go through a sweep in the same order
 
 
-def member(config: Config) -> Member:
+def member(config: Config, folder: Path) -> Member:
     """The part of this process in the next run; all workers are there when it returns.
+
+    Args:
+        folder: Of the run. All workers but the first have nothing more to say on the screen.
 
     Raises:
         FishexpError: If this is not a run of as many workers.
         RunFailed: If the others cannot be found.
     """
-    size, regime = int(os.environ["WORLD_SIZE"]), config["regime"]
+    rank, size, regime = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config["regime"]
+    if rank > 0:
+        redirect(folder, rank, (1, 2))
     if regime.get("backend") != "processes":
         raise FishexpError(
             f"torchrun started {size} workers, and this run has one process; "
@@ -32,7 +39,7 @@ def member(config: Config) -> Member:
         )
     if regime["workers"] != size:
         raise FishexpError(f"regime.workers={regime['workers']}: torchrun started {size}; leave regime.workers away")
-    rank, timeout, run = int(os.environ["RANK"]), regime["timeout"], f"run{next(_runs)}"
+    timeout, run = regime["timeout"], f"run{next(_runs)}"
     store, start = _met(rank, size, timeout)
     return Member(
         rank=rank,
@@ -54,7 +61,7 @@ def _met(rank: int, size: int, timeout: float) -> tuple[Store, int]:
     """The store that lasts as long as torchrun, and how often the workers have been started there."""
     limit = timedelta(seconds=timeout)
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=limit))
+        store, _, _ = next(rendezvous("env://", timeout=limit))
         store.set_timeout(limit)
         return store, _lead(store, size, timeout) if rank == 0 else _follow(store, rank, limit)
     except RuntimeError as error:

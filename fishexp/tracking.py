@@ -16,6 +16,7 @@ from fishexp import interrupts
 from fishexp.atomic import replacing
 from fishexp.bars import Bar
 from fishexp.errors import FishexpError
+from fishexp.streams import log_file
 
 WandbMode = Literal["disabled", "offline", "online"]
 
@@ -150,11 +151,6 @@ class Log:
         with self.bar(total) as bar:
             bar.describe(what)
             yield lambda examples: bar.advance(None, examples)
-
-
-def log_file(folder: Path, rank: int) -> Path:
-    """Where a worker's log is: the first one's is the run's."""
-    return folder / f"workers/{rank}.txt" if rank else folder / "log.txt"
 
 
 class _FileHandler(logging.FileHandler):
