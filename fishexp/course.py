@@ -112,6 +112,11 @@ class Course:
             if self._bar is not None:
                 self._bar.advance(loss, examples)
 
+    def again(self) -> None:
+        """Have the next :meth:`steps` go on where the last has come to, with what :meth:`optimise` says then."""
+        self._order = self._problem.order.get_state()
+        self._problem.order.set_state(self.place.order)
+
     def epoch(self, moving: Moving) -> None:
         """The present epoch, or what is left of it; then evaluation."""
         with self._log.clock("train"):

@@ -72,6 +72,9 @@ class Worker:
 
     def move(self, mask: Mask | None, decay: Decay) -> None:
         """Train the entries of this mask from now on (None: all); those that stay keep their momentum."""
+        if self._steps is not None:
+            self.course.again()
+            self._steps = None
         before = self._moving
         old = self.course.optimiser if before else None
         self._moving = Moving(self.problem.model, mask, decay)
