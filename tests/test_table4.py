@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 
 from experiments import costs, study, sweep
 from experiments.command import sections
-from experiments.study import Result, Section, Study
+from experiments.study import Result, Section
 from experiments.sweep import composed
 from experiments.table4 import cells, dry, findings, picture, report, table4
 from experiments.table4.cells import Cell
@@ -23,6 +22,7 @@ from fishexp import config, record
 from fishexp.errors import FishexpError
 from fishexp.settings import run_id
 from tests.cli import fishexp
+from tests.tables import chosen, line, noted, reported, rows, words
 
 CPU, GPU = cells.PROFILES["cpu"][0], cells.PROFILES["gpu"][0]
 FISH = Cell("fish", 0.005, "fixed", cells.KEPT)
@@ -30,60 +30,14 @@ RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", cells.
 EVERY = replace(FISH, schedule="every_epoch")
 
 
-def line(told: tuple[str, ...], accuracy: float | None, *, seed: int = 0, status: str = "finished", delta: int = 10**6):
-    """A record of a run that was told ``told``; its run_id stands for its settings."""
-    groups: dict[str, Any] = {key: {} for key in ("data", "model", "method", "regime")} | {"keep": None, "seed": seed}
-    groups["data"]["holdout"] = 0
-    for word in told:
-        key, _, value = word.partition("=")
-        group, _, last = key.partition(".")
-        if group in ("data", "model", "method", "regime"):
-            groups[group][last or "name"] = json.loads(value) if last and value[0].isdigit() else value
-        elif key != "seed":
-            groups[key] = json.loads(value) if value[0].isdigit() else value
-    metric = "accuracy_holdout" if groups["data"]["holdout"] else "accuracy"
-    return {
-        "run_id": json.dumps(groups, sort_keys=True),
-        "config": groups,
-        "status": status,
-        "kept": 100,
-        "total": 1000,
-        "metrics": {metric: accuracy} if status == "finished" else {},
-        "seconds": {"train": 1800.0},
-        "bytes": {"delta": delta, "dense": 44_734_408},
-        "commit": "0123456789ab",
-    }
-
-
-def chosen(profile: Study[Cell], cell: Cell, scores: Mapping[float, float | None], **more: Any) -> list[dict[str, Any]]:
-    """Held-out runs of ``cell``: learning rate -> accuracy."""
-    choose = profile.choose or ""
-    told = {lr: profile.overrides(cell, choose, f"regime.lr={lr:g}") for lr in scores}
-    return [line(told[lr], score, **more) for lr, score in scores.items()]
-
-
-def reported(profile: Study[Cell], cell: Cell, lr: float, scores: list[float], **more: Any) -> list[dict[str, Any]]:
-    """Runs of the table, one for each seed."""
-    told = profile.overrides(cell, profile.report, f"regime.lr={lr:g}")
-    return [line(told, score, seed=seed, **more) for seed, score in enumerate(scores)]
-
-
 @pytest.fixture
 def write(tmp_path: Path):
-    def write(lines: list[dict[str, Any]]) -> Path:
-        (tmp_path / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-        return tmp_path / "records.jsonl"
-
-    return write
+    return lambda lines: noted(tmp_path, lines)
 
 
 @pytest.fixture
 def result(write):
     return lambda lines, cell, profile=CPU: study.result(profile, cell, sweep.on_record(write(lines)))
-
-
-def words(text: str) -> set[str]:
-    return set(text.split())
 
 
 RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
@@ -323,12 +277,6 @@ def test_an_unknown_profile_is_one_line(capsys) -> None:
 
 def cpu(path: Path) -> Section[Cell]:
     return study.section("cpu", CPU, sweep.on_record(path))
-
-
-def rows(text: str, title: str) -> list[list[str]]:
-    """The first table after ``title``."""
-    table = next(part for part in text.partition(title)[2].split("\n\n") if part.strip().startswith("|")).strip()
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
 
 
 def written(path: Path) -> str:
