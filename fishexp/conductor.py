@@ -43,7 +43,8 @@ class Conductor:
     def __init__(
         self, problem: Problem, choose: Choice, log: Log, snapshots: Snapshots, decay: Decay, recipe: Recipe, plan: Plan
     ) -> None:
-        self.problem, self.choose, self.log, self.decay, self.recipe = problem, choose, log, decay, recipe
+        self.problem, self.choose, self.log, self.recipe = problem, choose, log, recipe
+        self.decay: Decay = decay
         self.crew, self.disjoint = problem.crew, plan.disjoint and problem.crew.size > 1
         self.refresh_every = None if choose.fixed else plan.refresh_every
         self.stores = snapshots.workers or {0: snapshots}
@@ -160,23 +161,22 @@ class Conductor:
             worker.save(tensors, {**about, "digest": digest}, self.settled)
 
     def _resume(self) -> None:
-        digests = []
-        for worker, store in zip(self.workers, self.stores.values(), strict=True):
-            snapshot = store.latest
-            assert snapshot is not None  # all workers have one of the same step, or none has
+        found = [store.latest for store in self.stores.values()]
+        read = [snapshot for snapshot in found if snapshot is not None]  # all have one of the same step, or none has
+        for worker, snapshot in zip(self.workers, read, strict=True):
             worker.restore_weights(snapshot)
             self.masks = restored(snapshot.tensors, worker.problem.model)
             mask = self.masks[worker.rank if self.disjoint else 0] if self.masks else None
             worker.resume(snapshot, mask, self.decay)
-            digests.append(snapshot.about["digest"])
+        for store in self.stores.values():
             store.latest = None
-        about = snapshot.about
+        about = read[0].about
         self.dense, self.metrics = about["dense"], about["common_metrics"]
         self.exchange.count, self.masked_merges, self.settled = about["merges"]
         self.crew.sent, self.sent_sparse = about["sent"]
         self.exchange.begin(None if self.dense else self.masks)
-        self.common.resume(snapshot.tensors)
-        self.exchange.digests = digests
+        self.common.resume(read[0].tensors)
+        self.exchange.digests = [snapshot.about["digest"] for snapshot in read]
 
     def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """What the workers have in common now."""

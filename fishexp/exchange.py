@@ -35,7 +35,8 @@ class Exchange:
     def __init__(
         self, crew: Crew, common: Common, how: Merge, wire: Wire, reduce: Reduce, *, as_original: bool = False
     ) -> None:
-        self._crew, self._common, self._how, self._original = crew, common, how, as_original
+        self._crew, self._common, self._original = crew, common, as_original
+        self._how: Merge = how
         self._wire = torch.bfloat16 if wire == "bf16" else None
         self._ring = reduce == "ring"
         self.count = self.bytes = 0

@@ -22,6 +22,7 @@ from fishexp.record import read
 from fishexp.regimes import distributed
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
+from fishexp.traffic import Link, Traffic
 from fishexp.worker import problem_of
 from tests import test_training as plain
 from tests.cli import fishexp
@@ -79,9 +80,10 @@ def run(ours: Problem, folder: Path, **options: Any) -> Any:
     settings |= {"refresh_every": None, "sync_every": 2}
     with Log(folder, "", {}, "disabled") as log:
         snapshots = Snapshots(folder / "snapshots", math.inf, crew=ours.crew)
+        choose: Any = Masks()
         return distributed.train(
-            ours, Masks(), log, snapshots, options.pop("decay", "kept"), **OPTIONS | settings | options
-        )  # type: ignore[arg-type]
+            ours, choose, log, snapshots, options.pop("decay", "kept"), **OPTIONS | settings | options
+        )
 
 
 def reference(
@@ -328,6 +330,9 @@ def test_what_is_sent_is_the_kept_values_and_the_running_statistics(here: Path) 
     entries = sum(b.numel() for b in network.buffers() if b.is_floating_point())
     buffers = 4 * 2 * (3 - 1) * -(-entries // 3)
     header = 2 * 8 * (4 + 1)
+    own = Traffic(308_074, 6_161, 1_290, entries, disjoint=False, value_bytes=4)  # as it was foretold
+    assert own.cost(3, Link(1, 0)).bytes == sizes["fp32"]["per_merge"]
+    assert own._replace(value_bytes=2).cost(3, Link(1, 0)).bytes == sizes["bf16"]["per_merge"]
     assert sizes["fp32"]["per_merge"] == 4 * 2 * 2 * -(-6_161 // 3) + buffers + header
     assert sizes["bf16"]["per_merge"] == 2 * 2 * 2 * -(-6_161 // 3) + buffers + header
     assert sizes["fp32"]["merges"] == 3
@@ -362,7 +367,7 @@ def test_a_worker_that_holds_other_weights_is_found_out(here: Path, monkeypatch:
         original(self, step)
         if step == 4:
             with torch.no_grad():
-                weight = self.workers[1].problem.model.fc.bias
+                weight = self.workers[1].problem.model.state_dict()["fc.bias"]
                 weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
             self.exchange._note()
 
