@@ -42,7 +42,7 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: .venv/.bench  ## training steps, Fisher scores and deltas beside other ways to them, in 20 minutes; DEVICE=cuda on a GPU
+bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside other ways to them, in 25 minutes; DEVICE=cuda on a GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 .venv/.bench: .venv/.ready

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.cases import AnyCase, Case, DeltaCase, MergeCase, cases
+from benchmarks.cases import AnyCase, Case, DeltaCase, cases
 from benchmarks.deltas import MeasuredDelta, measure_deltas
 from benchmarks.measure import PACKAGES, Measured, measure
+from benchmarks.merge_cases import MergeCase
 from benchmarks.merges import MeasuredMerge, measure_merges
 from benchmarks.timing import Effort, one_core, one_thread
 from fishexp import hardware, record

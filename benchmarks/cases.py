@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from benchmarks.merge_cases import MergeCase, merges
 from fishexp.fisher import diagonal_fisher
 from fishexp.inputs import Inputs
 from fishexp.masks import Mask, top_k
@@ -23,8 +24,6 @@ STEP_ALL = ("dense", "original", "floor", "SHiRA", "Super-Tuning", "ours")
 FISHER = ("loop", "batched", "ours")
 FISHER_CONV = (*FISHER, "BackPACK")  # BackPACK has no rule for LayerNorm, so no BERT
 DELTA = ("dense", "SHiRA", "Super-Tuning", "ours")
-MERGE_KEPT = ("ours", "ring")
-MERGE = (*MERGE_KEPT, "dense")
 
 
 @dataclass(frozen=True)
@@ -66,28 +65,6 @@ class DeltaCase:
     benchmark: Literal["delta"] = "delta"
 
 
-@dataclass(frozen=True)
-class MergeCase:
-    """Workers that merge what they changed, as processes of one machine. Of the model there are only values.
-
-    Attributes:
-        weights: Of the model.
-        contenders: What is timed, in the order of a round.
-        keep: Fraction of all weights that the workers exchange; dense exchanges all.
-    """
-
-    workers: int
-    weights: int
-    contenders: tuple[str, ...] = MERGE
-    keep: float = 0.005
-    precision: Literal["fp32"] = "fp32"
-    benchmark: Literal["merge"] = "merge"
-
-    def values(self, contender: str) -> int:
-        """That ``contender`` merges."""
-        return self.weights if contender == "dense" else round(self.keep * self.weights)
-
-
 AnyCase: TypeAlias = Case | DeltaCase | MergeCase
 
 
@@ -109,15 +86,8 @@ def _cpu() -> list[AnyCase]:
         DeltaCase("minilm", "fp32"),
         DeltaCase("bert-large-cased-shape", "bf16"),
         DeltaCase("bert-large-cased-shape", "fp32"),
-        *(case for workers in (1, 2, 4, 8) for case in _merges(workers)),
+        *(case for workers in (1, 2, 4, 8) for case in merges(workers, KEEPS)),
     ]
-
-
-def _merges(workers: int) -> list[AnyCase]:
-    """Half a percent of models up to the size whose weights fit, and one for which dense is foretold; other keeps."""
-    sizes = [MergeCase(workers, weights) for weights in (10**6, 10**7, 10**8)]
-    others = [MergeCase(workers, 10**8, MERGE_KEPT, keep) for keep in KEEPS if keep != 0.005]
-    return [*sizes, MergeCase(workers, 10**9, MERGE_KEPT), *others]
 
 
 def _cuda() -> list[Case]:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.cases import MergeCase
+from benchmarks.merge_cases import MergeCase
 from benchmarks.timing import Effort, interleave, quartiles
 from fishexp import hardware
 from fishexp.errors import FishexpError

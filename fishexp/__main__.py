@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fishexp import config, interrupts, usage
-from fishexp.errors import BusyError, FishexpError, RunFailed
+from fishexp.errors import BusyError, FishexpError, RunFailed, WorkerLost
 from fishexp.record import finished
 from fishexp.settings import GROUPS, Config, component, run_id, run_name
 
@@ -41,7 +41,8 @@ def main() -> int:
             return 0
         return _run(args)
     except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other workers here say the same
+            print(f"fishexp: {error}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,27 +112,53 @@ _finished: set[str] = set()  # runs of this process: a sweep over keep names bit
 def _job(cfg: DictConfig) -> float | None:
     """One run; its headline metric, for sweepers that look for the best."""
     resolved = config.resolved(cfg)
-    name = run_name(resolved)
-    if name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"]))):
-        print(f"{name} is done already")
-        return None
+    name, folder = run_name(resolved), Path(HydraConfig.get().runtime.output_dir)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they fork no workers of their own under a sweep's
     try:
-        with interrupts.between_steps():
-            from fishexp.runner import run  # torch is imported here, after all that can be refused without it
-
-            record = run(resolved, Path(HydraConfig.get().runtime.output_dir))
-        _finished.add(name)
+        metrics = _carry_out(resolved, name, folder)
     except Exception as error:  # the other runs of a sweep go on
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         if isinstance(error, BusyError) and multirun:
             print(f"{name} is going on in another process")
             return None
         status = _explain(error, resolved["debug"], name if multirun else "")
+        if _of_torchrun() and isinstance(error, WorkerLost):
+            sys.exit(status)  # torchrun may start all workers again
         with Path(os.environ[FAILURES]).open("a") as failures:
             failures.write(f"{status}\n")
         return None
-    return next(iter(record.metrics.values()), None)
+    return next(iter(metrics.values()), None)
+
+
+def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | None]:
+    """The run's metrics; none if it was done already. Torch is imported here, after all that needs none."""
+    done = name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"])))
+    member = None
+    if _of_torchrun():
+        from fishexp import torchrun
+
+        member = torchrun.member(resolved, folder)
+        done = member.decided(done or member.is_finished())
+    if done:
+        print(f"{name} is done already")
+        return {}
+    regime = resolved["regime"]
+    if member is None and regime.get("backend") == "processes" and regime["workers"] > 1:
+        from fishexp import launch
+
+        metrics = launch.start(resolved, folder)["metrics"]
+    else:
+        from fishexp.runner import ALONE, run
+
+        with interrupts.between_steps():
+            metrics = run(resolved, folder, member or ALONE).metrics
+    _finished.add(name)
+    return metrics
+
+
+def _of_torchrun() -> bool:
+    """Whether torchrun, or whatever sets its variables, started this process with others."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _explain(error: Exception, debug: bool, name: str) -> int:

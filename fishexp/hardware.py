@@ -9,7 +9,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,11 +20,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @contextmanager
-def device(choice: str) -> Iterator[torch.device]:
+def device(choice: str, worker: int = 0, workers: int = 1) -> Iterator[torch.device]:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``mps``; of several GPUs one that no other run holds.
 
+    Args:
+        worker: Number of this process among the ``workers`` of its run on this machine, each of which has its own GPU.
+
     Raises:
-        FishexpError: If there is no such device.
+        FishexpError: If there is no such device, or not one for each worker.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if choice == "auto":
@@ -36,7 +39,13 @@ def device(choice: str) -> Iterator[torch.device]:
     if choice != "cuda":
         yield torch.device(choice)
         return
-    with _free_gpu(torch.cuda.device_count()) as index:
+    count = torch.cuda.device_count()
+    if workers > count:
+        raise FishexpError(
+            f"{workers} workers on a machine with {count} GPU{'s' * (count > 1)}: each needs one of its own; "
+            "take fewer workers, device=cpu or regime.backend=simulated"
+        )
+    with nullcontext(worker) if workers > 1 else _free_gpu(count) as index:
         torch.cuda.set_device(index)
         yield torch.device("cuda", index)
 

@@ -16,6 +16,7 @@ from fishexp import interrupts
 from fishexp.atomic import replacing
 from fishexp.bars import Bar
 from fishexp.errors import FishexpError
+from fishexp.streams import log_file
 
 WandbMode = Literal["disabled", "offline", "online"]
 
@@ -28,16 +29,25 @@ class Log:
         name: Of the run, for people.
         config: Goes to W&B.
         resumed: Add to the log.txt that is there.
+        rank: Of a worker. All but the first say what they have to say in workers/RANK.txt only.
     """
 
     def __init__(
-        self, folder: Path, name: str, config: Mapping[str, Any], wandb: WandbMode, *, resumed: bool = False
+        self,
+        folder: Path,
+        name: str,
+        config: Mapping[str, Any],
+        wandb: WandbMode,
+        *,
+        resumed: bool = False,
+        rank: int = 0,
     ) -> None:
         self.folder, self.name, self.config = folder, name, config
-        self._resumed = resumed
-        self._mode: WandbMode = wandb
+        self._file = log_file(folder, rank)
+        self._resumed, self._leads = resumed, rank == 0
+        self._mode: WandbMode = wandb if self._leads else "disabled"
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Console(soft_wrap=True, highlight=False, quiet=not self._leads)
         self._headline = ""
         self._wandb: Any = None
         self.wandb_id: str | None = None
@@ -47,7 +57,10 @@ class Log:
     def __enter__(self) -> Self:
         self._logger = logging.getLogger("fishexp")
         self._logger.setLevel(logging.DEBUG)
-        file = _FileHandler(self.folder / "log.txt", mode="a" if self._resumed else "w", encoding="utf-8")
+        self._file.parent.mkdir(exist_ok=True)
+        if not self._resumed:
+            self._file.write_text("")
+        file = _FileHandler(self._file, encoding="utf-8")  # appends, as others in this process may
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._handlers = [file, _ConsoleHandler(self.console)]  # tracebacks (debug) go to the file only
         for handler in self._handlers:
@@ -65,12 +78,14 @@ class Log:
         Args:
             about: What :meth:`about` said then; empty for a new run.
         """
+        self.seconds.update(about.get("seconds", {}))
+        if not self._leads:
+            return
         file = self.folder / "metrics.jsonl"
         lines = file.read_text().splitlines(keepends=True) if about and file.exists() else []
         done = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < about["epoch"]]
         with replacing(file) as new:
             new.write_text("".join(done))
-        self.seconds.update(about.get("seconds", {}))
         self.wandb_id = about.get("wandb")
         if self._mode != "disabled":
             self._wandb = _start_wandb(self.folder, self.name, self.config, self._mode, self.wandb_id)
@@ -90,8 +105,9 @@ class Log:
 
     def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
         """Metrics after an epoch, counted from 1."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        if self._leads:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
         if self._wandb is not None:
             self._wandb.log({"epoch": epoch, **metrics}, step=epoch)
         self._headline = next((f"{name} {_short(metrics[name])}" for name in metrics if "loss" not in name), "")

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import merge_report, merges, report
 from benchmarks.__main__ import run
-from benchmarks.cases import MERGE_KEPT, MergeCase
+from benchmarks.merge_cases import MERGE_KEPT, MergeCase
 from benchmarks.merges import measure_merges
 from benchmarks.timing import Effort
 from fishexp.errors import FishexpError

@@ -21,9 +21,10 @@ ORDER = [
     "errors", "interrupts", "atomic", "budget", "timetable", "hub", "settings", "delta", "crew", "processes",
     "merging", "masks", "kept", "packed", "common", "exchange", "rule", "gradients", "functions", "modules",
     "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
-    "metrics", "pooling", "traffic", "problem", "loop", "bars", "tracking", "choice", "hardware", "snapshots",
-    "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor", "regimes",
-    "saved", "record", "runner", "report", "usage", "config", "launch", "__main__",
+    "metrics", "pooling", "traffic", "problem", "loop", "bars", "streams", "tracking", "choice", "hardware",
+    "snapshots", "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor",
+    "regimes", "saved", "record", "notes", "member", "bookkeeping", "runner", "torchrun", "agent", "launch",
+    "report", "usage", "config", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 

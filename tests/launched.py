@@ -1,0 +1,197 @@
+"""Runs of several workers from the command line, on data and a model so small that starting them is all that costs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fishexp.record import read
+
+ROOT = Path(__file__).parents[1]
+
+# as small as they come: neither scikit-learn nor torchvision is imported
+_DATA = '''
+import torch
+from fishexp.examples import Data
+from fishexp.images import Images
+from fishexp.metrics import accuracy
+
+
+def load(*, examples: int) -> Data:
+    """Two kinds of noise."""
+    labels = torch.arange(examples) % 2
+    pixels = torch.randint(0, 200, (examples, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    pixels = (pixels + 50 * labels[:, None, None, None]).to(torch.uint8)
+    part = Images(pixels, labels, mean=(0.5,), std=(0.3,), crop=0)
+    return Data(part, {"": part}, classes=2, channels=1, metrics=accuracy)
+'''
+_MODEL = """
+import os, signal, time, warnings
+import torch
+from torch import nn
+from safetensors.torch import save_model
+from fishexp.errors import FishexpError
+from fishexp.models import Model
+
+
+class Network(nn.Module):
+    def __init__(self, pause: float, fault: str | None) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+        self.pause, self.fault, self.calls = pause, fault, 0
+
+    def forward(self, x):
+        x = self.head(self.norm(self.body(x.flatten(1))).relu())
+        if self.training:
+            time.sleep(self.pause)
+            self.calls += 1
+            if self.fault == f"nan{os.environ.get('RANK', '0')}" and self.calls > 3:
+                x = x * torch.nan
+            if self.fault == f"bug{os.environ.get('RANK', '0')}" and self.calls > 3:
+                raise TypeError("what is this?")
+        return x
+
+
+def build(classes: int, channels: int, *, pause: float, fault: str | None) -> Model:
+    warnings.warn(f"a library has something to say to worker {os.environ.get('RANK')}")
+    if fault == f"refuses{os.environ.get('RANK', '0')}":
+        raise FishexpError("no such weights; take others")
+    network = Network(pause, fault)
+    if fault == f"other{os.environ.get('RANK', '0')}":
+        nn.init.zeros_(network.body.weight)
+
+    def save(folder, *, weights=True):
+        if weights:
+            save_model(network, folder / "model.safetensors")
+
+    return Model(network, ("head.weight", "head.bias"), save)
+"""
+TINY = (
+    "--config-dir=conf",
+    "data=tiny",
+    "model=tiny",
+    "method=random",
+    "keep=0.2",
+    "threads=1",
+    "regime=distributed",
+    "regime.epochs=3",
+    "regime.batch_size=4",
+    "regime.lr=0.05",
+    "regime.sync_every=3",
+    "regime.warmup_epochs=0",
+    "regime.snapshot_steps=2",
+)
+
+
+def lay_out(folder: Path) -> None:
+    """The components, in ``folder``."""
+    for group, source, options in (("data", _DATA, "examples: 96"), ("model", _MODEL, "pause: 0.0\nfault: null")):
+        (folder / f"tiny_{group}.py").write_text(source)
+        (folder / "conf" / group).mkdir(parents=True)
+        (folder / "conf" / group / "tiny.yaml").write_text(f"name: tiny\nmodule: tiny_{group}\n{options}\n")
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """Of a command: this code, wherever it is called, and none of torchrun's variables."""
+    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@contextmanager
+def started(folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fishexp"), **options: Any) -> Iterator[Any]:
+    """A command going on in ``folder``; killed in the end, with all that it started."""
+    env = options.pop("env", None) or environment()
+    told = [sys.executable, *command, *TINY, *arguments]
+    with subprocess.Popen(
+        told, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            for pid in [process.pid, *children(process.pid)]:
+                kill(pid)
+
+
+def ended(process: Any, within: float = 120) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    out, err = process.communicate(timeout=within)
+    return process.returncode, out, err
+
+
+def go(folder: Path, *arguments: str, **options: Any) -> tuple[int, str, str]:
+    """A command to its end."""
+    with started(folder, *arguments, **options) as process:
+        return ended(process)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):  # it ended meanwhile
+            continue
+        if parent == pid:
+            found += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return found
+
+
+def workers(pid: int) -> dict[int, int]:
+    """rank -> process, of the workers that a launcher or a torchrun started."""
+    found = {}
+    for child in children(pid):
+        try:
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            continue
+        rank = next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
+        if rank is not None and b"fishexp" in command:
+            found[rank] = child
+    return found
+
+
+def kill(pid: int, kind: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process that may have ended."""
+    try:
+        os.kill(pid, kind)
+    except ProcessLookupError:
+        pass
+
+
+def gone(pids: Sequence[int], within: float = 10) -> bool:
+    """Whether none of these processes runs any more, soon."""
+    return wait_for(lambda: not any(_runs(pid) for pid in pids), within)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], Any], within: float = 60) -> bool:
+    """Whether a condition comes to hold."""
+    end = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def run_folder(folder: Path, outputs: str = "outputs") -> Path:
+    """Of the only run."""
+    (found,) = (folder / outputs).glob("tiny/*/*/*")
+    return found
+
+
+def records(folder: Path, outputs: str = "outputs") -> list[dict[str, Any]]:
+    """Of all runs, in the order in which they ended."""
+    return list(read(folder / outputs / "records.jsonl"))
