@@ -166,6 +166,9 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert "A worker with FISH sends 0.5% to 0.5% of what dense merges as often would." in text
     assert (tmp_path / "cpu-mrpc.png").stat().st_size > 10_000
     assert not (tmp_path / "cpu-stsb.png").exists()  # one point is no picture
+    settings = {row[0]: row[1:] for row in rows(text, "## Profile cpu")}
+    assert settings["training examples"][0] == "1,400; each worker has its half of them"
+    assert settings["steps between merges"] == ["2, 7, 22", "10, 30, 100"]
     rates = rows(text, "### Learning rates")
     assert rates[0] == ["task", "method", "merge every", "3e-05", "0.0001", "0.0005", "0.002"]
     assert rates[2] == ["mrpc", "fish", "7 steps", "", "", "60.0", "**70.0**"]
