@@ -12,7 +12,7 @@ from fishexp.report.table import aligned
 from fishexp.settings import Config
 
 C = TypeVar("C", bound=Cell)
-Columns = Mapping[str, Result[Any] | None]  # method -> its cell; None where it has none
+Columns = Mapping[str, Result[Any]]  # method -> its cell
 
 _TRAIN = 50_000  # images of CIFAR-10; the runs on sentences that were measured have a limit
 _VALID = {None: 10_000, "mrpc": 408, "sst2": 872, "stsb": 1500}  # task -> reported examples
@@ -56,14 +56,14 @@ def table(rows: Sequence[tuple[Mapping[str, str], Columns]], left: Sequence[str]
         for method in rows[0][1]:
             cells = [results[method] for _, results in rows]
             header = ": ".join(filter(None, [NAMES[method], what]))
-            columns[header] = ["–" if cell is None else text(cell) for cell in cells]
+            columns[header] = [text(cell) for cell in cells]
             if logs and not what:
                 columns[f"{NAMES[method]}: in their log"] = [_logged(cell, logs) for cell in cells]
     return aligned(columns, left=left)
 
 
-def _logged(cell: Result[Any] | None, logs: Mapping[Any, float]) -> str:
-    return f"{logs[cell.cell]:.1f}" if cell and cell.cell in logs else "–"
+def _logged(cell: Result[Any], logs: Mapping[Any, float]) -> str:
+    return f"{logs[cell.cell]:.1f}" if cell.cell in logs else "–"
 
 
 def _per_merge(cell: Result[Any]) -> str:

@@ -20,9 +20,9 @@ from tests.cli import fishexp
 from tests.tables import chosen, noted, reported, rows, words
 
 CPU, JUNE = profiles.PROFILES["cpu"]
-FISH, RANDOM, FULL = Cell("fish", 0.02, 50), Cell("random", 0.02, 50), Cell("full", 1.0, 50)
+FISH, RANDOM, FULL = Cell("fish", 0.02, 21), Cell("random", 0.02, 21), Cell("full", 1.0, 21)
 RATES = {0.01: 0.3, 0.03: 0.4, 0.1: 0.2}
-COMMON = "data=cifar10 model=resnet18 precision=bf16 threads=1 device=cpu data.train_limit=3200 regime.batch_size=64 "
+COMMON = "data=cifar10 model=resnet18 precision=bf16 threads=1 device=cpu data.train_limit=2240 regime.batch_size=64 "
 COMMON += "regime=distributed regime.workers=2 regime.backend=simulated regime.shard=false regime.merge=mean "
 COMMON += "regime.refresh_every=10 decay=kept compat=none "
 MASKED = "regime.masks=same regime.warmup_epochs=1"
@@ -37,22 +37,22 @@ SIZES: dict[str, Any] = {"per_merge": 932_360, "sent": 229_490_683, "dense_sent"
 
 def tuned(scores: dict[float, float] = RATES) -> list[dict[str, Any]]:
     """All held-out runs of the profile ``cpu``."""
-    return [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, scores)]
+    return [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, CPU.sources[cell], scores)]
 
 
 def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
     """Word for word, as the identity of runs on record hangs on them."""
     plan = list(study.plan([CPU], noted(tmp_path, tuned())))
-    told = "seed=0 regime.sync_every=50 data.holdout=1000 regime.epochs=5 regime.warmup=0.5 regime.lr=0.01,0.03,0.1"
+    told = "seed=0 regime.sync_every=35 data.holdout=1000 regime.epochs=5 regime.warmup=0.5 regime.lr=0.01,0.03,0.1"
     assert [set(command.overrides) for command in plan if command.step == "rates"] == [
         words(f"{COMMON} {told} {METHOD[method]}{keep}")
         for method, keep in {"fish": " keep=0.02", "random": " keep=0.02", "full": ""}.items()
     ]
-    told = "seed=1 regime.lr=0.03 data.valid_limit=2000 regime.epochs=10 regime.warmup=1"
+    told = "seed=1 regime.lr=0.03 data.valid_limit=2000 regime.epochs=6 regime.warmup=0.6"
     second = [command for command in plan if command.step == "table"][21:42]
     assert {frozenset(command.overrides) for command in second} == {
         frozenset(words(f"{COMMON} {told} regime.sync_every={sync} {METHOD[method]}{keep}"))
-        for sync in (10, 50, 250)
+        for sync in (4, 21, 105)
         for method, keeps in {"fish": (0.005, 0.02, 0.1), "random": (0.005, 0.02, 0.1), "full": (None,)}.items()
         for keep in (f" keep={number}" if number else "" for number in keeps)
     }
@@ -89,11 +89,11 @@ def test_every_kind_of_command_can_be_composed(name: str) -> None:
 
 def test_intervals_of_the_cpu_profile_are_the_papers_in_proportion() -> None:
     paper, _ = profiles.PROFILES["paper"]
-    for part, expected in ((CPU, 500), (paper, 4850)):
+    for part, expected in ((CPU, 210), (paper, 4850)):
         (run,) = composed(part.overrides(part.cells[0], part.report, "regime.lr=1"))
         limit, regime = run["data"]["train_limit"] or 50_000, run["regime"]
         assert limit // regime["batch_size"] * regime["epochs"] == expected
-    assert [cell.sync for cell in CPU.cells if cell.method == "full"] == [10, 50, 250]
+    assert [cell.sync for cell in CPU.cells if cell.method == "full"] == [4, 21, 105]
     assert [cell.sync for cell in paper.cells if cell.method == "full"] == [100, 500, 2500]
 
 
@@ -113,7 +113,10 @@ def test_june_runs_at_the_rates_of_the_logs_and_their_share_of_an_epoch() -> Non
 
 
 def test_rates_are_borrowed_from_one_keep_and_interval(tmp_path: Path) -> None:
-    path = noted(tmp_path, chosen(CPU, FISH, RATES) + chosen(CPU, FULL, {0.01: 0.5, 0.03: 0.4, 0.1: 0.3}))
+    path = noted(
+        tmp_path,
+        chosen(CPU, CPU.sources[FISH], RATES) + chosen(CPU, CPU.sources[FULL], {0.01: 0.5, 0.03: 0.4, 0.1: 0.3}),
+    )
     found = sweep.on_record(path)
     rates = {cell: study.result(CPU, cell, found).lr for cell in CPU.cells}
     assert {rates[cell] for cell in CPU.cells if cell.method == "fish"} == {0.03}
@@ -141,12 +144,11 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_a_run_costs_by_hand() -> None:
-    """Two workers see every image each; 50 merges with a new mask after 10, 20, 30 and 40 of them."""
-    cell = replace(FISH, sync=10)
-    (run,) = composed(CPU.overrides(cell, CPU.report, "regime.lr=0.1"))
-    assert merges.seconds(run) == pytest.approx(6 + 2 * 10 * 3200 / 500 + 10 * 2000 / 1250 + 5 * 2.4)
+    """Two workers see every image each; 52 merges with a new mask after 10, 20, 30, 40 and 50 of them."""
+    (run,) = composed(CPU.overrides(replace(FISH, sync=4), CPU.report, "regime.lr=0.1"))
+    assert merges.seconds(run) == pytest.approx(6 + 2 * 6 * 2240 / 500 + 6 * 2000 / 1250 + 6 * 2.4)
     (dense,) = composed(CPU.overrides(FULL, CPU.choose or "", "regime.lr=0.1"))
-    assert merges.seconds(dense) == pytest.approx(6 + 2 * 5 * 3200 / 500 + 5 * 1000 / 1250)
+    assert merges.seconds(dense) == pytest.approx(6 + 2 * 5 * 2240 / 500 + 5 * 1000 / 1250)
     assert merges.seconds(run | {"precision": "fp32"}) is None
 
 
@@ -172,15 +174,15 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
         *("FISH: MB sent", "random: MB sent", "FISH: of dense", "random: of dense"),
     ]
     assert [row[:2] for row in table[2:]] == [
-        [f"{sync} steps", keep] for sync in (10, 50, 250) for keep in ("0.005", "0.02", "0.1", "1: dense")
+        [f"{sync} steps", keep] for sync in (4, 21, 105) for keep in ("0.005", "0.02", "0.1", "1: dense")
     ]
     of = {(row[0], row[1]): row[2:] for row in table[2:]}
-    assert of["50 steps", "0.02"] == [
+    assert of["21 steps", "0.02"] == [
         *("53.0 ± 3.6 (3 seeds)", "55.0 (one seed)", "0.03", "0.03", "0.93", "0.93", "229.5", "223.7", "51.3%", "50.0%")
     ]
     dense = ("60.0 (one seed)", "0.03", "44.73", "447.3", "100.0%")
-    assert of["50 steps", "1: dense"] == [one for cell in dense for one in (cell, cell)]
-    assert of["250 steps", "0.02"] == [*["missing"] * 2, "0.03", "0.03", *["missing"] * 6]
+    assert of["21 steps", "1: dense"] == [one for cell in dense for one in (cell, cell)]
+    assert of["105 steps", "0.02"] == [*["missing"] * 2, "0.03", "0.03", *["missing"] * 6]
     assert (
         "5 of the 63 runs of this table are on record; they took 2.5 hours. FISH is ahead of random in 0 of 1" in text
     )
@@ -190,12 +192,12 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert "Profile gpu" not in text
     assert "in their log" not in text
     settings = {row[0]: row[1:] for row in rows(text, "## Profile cpu")}
-    assert settings["steps between merges"] == ["10, 50, 250", "100, 500, 2500"]
-    assert settings["training images"] == ["3,200", "50,000"]
+    assert settings["steps between merges"] == ["4, 21, 105", "100, 500, 2500"]
+    assert settings["training images"] == ["2,240", "50,000"]
     assert settings["merge"] == ["mean, same masks", "mean, same masks (random: disjoint)"]
     rates = rows(text, "### Learning rates")
     assert rates[0] == ["method", "keep", "merge every", "0.01", "0.03", "0.1"]
-    assert rates[2] == ["fish", "0.02", "50 steps", "30.0", "**40.0**", "20.0"]
+    assert rates[2] == ["fish", "0.02", "35 steps", "30.0", "**40.0**", "20.0"]
 
 
 def test_figures_of_the_logs_stand_beside_what_matches_only(tmp_path: Path) -> None:
@@ -216,29 +218,29 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(tmp_path: Path) -> N
 
 
 def test_the_picture_shows_means_against_bytes_sent(tmp_path: Path) -> None:
-    few, rare = Cell("fish", 0.005, 50), Cell("fish", 0.02, 250)
+    few, rare = Cell("fish", 0.005, 21), Cell("fish", 0.02, 105)
     lines = tuned() + reported(CPU, FISH, 0.03, [0.5, 0.6], **SIZES)
     path = noted(tmp_path, lines)
     assert report.draw(study.section("cpu", CPU, sweep.on_record(path))) is None  # one point is no picture
     lines += reported(CPU, few, 0.03, [0.4], **SIZES | {"sent": 10**8}) + reported(CPU, rare, 0.03, [0.3], **SIZES)
-    for sync, size in ((10, 2 * 10**9), (50, 4 * 10**8)):
+    for sync, size in ((4, 2 * 10**9), (21, 4 * 10**8)):
         lines += reported(CPU, replace(FULL, sync=sync), 0.03, [0.7], **SIZES | {"sent": size})
     fig = report.draw(study.section("cpu", CPU, sweep.on_record(noted(tmp_path, lines))))
     assert fig is not None
     containers: Any = fig.axes[0].containers
     drawn = {bars.get_label(): bars.lines[0] for bars in containers}
-    assert list(drawn) == ["FISH, a merge every 50 steps", "FISH, a merge every 250 steps", "dense training"]
-    one = drawn["FISH, a merge every 50 steps"]
+    assert list(drawn) == ["FISH, a merge every 21 steps", "FISH, a merge every 105 steps", "dense training"]
+    one = drawn["FISH, a merge every 21 steps"]
     assert list(one.get_xdata()) == [10**8, 229_490_683]
     assert list(one.get_ydata()) == pytest.approx([40, 55])
-    assert one.get_marker() != drawn["FISH, a merge every 250 steps"].get_marker()
+    assert one.get_marker() != drawn["FISH, a merge every 105 steps"].get_marker()
     assert list(drawn["dense training"].get_xdata()) == [4 * 10**8, 2 * 10**9]
 
 
 def test_real_runs_give_all_that_the_report_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On the digits, in this process: every field of a record that is read here is one that a run writes."""
     monkeypatch.setattr(sweep, "_call", lambda told: fishexp(*told[3:]).status)
-    common = CPU.common.replace("cifar10", "digits").replace("resnet18", "resnet8").replace("=3200", "=128")
+    common = CPU.common.replace("cifar10", "digits").replace("resnet18", "resnet8").replace("=2240", "=128")
     fish = Cell("fish", 0.05, 2)
     tiny = replace(
         CPU,

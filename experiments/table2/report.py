@@ -123,10 +123,11 @@ def _settings(one: Section[Cell]) -> str:
     """What was run, beside the original."""
     run, data, regime = one.in_table, one.in_table["data"], one.in_table["regime"]
     half = "each worker has its half of them" if regime["shard"] else "each worker has all of them"
+    limit = f"{data['train_limit']:,}" if data["train_limit"] else "all"
     return side_by_side(
         {
             "network": (f"{run['model']['name']}, {run['precision']}", "bert_large, fp32"),
-            "training examples": (f"{data['train_limit'] or 'all'}; {half}", "all; each worker has all of them"),
+            "training examples": (f"{limit}; {half}", "all; each worker has all of them"),
             "reported examples": (f"at most {data['valid_limit']:,}" if data["valid_limit"] else "all", "all"),
             "epochs": (
                 f"{regime['epochs']} of a worker's half" if regime["shard"] else str(regime["epochs"]),
