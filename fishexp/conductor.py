@@ -141,12 +141,11 @@ class Conductor:
     def _end_epoch(self) -> None:
         """Evaluate what the workers have in common, unless that is what it was."""
         first = self.workers[0]
-        if first.rank == 0:
-            if self.metrics is None:
-                with self.log.clock("evaluate"), self.common.restored():
-                    self.metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
-            first.course.end_epoch(self.metrics)
-        for worker in self.workers[first.rank == 0 :]:
+        if self.metrics is None:
+            with self.log.clock("evaluate"), self.common.restored():
+                self.metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
+        first.course.end_epoch(self.metrics)
+        for worker in self.workers[1:]:
             worker.course.next_epoch()
 
     def _save(self) -> None:

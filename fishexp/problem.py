@@ -115,11 +115,14 @@ class Problem:
         count = len(self.data.train)
         return count // size * size if drop_last and count > size else count
 
-    def evaluation(self, examples: Examples, size: int) -> Iterator[Batch]:
-        """All examples, clean, longest first."""
-        index = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
-        for chosen in index.split(size):
+    def evaluation(self, examples: Examples, size: int, share: slice = slice(None)) -> Iterator[Batch]:
+        """All examples, clean, longest first; or some of the batches."""
+        for chosen in self.evaluation_order(examples).split(size)[share]:
             yield self._batch(examples, chosen, None)
+
+    def evaluation_order(self, examples: Examples) -> Tensor:
+        """In which :meth:`evaluation` has them."""
+        return torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
 
     def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:
         inputs, labels = examples.batch(index, generator)
