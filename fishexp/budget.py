@@ -1,5 +1,6 @@
 """How many weights a fraction pays for."""
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from fishexp.errors import FishexpError
@@ -24,3 +25,21 @@ def budget(keep: float, total: int) -> int:
         FishexpError: If ``keep`` is not in (0, 1].
     """
     return int(Decimal(str(check_keep(keep))) * total)
+
+
+def left(keep: float, total: int, head: int, always: Collection[str], workers: int = 1) -> int:
+    """How many entries ``keep`` pays for after the ``head`` that is always kept, on each worker.
+
+    Raises:
+        FishexpError: If it does not pay for them, or not all workers can have entries of their own.
+    """
+    kept = budget(keep, total)
+    if kept < max(head, 1):
+        needs = f"fewer than the {head} of {', '.join(always)}, which are always kept" if head else "less than one"
+        raise FishexpError(f"keep={keep} pays for {kept} of {total} weights, {needs}; raise keep")
+    if workers * (kept - head) > total - head:
+        raise FishexpError(
+            f"keep={keep} gives each of {workers} workers {kept - head} weights of its own, of {total - head}; "
+            "lower keep or workers"
+        )
+    return kept - head

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fishexp.budget import budget
+from fishexp.budget import budget, left
 from fishexp.errors import FishexpError
 from fishexp.masks import Mask, count, split, top_k
 from fishexp.problem import Problem
@@ -32,6 +32,7 @@ class Choice:
         self.method = method.func.__module__.rpartition(".")[2]
         self.fixed = method.func.__name__ == "mask"
         self._total = sum(p.numel() for p in problem.model.parameters())
+        self._head = sum(problem.model.get_parameter(name).numel() for name in problem.head)
         self._said = ""
 
     def __call__(self) -> Mask:
@@ -48,11 +49,15 @@ class Choice:
             return self._method(self._problem)
         return top_k(self._scores(1), self._paid(), always=self._problem.head)
 
-    def count(self) -> int:
-        """How many weights a worker is going to move."""
+    def count(self, workers: int = 1) -> int:
+        """How many weights a worker is going to move, if so many have weights of their own.
+
+        Raises:
+            FishexpError: If ``keep`` pays for too few of them, or for more than there are.
+        """
         if self.fixed:
             return count(self._method(self._problem))
-        return budget(self._paid(), self._total)
+        return left(self._paid(), self._total, self._head, self._problem.head, workers) + self._head
 
     def disjoint(self, workers: int) -> list[Mask]:
         """A mask for each of so many workers, with nothing but the head in common."""
@@ -62,13 +67,12 @@ class Choice:
             )
         with self._tracker.clock("scores"):
             masks = split(self._scores(workers), self._paid(), workers, always=self._problem.head)
-        each, head = count(masks[0]), sum(int(masks[0][name].sum()) for name in self._problem.head)
-        self._say(workers * (each - head) + head, each, f", {each:,} on each of {workers} workers")
+        each = count(masks[0])
+        self._say(workers * (each - self._head) + self._head, each, f", {each:,} on each of {workers} workers")
         return masks
 
     def _scores(self, workers: int) -> Any:
-        head = sum(self._problem.model.get_parameter(name).numel() for name in self._problem.head)
-        self._problem.wanted = max(0, workers * (budget(self._paid(), self._total) - head))
+        self._problem.wanted = workers * max(0, budget(self._paid(), self._total) - self._head)
         return self._method(self._problem)
 
     def _paid(self) -> float:

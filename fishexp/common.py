@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from fishexp.delta.fingerprint import bits
 from fishexp.kept import weights
-from fishexp.masks import Mask
 from fishexp.merging import digest
-from fishexp.packed import Packed, places
+from fishexp.packed import Packed, Places, stored
 
 
 class Common:
@@ -35,24 +34,24 @@ class Common:
         self.buffers = [buffer.clone() for buffer in self._buffers[0]]
         self.begin(None)
 
-    def begin(self, masks: Sequence[Mask] | None) -> None:
+    def begin(self, moving: Sequence[Places] | None) -> None:
         """From now on these entries move: all weights, those of one mask, or on each worker those of its own.
 
         The workers hold the same weights now.
         """
-        several = masks is not None and len(masks) > 1
+        several = moving is not None and len(moving) > 1
         self._shared: list[Packed] = []
         self._own: list[list[Packed]] = []
         for model in self._models:
-            whole = {name: torch.ones((), dtype=torch.bool).expand(p.shape) for name, p in weights(model).items()}
-            first: dict[str, Tensor | None] = dict.fromkeys(name for name in whole if name in self._head)
-            rest = [places(mask, model, without=first) for mask in masks or [whole]]
-            self._shared.append(Packed(model, first if several else first | rest[0]))
+            everything: Places = dict.fromkeys(weights(model))
+            first: Places = {name: None for name in everything if name in self._head}
+            rest = [{n: w[n] for n in w if n not in self._head} for w in moving or [everything]]
+            self._shared.append(Packed(model, first if several else {**first, **rest[0]}))
             self._own.append([Packed(model, own) for own in rest] if several else [])
             self.first = len(Packed(model, first))
         self.shared = self._shared[0].read()
         self.own = [packed.read() for packed in self._own[0]]
-        self.masks = 0 if masks is None else digest([mask[name] for mask in masks for name in mask])
+        self.masks = digest(list(stored(moving or []).values()))
 
     def read_shared(self) -> list[Tensor]:
         """For each local worker (entries,) its values of the shared entries."""

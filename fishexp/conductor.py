@@ -1,40 +1,24 @@
 """Several workers on their way together: they train apart, merge, and get new masks."""
 
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 from fishexp.choice import Choice
 from fishexp.common import Common
 from fishexp.course import Recipe
 from fishexp.delta import Delta
+from fishexp.delta.seeded import Seeded
 from fishexp.examples import Metrics
-from fishexp.exchange import Exchange, Reduce, Wire
+from fishexp.exchange import Exchange
 from fishexp.kept import weights
 from fishexp.loop import evaluate
-from fishexp.masks import Mask
-from fishexp.merging import Merge
-from fishexp.packed import restored, stored
+from fishexp.packed import Places, mask_at, places, restored, stored
 from fishexp.problem import Problem
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
-from fishexp.timetable import Timetable
+from fishexp.timetable import Plan, Timetable
 from fishexp.tracking import Log
 from fishexp.worker import Worker, problem_of
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When and how workers merge; :func:`fishexp.regimes.distributed.train` says what each means."""
-
-    sync_every: int
-    merge: Merge
-    disjoint: bool
-    warmup_epochs: int
-    refresh_every: int | None
-    shard: bool
-    wire: Wire
-    reduce: Reduce
-    snapshot_steps: int
 
 
 class Conductor:
@@ -47,7 +31,7 @@ class Conductor:
         self.decay: Decay = decay
         self.crew, self.disjoint = problem.crew, plan.disjoint and problem.crew.size > 1
         self.refresh_every = None if choose.fixed else plan.refresh_every
-        self.stores = snapshots.workers or {0: snapshots}
+        self.snapshots, self.stores = snapshots, snapshots.workers or {0: snapshots}
         for store in self.stores.values():
             store.about = snapshots.about
         self.workers = [
@@ -61,20 +45,15 @@ class Conductor:
         self.exchange = Exchange(self.crew, self.common, plan.merge, plan.wire, plan.reduce, as_original=original)
         steps = self.workers[0].course.epoch_steps, recipe["epochs"], plan.sync_every
         self.timetable = Timetable(*steps, plan.warmup_epochs, plan.snapshot_steps, as_original=original)
-        self.masks: list[Mask] = []
+        self.moving: list[Places] = []  # the entries of the masks, of all workers; empty in the warm-up
         self.dense = True  # what merges, as far as masks do not say otherwise
-        self.masked_merges = self.settled = 0
+        self.masked_merges = self.merged = self.settled = 0  # steps of the last merge, and that all have taken
         self.sent_sparse: int | None = None
         self.metrics: dict[str, Any] | None = None  # of what the workers have in common
 
     def go(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """All epochs, or what is left of them: metrics, delta and bytes of an :class:`fishexp.regimes.Outcome`."""
         self.crew.sent = 0  # what the workers had to agree on before is no training
-        with self.workers[0].course.bar():
-            self._go()
-        return self._outcome()
-
-    def _go(self) -> None:
         if self.stores[self.crew.local[0]].latest:
             self._resume()
         elif self.timetable.warmup == 0:
@@ -83,6 +62,11 @@ class Conductor:
             for worker in self.workers:
                 worker.ledger.all_move()
                 worker.move(None, self.decay)
+        with self.workers[0].course.bar():
+            self._go()
+        return self._outcome()
+
+    def _go(self) -> None:
         step = self.workers[0].course.place.steps
         while step < self.timetable.total:
             stop = self.timetable.next(step)
@@ -93,56 +77,67 @@ class Conductor:
                 merges = self.timetable.merges(step)
                 if merges:
                     self._merge(step)
+                elif self.timetable.ends_epoch(step):
+                    self._meet(step)
             if step == self.timetable.warmup or (merges and self._refreshes(step)):
                 self._remask()
             if self.timetable.ends_epoch(step):
                 self._end_epoch()
             if self.timetable.saves(step):
                 self._save()
+        self._meet(step)
+
+    def _meet(self, step: int) -> None:
         self.exchange.meet(step, [worker.failure for worker in self.workers])
+        self.settled = step
 
     def _merge(self, step: int) -> None:
         self.exchange.merge(step, [worker.failure for worker in self.workers])
-        self.settled, self.metrics = step, None
+        self.merged = self.settled = step
+        self.metrics = None
         if not self.dense:
             self.sent_sparse = self.exchange.bytes
-        if self.masks:
+        if self.moving:
             self.masked_merges += 1
             if self.dense and self.decay == "kept":  # the original's first merge after its warm-up was of all weights
                 self._mask_exchange()
 
     def _refreshes(self, step: int) -> bool:
         every = self.refresh_every
-        return bool(self.masks) and every is not None and self.masked_merges % every == 0 < self.timetable.total - step
+        return bool(self.moving) and every is not None and self.masked_merges % every == 0 < self.timetable.total - step
 
     def _remask(self) -> None:
         """New masks, chosen by what the workers have in common."""
-        model = self.problem.model
-        mode, held = model.training, self.settled == self.workers[0].course.place.steps
+        model, step = self.problem.model, self.workers[0].course.place.steps
+        mode = model.training
         with self.common.restored():
-            self.masks = self.choose.disjoint(self.crew.size) if self.disjoint else [self.choose()]
+            masks = self.choose.disjoint(self.crew.size) if self.disjoint else [self.choose()]
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train(mode)
+        self.moving = [places(mask, model) for mask in masks]
+        seed = masks[0].seed if isinstance(masks[0], Seeded) else None
+        whole = all(index is None for index in self.moving[0].values()) and len(self.moving[0]) == len(weights(model))
         for worker in self.workers:
-            if self.problem.as_original:  # its scoring moves running statistics
+            if step == 0:  # the original's scoring has moved running statistics
                 for name, buffer in worker.problem.model.named_buffers():
                     buffer.copy_(buffers[name])
-            if self.decay == "all" or all(bool(kept.all()) for mask in self.masks for kept in mask.values()):
+            if self.decay == "all" or whole:
                 worker.ledger.all_move()
-            worker.ledger.add(self.masks)
-            worker.move(self.masks[worker.rank if self.disjoint else 0], self.decay)
-        if held and self.decay == "kept":
+            worker.ledger.add(self.moving, seed)
+            worker.move(masks[worker.rank if self.disjoint else 0], self.decay)
+        if self.merged == step and self.decay == "kept":
             self._mask_exchange()
 
     def _mask_exchange(self) -> None:
         self.dense = False
-        self.exchange.begin(self.masks)
+        self.exchange.begin(self.moving)
 
     def _end_epoch(self) -> None:
         """Evaluate what the workers have in common, unless that is what it was."""
         first = self.workers[0]
-        if self.metrics is None:
-            with self.log.clock("evaluate"), self.common.restored():
+        alone = self.crew.size == 1  # what it has is what all have
+        if self.metrics is None or alone:
+            with self.log.clock("evaluate"), nullcontext() if alone else self.common.restored():
                 self.metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
         first.course.end_epoch(self.metrics)
         for worker in self.workers[1:]:
@@ -151,29 +146,32 @@ class Conductor:
     def _save(self) -> None:
         about = {
             "dense": self.dense,
-            "merges": [self.exchange.count, self.masked_merges, self.settled],
+            "merges": [self.exchange.count, self.masked_merges, self.merged],
             "sent": [self.crew.sent, self.sent_sparse],
             "common_metrics": self.metrics,
         }
-        tensors = stored(self.masks) | self.common.state()
+        tensors = stored(self.moving) | self.common.state()
+        settled = self.settled if self.crew.size > 1 else None
         for worker, digest in zip(self.workers, self.exchange.digests, strict=True):
-            worker.save(tensors, {**about, "digest": digest}, self.settled)
+            worker.save(tensors, {**about, "digest": digest}, settled)
 
     def _resume(self) -> None:
         found = [store.latest for store in self.stores.values()]
         read = [snapshot for snapshot in found if snapshot is not None]  # all have one of the same step, or none has
         for worker, snapshot in zip(self.workers, read, strict=True):
             worker.restore_weights(snapshot)
-            self.masks = restored(snapshot.tensors, worker.problem.model)
-            mask = self.masks[worker.rank if self.disjoint else 0] if self.masks else None
+            model = worker.problem.model
+            self.moving = restored(snapshot.tensors, model)
+            mask = mask_at(self.moving[worker.rank if self.disjoint else 0], model) if self.moving else None
             worker.resume(snapshot, mask, self.decay)
-        for store in self.stores.values():
+        for store in (self.snapshots, *self.stores.values()):
             store.latest = None
         about = read[0].about
         self.dense, self.metrics = about["dense"], about["common_metrics"]
-        self.exchange.count, self.masked_merges, self.settled = about["merges"]
+        self.exchange.count, self.masked_merges, self.merged = about["merges"]
+        self.settled = about["steps"]
         self.crew.sent, self.sent_sparse = about["sent"]
-        self.exchange.begin(None if self.dense else self.masks)
+        self.exchange.begin(None if self.dense else self.moving)
         self.common.resume(read[0].tensors)
         self.exchange.digests = [snapshot.about["digest"] for snapshot in read]
 
@@ -190,5 +188,5 @@ class Conductor:
             "merges": self.exchange.count,
         }
         first = self.workers[0]
-        delta = None if first.ledger.whole else first.ledger.delta(self.problem.head)
+        delta = None if first.ledger.whole or first.rank > 0 else first.ledger.delta(self.problem.head)
         return first.course.metrics, delta, sent

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
     """The model in evaluation mode with usable BatchNorm statistics; modes, buffers and random streams are restored."""
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    untrained = [module for module in model.modules() if isinstance(module, _BatchNorm) and _is_untrained(module)]
+    untrained = [module for module in model.modules() if is_untrained(module)]
     try:
         with forked_random_streams(model):
             model.eval()
@@ -38,9 +39,14 @@ def forked_random_streams(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _is_untrained(norm: _BatchNorm) -> bool:
-    """Initial statistics. The counter alone does not tell: published weights may lack it."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked != 0:
+def is_untrained(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """A BatchNorm with its initial statistics. The counter alone does not tell: published weights may lack it."""
+    if (
+        not isinstance(norm, _BatchNorm)
+        or norm.running_mean is None
+        or norm.running_var is None
+        or norm.num_batches_tracked != 0
+    ):
         return False
     return not bool(norm.running_mean.any()) and bool((norm.running_var == 1).all())
 

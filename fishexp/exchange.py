@@ -9,8 +9,8 @@ from torch import Tensor
 from fishexp.common import Common
 from fishexp.crew import Crew
 from fishexp.errors import RunFailed
-from fishexp.masks import Mask
 from fishexp.merging import Merge, combined, merged
+from fishexp.packed import Places
 
 Wire: TypeAlias = Literal["fp32", "bf16"]
 Reduce: TypeAlias = Literal["ordered", "ring"]
@@ -42,9 +42,9 @@ class Exchange:
         self.count = self.bytes = 0
         self.begin(None)
 
-    def begin(self, masks: Sequence[Mask] | None) -> None:
+    def begin(self, moving: Sequence[Places] | None) -> None:
         """See :meth:`Common.begin`."""
-        self._common.begin(masks)
+        self._common.begin(moving)
         self._note()
 
     def _note(self) -> None:
@@ -52,12 +52,12 @@ class Exchange:
         workers = range(len(self._crew.local) if self._crew.size > 1 else 0)
         self.digests = [self._common.digest(worker) for worker in workers] or [0]
 
-    def merge(self, step: int, failures: Sequence[str | None]) -> None:
+    def merge(self, step: int, failures: Sequence[str]) -> None:
         """Every worker gets what all have changed since the last time.
 
         Args:
             step: How many the workers have taken.
-            failures: For each local worker why it cannot go on, or None.
+            failures: For each local worker why it cannot go on; empty if it can.
 
         Raises:
             RunFailed: If a worker cannot go on, or the workers do not hold the same.
@@ -104,10 +104,10 @@ class Exchange:
             rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
             raise RunFailed(f"worker {rank}: {reason}" if self._crew.size > 1 else reason)
         for rank, row in enumerate(table):
-            for what, number, first in zip(("step", "masks", "weights"), row[1:4], table[0][1:4], strict=True):
+            for what, number, first in zip(("steps", "masks", "weights"), row[1:4], table[0][1:4], strict=True):
                 if number != first:
-                    where = f"is at step {number}, not {first}" if what == "step" else f"has other {what}"
-                    raise RunFailed(f"worker {rank} {where} than worker 0: a fault of a machine, the link, or fishexp")
+                    other = f"{number} steps, worker 0 {first}" if what == "steps" else f"other {what} than worker 0"
+                    raise RunFailed(f"worker {rank} has {other}: a fault of a machine, the link, or fishexp")
         count = len(self._common.buffers)
         return [i for i in range(count) if any(row[4 + i // FLAGS] >> i % FLAGS & 1 for row in table)]
 

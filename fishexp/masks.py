@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fishexp.budget import budget
+from fishexp.budget import left
 from fishexp.delta.seeded import Seeded
 from fishexp.errors import FishexpError
 
@@ -60,14 +60,10 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     Source:
         The original code's distributed training of "Training Neural Networks with Fixed Sparse Masks".
     """
-    k = _left(scores, keep, always)
+    k = _left(scores, keep, always, workers)
     rest = {name: score for name, score in scores.items() if name not in always}
-    if (available := sum(score.numel() for score in rest.values())) < workers * k:
-        raise FishexpError(
-            f"keep={keep} gives each of {workers} workers {k} weights of its own, of {available}; lower keep or workers"
-        )
     places = {name: best.flatten().nonzero().squeeze(1) for name, best in largest(rest, workers * k).items()}
-    best = torch.cat([rest[name].detach().flatten()[index].double().cpu() for name, index in places.items()])
+    best = torch.cat([rest[name].detach().flatten()[index].cpu().double() for name, index in places.items()])
     owner = torch.empty(len(best), dtype=torch.int64)
     owner[best.argsort(descending=True, stable=True)] = torch.arange(len(best)) % workers
     owners = dict(zip(places, owner.split([len(index) for index in places.values()]), strict=True))
@@ -80,18 +76,13 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     return masks
 
 
-def _left(scores: Scores, keep: float, always: Collection[str]) -> int:
+def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1) -> int:
     """How many entries ``keep`` pays for after those of ``always``."""
     unknown = sorted(set(always) - set(scores))
     if unknown:
         raise FishexpError(f"always names {unknown[0]}, which has no scores; the scores cover {len(scores)} parameters")
     total = sum(score.numel() for score in scores.values())
-    kept = budget(keep, total)
-    head = sum(scores[name].numel() for name in set(always))
-    if kept < max(head, 1):
-        needs = f"fewer than the {head} of {', '.join(always)}, which are always kept" if head else "less than one"
-        raise FishexpError(f"keep={keep} pays for {kept} of {total} weights, {needs}; raise keep")
-    return kept - head
+    return left(keep, total, sum(scores[name].numel() for name in set(always)), always, workers)
 
 
 def _with_always(chosen: Mask, scores: Scores, always: Collection[str]) -> Mask:

@@ -23,15 +23,17 @@ def merged(values: Tensor, before: Tensor, how: Merge) -> Tensor:
     Returns:
         (entries,), in the type of the values.
     """
-    start = before.double() if how == "sum" else torch.zeros_like(before, dtype=torch.float64)
-    total = torch.zeros_like(start)
-    for row in values:
-        total += row.double() - start
+    if values.device.type == "mps":  # which has no float64
+        return merged(values.cpu(), before.cpu(), how).to(values.device)
     if how == "mean":
-        return (total / len(values)).to(values.dtype)
+        return combined(values, how)
+    start = before.double()
+    total = start.clone()
+    for row in values:
+        total.add_(row).sub_(start)
     moved = bits(values) != bits(before.to(values.dtype))
     only = values.gather(0, moved.to(torch.uint8).argmax(0, keepdim=True)).squeeze(0)
-    return torch.where(moved.sum(0) == 1, only, (start + total).to(values.dtype))
+    return torch.where(moved.sum(0) <= 1, only, total.to(values.dtype))
 
 
 def combined(changes: Tensor, how: Merge) -> Tensor:
@@ -40,26 +42,31 @@ def combined(changes: Tensor, how: Merge) -> Tensor:
     Args:
         changes: (workers, entries).
     """
-    total = torch.zeros_like(changes[0], dtype=torch.float64)
-    for row in changes:
-        total += row.double()
-    return (total / len(changes) if how == "mean" else total).to(changes.dtype)
+    if changes.device.type == "mps":
+        return combined(changes.cpu(), how).to(changes.device)
+    total = changes[0].double()
+    for row in changes[1:]:
+        total.add_(row)
+    return (total.div_(len(changes)) if how == "mean" else total).to(changes.dtype)
 
 
-PIECE = 1 << 20  # entries of a digest that are looked at together
+PIECE = 1 << 16  # entries of a digest that are looked at together: they stay in the cache
 
 
 def digest(tensors: list[Tensor]) -> int:
     """A number of 64 bits, signed, that differs where a bit of one does, and mostly where several do.
 
-    A sum of the entries' bits, each times an odd number of its own: as fast as memory, on any device.
+    A sum of the entries' bits, each times an odd number: its place in its piece; the pieces' sums likewise.
     """
-    total = 0
+    total, factors = 0, torch.zeros(0)
     for tensor in tensors:
         flat = bits(tensor.detach().reshape(-1))
-        total = total * 1_000_003 + 1
-        for start in range(0, len(flat), PIECE):
-            piece = flat[start : start + PIECE].long()
-            factors = torch.arange(start, start + len(piece), device=piece.device) * 2 + 0x9E3779B1
-            total += int((piece * factors).sum())
+        if factors.device != flat.device or not len(factors):
+            factors = torch.arange(PIECE, device=flat.device) * 2 + 0x9E3779B1
+        sums = torch.zeros(-(-len(flat) // PIECE), dtype=torch.int64, device=flat.device)
+        for place, piece in enumerate(flat.split(PIECE) if len(flat) else ()):
+            sums[place] = (piece * factors[: len(piece)]).sum()
+        total = total * 1_000_003 + len(flat)
+        for number in sums.tolist():
+            total = (total * 0x9E3779B1 + number) % (1 << 64)
     return (total + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,25 +1,24 @@
 """Entries of a model as one vector, and what training has moved since it began."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fishexp.delta import Delta
-from fishexp.delta.seeded import Seeded
 from fishexp.delta.trained import Original, by_seed, trained
 from fishexp.kept import weights
 from fishexp.masks import Mask
 
+# name -> (entries,) int64, ascending: where in the flattened weight they are; None for all of it
+Places: TypeAlias = Mapping[str, Tensor | None]
+
 
 class Packed:
-    """The entries of some weights of a model, one behind the other.
+    """The entries of some weights of a model, one behind the other."""
 
-    Args:
-        places: name -> (entries,) int64 positions in the flattened weight; None for all of it.
-    """
-
-    def __init__(self, model: nn.Module, places: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, model: nn.Module, places: Places) -> None:
         own = weights(model)
         self._entries = [(own[name], index) for name, index in places.items()]
         self._sizes = [p.numel() if index is None else len(index) for p, index in self._entries]
@@ -42,12 +41,13 @@ class Packed:
                 p.put_(index, part)
 
 
-def places(mask: Mask, model: nn.Module, without: Collection[str] = ()) -> dict[str, Tensor | None]:
-    """Where the entries of a mask are, for :class:`Packed`: name by name in the model's order."""
+def places(mask: Mask, model: nn.Module) -> Places:
+    """Where the entries of a mask are: name by name in the model's order, without weights that have none."""
     found: dict[str, Tensor | None] = {}
     for name, p in weights(model).items():
-        if name not in without and bool(mask[name].any()):
-            found[name] = None if bool(mask[name].all()) else mask[name].to(p.device).flatten().nonzero().squeeze(1)
+        index = mask[name].to(p.device).flatten().nonzero().squeeze(1)
+        if len(index):
+            found[name] = None if len(index) == p.numel() else index
     return found
 
 
@@ -66,22 +66,27 @@ class Ledger:
         """From now on every weight may be another."""
         self.whole, self._places, self._values = True, {}, {}
 
-    def add(self, masks: Sequence[Mask]) -> None:
-        """These entries are going to move; to be told before they do."""
+    def add(self, moving: Sequence[Places], seed: int | None = None) -> None:
+        """These entries are going to move; to be told before they do.
+
+        Args:
+            seed: Of the mask, if it is nothing but that.
+        """
         if self.whole:
             return
-        self.seeds += [mask.seed if isinstance(mask, Seeded) else None for mask in masks]
+        self.seeds.append(seed)
         for name, p in weights(self._model).items():
-            new = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
-            for mask in masks:
-                new |= mask[name].to(p.device).flatten()
-            known = self._places.get(name, torch.zeros(0, dtype=torch.int64, device=p.device))
-            new[known] = False
-            index = new.nonzero().squeeze(1)
-            if len(index):
-                values = self._values.get(name, p.detach().new_zeros(0))
-                self._places[name] = torch.cat([known, index])
-                self._values[name] = torch.cat([values, p.detach().take(index)])
+            here = [
+                torch.arange(p.numel(), device=p.device) if m[name] is None else m[name] for m in moving if name in m
+            ]
+            if not here:
+                continue
+            known = self._places.get(name, here[0][:0])
+            index = torch.cat(here).unique()
+            index = index[~torch.isin(index, known)]
+            values = self._values.get(name, p.detach().new_zeros(0))
+            self._places[name] = torch.cat([known, index])
+            self._values[name] = torch.cat([values, p.detach().take(index)])
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """The model as it is now against what it was; see :meth:`fishexp.sparse.Sparse.delta`."""
@@ -104,25 +109,28 @@ def _ascends(index: Tensor) -> bool:
     return bool((index[1:] > index[:-1]).all())
 
 
-def stored(masks: Sequence[Mask]) -> dict[str, Tensor]:
-    """The masks as positions, for a file; of a weight kept whole there is one position, -1."""
-    tensors = {}
-    for number, mask in enumerate(masks):
-        for name, kept in mask.items():
-            index = torch.tensor([-1]) if bool(kept.all()) else kept.cpu().flatten().nonzero().squeeze(1)
-            tensors[f"mask{number}.{name}"] = index if kept.numel() >= 2**31 else index.int()
-    return tensors
+def stored(moving: Sequence[Places]) -> dict[str, Tensor]:
+    """Where the entries of masks are, for a file; of a weight kept whole there is one position, -1."""
+    return {
+        f"mask{number}.{name}": torch.tensor([-1]) if index is None else index.cpu()
+        for number, where in enumerate(moving)
+        for name, index in where.items()
+    }
 
 
-def restored(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Mask]:
-    """The masks that :func:`stored` put among ``tensors``, for the model they were made for."""
-    masks: list[Mask] = []
-    while any(name.startswith(f"mask{len(masks)}.") for name in tensors):
-        mask = {}
-        for name, p in weights(model).items():
-            index = tensors[f"mask{len(masks)}.{name}"].long().to(p.device)
-            mask[name] = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
-            mask[name][slice(None) if -1 in index else index] = True
-            mask[name] = mask[name].view(p.shape)
-        masks.append(mask)
-    return masks
+def restored(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Places]:
+    """What :func:`stored` put among ``tensors``, for the model it was made for."""
+    found: list[Places] = []
+    while any(name.startswith(f"mask{len(found)}.") for name in tensors):
+        stem = f"mask{len(found)}."
+        own = {name: tensors[stem + name].to(p.device) for name, p in weights(model).items() if stem + name in tensors}
+        found.append({name: None if index.tolist() == [-1] else index for name, index in own.items()})
+    return found
+
+
+def mask_at(where: Places, model: nn.Module) -> Mask:
+    """The mask that has its entries there."""
+    mask = {name: torch.zeros(p.shape, dtype=torch.bool, device=p.device) for name, p in weights(model).items()}
+    for name, index in where.items():
+        mask[name].view(-1)[slice(None) if index is None else index] = True
+    return mask

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,8 @@ class Snapshots:
         """Write the state after so many optimiser steps; older snapshots go once it is safe on disk.
 
         Args:
-            settled: Steps that all workers have taken: a younger snapshot may be one that others do not have yet, so
-                that older ones stay. None if there are no others.
+            settled: Steps that all workers have taken: one of these or younger may be a snapshot that others do not
+                have yet, so that older ones stay. None if there are no others.
 
         Raises:
             RunFailed: If it cannot be written; those before it are untouched.
@@ -100,7 +101,7 @@ class Snapshots:
             raise RunFailed(
                 f"no snapshot can be written to {self.folder} ({reason}); {state}; continue with resume=true"
             ) from None
-        here = [folder for folder in self._folders() if settled is None or int(folder.name) <= settled]
+        here = [folder for folder in self._folders() if settled is None or int(folder.name) < settled]
         for old in here[: -self.keep]:
             shutil.rmtree(old)
         self._last = time.monotonic()
@@ -118,9 +119,17 @@ class Snapshots:
             read = [worker._can_read(worker.folder / f"{step:09d}") for worker in self.workers.values()]
             if bool(self._crew.gather([torch.tensor([done]) for done in read]).all()):
                 self.latest = next(iter(self.workers.values())).latest
+                for worker in self.workers.values():
+                    worker._forget_after(step)
                 return
         for worker in self.workers.values():
             worker.latest = None
+
+    def _forget_after(self, step: int) -> None:
+        """Of what comes then, some workers would have snapshots of an earlier attempt, and others of this one."""
+        for folder in self._folders():
+            if int(folder.name) > step:
+                shutil.rmtree(folder)
 
     def _can_read(self, folder: Path) -> bool:
         """Whether this is the latest now; removed if it is damaged, or it would count as the newest."""
@@ -139,8 +148,9 @@ class Snapshots:
             worker.clear()
         if not self.workers:
             shutil.rmtree(self.folder, ignore_errors=True)
-        elif self.folder.exists() and not list(self.folder.iterdir()):
-            self.folder.rmdir()
+        else:
+            with suppress(OSError):  # other workers' are there
+                self.folder.rmdir()
 
     def _folders(self) -> list[Path]:
         """Oldest first."""

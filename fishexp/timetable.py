@@ -1,4 +1,24 @@
-"""When several workers do what: merge, end an epoch, save."""
+"""How several workers go on together, and when they do what: merge, end an epoch, save."""
+
+from dataclasses import dataclass
+
+from fishexp.exchange import Reduce, Wire
+from fishexp.merging import Merge
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When and how workers merge; :func:`fishexp.regimes.distributed.train` says what each means."""
+
+    sync_every: int
+    merge: Merge
+    disjoint: bool
+    warmup_epochs: int
+    refresh_every: int | None
+    shard: bool
+    wire: Wire
+    reduce: Reduce
+    snapshot_steps: int
 
 
 class Timetable:

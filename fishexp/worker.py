@@ -13,7 +13,7 @@ from fishexp.course import Course, Recipe
 from fishexp.errors import RunFailed
 from fishexp.masks import Mask
 from fishexp.moving import Moving, carry
-from fishexp.packed import Ledger
+from fishexp.packed import Ledger, places
 from fishexp.problem import Problem
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshot, Snapshots
@@ -98,14 +98,14 @@ class Worker:
             except RunFailed as error:
                 self.failure = str(error)
 
-    def save(self, masks: dict[str, Tensor], about: dict[str, Any], settled: int) -> None:
-        """Write a snapshot; ``settled`` steps all workers have taken."""
+    def save(self, shared: dict[str, Tensor], about: dict[str, Any], settled: int | None) -> None:
+        """Write a snapshot, with what all workers know; ``settled`` steps all of several workers have taken."""
         if self.failure:
             return
         with self._turn():
             tensors, counts = self.course.state()
         of_ledger = {"whole": self.ledger.whole, "seeds": self.ledger.seeds}
-        snapshot = Snapshot(self.ledger.delta(), tensors | masks, {**about, **counts, "ledger": of_ledger})
+        snapshot = Snapshot(self.ledger.delta(), tensors | shared, {**about, **counts, "ledger": of_ledger})
         self._snapshots.save(self.course.place.steps, snapshot, settled)
 
     def restore_weights(self, snapshot: Snapshot) -> None:
@@ -114,7 +114,7 @@ class Worker:
         if about["whole"]:
             self.ledger.all_move()
         else:
-            self.ledger.add([snapshot.delta.mask(self.problem.model)])
+            self.ledger.add([places(snapshot.delta.mask(self.problem.model), self.problem.model)])
             self.ledger.seeds = about["seeds"]
         snapshot.delta.apply_(self.problem.model)
 

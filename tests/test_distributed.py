@@ -58,6 +58,9 @@ class Masks:
     def __call__(self) -> Mask:
         return self.disjoint(1)[0]
 
+    def count(self, workers: int) -> int:
+        return 10 * workers  # for the cost that is foretold
+
     def disjoint(self, workers: int) -> list[Mask]:
         self.calls += 1
         generator = torch.Generator().manual_seed(self.calls)
@@ -202,7 +205,13 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     "more", [("method=fish",), ("method=full",), ("method=bitfit",), ("decay=all",), ("compat=fish",)]
 )
 def test_one_worker_is_transfer_to_the_bit(more: tuple[str, ...], here: Path) -> None:
-    one = ("regime.workers=1", "regime.refresh_every=null", "regime.merge=sum", "regime.wire=bf16")
+    one = (
+        "regime.workers=1",
+        "regime.refresh_every=null",
+        "regime.merge=sum",
+        "regime.wire=bf16",
+        "regime.sync_every=3",
+    )
     assert fishexp(*TWO, *one, *more, "outputs=one").status == 0
     assert fishexp("regime=transfer", *SMALL, *more, "outputs=plain").status == 0
     assert_same_bits(trained("one"), trained("plain"))
@@ -336,7 +345,7 @@ def test_what_is_sent_is_the_kept_values_and_the_running_statistics(here: Path) 
     assert sizes["fp32"]["per_merge"] == 4 * 2 * 2 * -(-6_161 // 3) + buffers + header
     assert sizes["bf16"]["per_merge"] == 2 * 2 * 2 * -(-6_161 // 3) + buffers + header
     assert sizes["fp32"]["merges"] == 3
-    assert sizes["fp32"]["sent"] == 3 * sizes["fp32"]["per_merge"] + header  # all met once more at the end
+    assert sizes["fp32"]["sent"] == 3 * sizes["fp32"]["per_merge"] + 2 * header  # all met after epoch 1 and at the end
     total = 308_074 + entries
     assert sizes["fp32"]["dense_merge"] == pytest.approx(2 * 2 / 3 * 4 * total, rel=1e-5)
 
@@ -349,15 +358,22 @@ def test_mistakes(here: Path) -> None:
     assert "leaves no epoch with a mask" in fishexp(*TWO, "regime.warmup_epochs=2").mistake()
     assert "lower keep or workers" in fishexp(*TWO, "regime.masks=disjoint", "keep=0.6").mistake()
     assert "method.samples=1 leaves some of 2 workers nothing to score" in fishexp(*TWO, "method.samples=1").mistake()
+    assert "raise keep" in fishexp(*TWO, "regime.masks=disjoint", "method=random", "keep=0.001").mistake()
+    assert "take regime.reduce=ordered" in fishexp(*TWO, "regime.reduce=ring", "regime.merge=sum").mistake()
+    few = "regime.workers=65", "data.train_limit=64"
+    assert "there are only 64 training examples" in fishexp(*TWO, *few).mistake()
     assert "regime.merge=median" in fishexp(*TWO, "regime.merge=median").mistake()
 
 
 def test_a_worker_that_breaks_down_is_named(here: Path) -> None:
-    result = fishexp(*TWO, "regime.lr=1e30", "regime.clip=null")
+    """At the next merge, or as the epoch ends where that is sooner: no worker trains on in vain."""
+    result = fishexp(*TWO, "regime.lr=1e30")
     assert result.status == 1
     assert "worker 0: a weight is not finite after step 2; lower regime.lr" in result.err
     (record,) = records_of("outputs")
     assert record["status"] == "failed"
+    result = fishexp(*TWO, "regime.lr=1e30", "regime.sync_every=1000", "outputs=rare")
+    assert "worker 0: epoch 1: the loss is not finite at step 2; lower regime.lr" in result.err
 
 
 def test_a_worker_that_holds_other_weights_is_found_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "interrupts", "atomic", "budget", "timetable", "hub", "settings", "delta", "crew", "processes",
-    "merging", "masks", "kept", "packed", "common", "exchange", "rule", "gradients", "functions", "modules",
+    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "crew", "processes", "merging",
+    "masks", "kept", "packed", "common", "exchange", "timetable", "rule", "gradients", "functions", "modules",
     "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
     "metrics", "pooling", "traffic", "problem", "loop", "bars", "streams", "tracking", "choice", "hardware",
     "snapshots", "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor",

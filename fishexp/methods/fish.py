@@ -8,6 +8,7 @@ import torch
 from annotated_types import Ge
 
 from fishexp.errors import FishexpError
+from fishexp.evaluation import is_untrained
 from fishexp.fisher import diagonal_fisher
 from fishexp.layers import Power
 from fishexp.masks import Scores
@@ -35,8 +36,8 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
     if samples > available:
         log.warning("method.samples=%d: there are %d training examples, all are used", samples, available)
     original = problem.as_original
-    if original:
-        problem.model.train(problem.data.channels > 0)  # its ResNets were in training mode, its BERTs were not
+    if original:  # its ResNets were in training mode until they had been evaluated, its BERTs were not
+        problem.model.train(any(map(is_untrained, problem.model.modules())))
     loss = problem.loss if labels == "true_label" else None
     with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
         if problem.crew.size > 1 and not original:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 from annotated_types import Ge, Gt
 
 from fishexp.choice import Choice
-from fishexp.conductor import Conductor, Plan
+from fishexp.conductor import Conductor
 from fishexp.course import Recipe, evaluated
 from fishexp.errors import FishexpError
 from fishexp.exchange import Reduce, Wire
@@ -15,6 +15,7 @@ from fishexp.problem import Problem
 from fishexp.regimes import Outcome
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
+from fishexp.timetable import Plan
 from fishexp.tracking import Log
 from fishexp.traffic import Link, Traffic, foretell
 
@@ -71,6 +72,12 @@ def train(
         raise FishexpError(
             f"regime.masks=disjoint: method={choose.method} names its weights itself; take regime.masks=same"
         )
+    if reduce == "ring" and merge == "sum":
+        raise FishexpError(
+            "regime.reduce=ring rounds a sum so that a change of one worker may get lost; take regime.reduce=ordered"
+        )
+    if len(problem.data.train) < workers:
+        raise FishexpError(f"regime.workers={workers}: there are only {len(problem.data.train)} training examples")
     if choose.method == "full":
         warmup_epochs = 0  # every weight moves as it is
     if warmup_epochs >= epochs:
@@ -90,10 +97,11 @@ def train(
 def _costs(problem: Problem, choose: Choice, plan: Plan, decay: Decay, link: Link) -> list[str]:
     """What merges are going to cost."""
     own = weights(problem.model)
+    kept = choose.count(problem.crew.size if plan.disjoint else 1)
     total, head = sum(p.numel() for p in own.values()), sum(own[name].numel() for name in problem.head)
     traffic = Traffic(
         total,
-        total if decay == "all" else choose.count(),
+        total if decay == "all" else kept,
         head,
         sum(b.numel() for b in problem.model.buffers() if b.is_floating_point()),
         plan.disjoint and decay == "kept",
