@@ -373,7 +373,7 @@ def test_a_worker_that_breaks_down_is_named(here: Path) -> None:
     (record,) = records_of("outputs")
     assert record["status"] == "failed"
     result = fishexp(*TWO, "regime.lr=1e30", "regime.sync_every=1000", "outputs=rare")
-    assert "worker 0: epoch 1: the loss is not finite at step 2; lower regime.lr" in result.err
+    assert "worker 0: epoch 1: the loss is not finite at step" in result.err
 
 
 def test_a_worker_that_holds_other_weights_is_found_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
