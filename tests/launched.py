@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ TINY = (
     "regime.lr=0.05",
     "regime.sync_every=3",
     "regime.warmup_epochs=0",
-    "regime.snapshot_steps=2",
+    "regime.snapshot_steps=6",
 )
 
 
@@ -114,6 +114,12 @@ def started(folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fish
         finally:
             for pid in [process.pid, *children(process.pid)]:
                 kill(pid)
+
+
+def torchrun(node: int, port: int, nodes: int = 2, *options: str) -> tuple[str, ...]:
+    """The command of one of ``nodes`` machines, each with a worker, that all have this machine's loopback device."""
+    place = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={node}", f"--nnodes={nodes}")
+    return ("-m", "torch.distributed.run", "--nproc-per-node=1", *place, *options, "-m", "fishexp")
 
 
 def ended(process: Any, within: float = 120) -> tuple[int, str, str]:
@@ -158,10 +164,8 @@ def workers(pid: int) -> dict[int, int]:
 
 def kill(pid: int, kind: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to a process that may have ended."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, kind)
-    except ProcessLookupError:
-        pass
 
 
 def gone(pids: Sequence[int], within: float = 10) -> bool:
