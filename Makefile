@@ -7,7 +7,7 @@ DEMO := outputs/demo
 DEVICE ?= cpu
 PROFILE ?= cpu
 
-.PHONY: setup demo table4 test test-slow check bench wheel clean
+.PHONY: setup demo table2 table3 table4 test test-slow check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -21,6 +21,12 @@ demo: setup  ## five methods on the digits over three seeds, a table and a pictu
 	$(BIN)/python -m fishexp -m method=fish,random,magnitude,bitfit,full seed=0,1,2 outputs=$(DEMO)
 	$(BIN)/python -m fishexp.report.table $(DEMO)/records.jsonl --uncommitted | tee $(DEMO)/table.md
 	$(BIN)/python -m fishexp.report.plot $(DEMO)/records.jsonl --uncommitted -o $(DEMO)/demo.png
+
+table2: setup  ## the paper's Table 2, workers that merge rarely, on GLUE; PROFILE and DRY as for table4
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table2/table2.py
+
+table3: setup  ## the paper's Table 3, the same on CIFAR-10; PROFILE and DRY as for table4
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table3/table3.py
 
 table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many
 	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table4/table4.py
@@ -36,7 +42,7 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: .venv/.bench  ## training steps, Fisher scores and deltas beside other ways to them, in 20 minutes; DEVICE=cuda on a GPU
+bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside other ways to them, in 25 minutes; DEVICE=cuda on a GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 .venv/.bench: .venv/.ready

@@ -1,12 +1,12 @@
-"""``python -m benchmarks``: run, append to records.jsonl, and remake README.md and step.png from all records."""
+"""``python -m benchmarks``: run, append to records.jsonl, and remake README.md and its pictures from all records."""
 
 import argparse
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.cases import Case, DeltaCase, cases
-from benchmarks.deltas import measure_deltas
-from benchmarks.measure import PACKAGES, measure
-from benchmarks.timing import Effort, one_core
+from benchmarks.cases import AnyCase, Case, DeltaCase, cases
+from benchmarks.deltas import MeasuredDelta, measure_deltas
+from benchmarks.measure import PACKAGES, Measured, measure
+from benchmarks.merge_cases import MergeCase
+from benchmarks.merges import MeasuredMerge, measure_merges
+from benchmarks.timing import Effort, one_core, one_thread
 from fishexp import hardware, record
 from fishexp.errors import FishexpError
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if a result was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", choices=["step", "fisher", "delta"], help="one of the benchmarks")
+    parser.add_argument("--only", choices=["step", "fisher", "delta", "merge"], help="one of the benchmarks")
     parser.add_argument("--quick", action="store_true", help=f"a smoke test: tiny batches, into {QUICK}")
     options = parser.parse_args(arguments)
     todo = [case for case in cases(options.device) if options.only in (None, case.benchmark)]
@@ -51,18 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_quick(case: Case | DeltaCase) -> bool:
+def _is_quick(case: AnyCase) -> bool:
+    if isinstance(case, MergeCase):
+        return case.workers <= 2 and case.weights == 10**6
     return case.keep in (None, 0.005) if isinstance(case, Case) else case.model == "minilm"
 
 
-def _tiny(case: Case | DeltaCase) -> Case | DeltaCase:
-    if isinstance(case, DeltaCase):
+def _tiny(case: AnyCase) -> AnyCase:
+    if not isinstance(case, Case):
         return case
     return replace(case, batch=2, examples=None if case.examples is None else 4)
 
 
-def run(todo: Sequence[Case | DeltaCase], effort: Effort, device: str, home: Path) -> None:
-    """Append to ``home``'s records as cases end, then remake its README.md and step.png.
+def run(todo: Sequence[AnyCase], effort: Effort, device: str, home: Path) -> None:
+    """Append to ``home``'s records as cases end, then remake its README.md and the pictures.
 
     Raises:
         FishexpError: If there is no such device, or a result is wrong.
@@ -72,22 +76,35 @@ def run(todo: Sequence[Case | DeltaCase], effort: Effort, device: str, home: Pat
     with hardware.device(device) as found:
         for case in todo:
             print(f"{case.benchmark}: {report.title(asdict(case))}", flush=True)
-            with one_core() if isinstance(case, DeltaCase) else nullcontext():
+            with _threads(case):
                 _run(case, found, effort, home)
     report.update(home)
 
 
-def _run(case: Case | DeltaCase, device: torch.device, effort: Effort, home: Path) -> None:
+def _threads(case: AnyCase) -> AbstractContextManager[None]:
+    if isinstance(case, DeltaCase):
+        return one_core()
+    return one_thread() if isinstance(case, MergeCase) else nullcontext()
+
+
+def _measure(
+    case: AnyCase, device: torch.device, effort: Effort
+) -> Iterator[Measured] | Iterator[MeasuredDelta] | Iterator[MeasuredMerge]:
+    if isinstance(case, DeltaCase):
+        return measure_deltas(case, effort)
+    return measure_merges(case, effort) if isinstance(case, MergeCase) else measure(case, device, effort)
+
+
+def _run(case: AnyCase, device: torch.device, effort: Effort, home: Path) -> None:
     machine = _machine(device)
-    found = measure_deltas(case, effort) if isinstance(case, DeltaCase) else measure(case, device, effort)
-    for measured in found:
+    for measured in _measure(case, device, effort):
         line = asdict(case) | asdict(measured) | machine | {"ended": _now()}
         del line["contenders"]
         record.append(home / "records.jsonl", json.dumps(line))
         print(f"  {line['precision']} {measured}", flush=True)
 
 
-def _say_what_disturbs(todo: Sequence[Case | DeltaCase]) -> None:
+def _say_what_disturbs(todo: Sequence[AnyCase]) -> None:
     """A line each for a busy machine and for a contender whose package is missing."""
     load = os.getloadavg()[0]
     if load > 1.5:

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from benchmarks.merge_cases import MergeCase, merges
 from fishexp.fisher import diagonal_fisher
 from fishexp.inputs import Inputs
 from fishexp.masks import Mask, top_k
@@ -64,13 +65,16 @@ class DeltaCase:
     benchmark: Literal["delta"] = "delta"
 
 
-def cases(device: str) -> list[Case | DeltaCase]:
+AnyCase: TypeAlias = Case | DeltaCase | MergeCase
+
+
+def cases(device: str) -> list[AnyCase]:
     """All settings of a device type. The original and PEFT run at half a percent and with random masks only."""
     grid = [_step("minilm", 16, 64, STEP_ALL if keep == 0.005 else STEP, keep=keep) for keep in KEEPS]
     return [*grid, _step("minilm", 16, 64, STEP, mask="fish"), *(_cuda() if device == "cuda" else _cpu())]
 
 
-def _cpu() -> list[Case | DeltaCase]:
+def _cpu() -> list[AnyCase]:
     return [
         _step("minilm", 16, 128, STEP_ALL),
         _step("bert-base-shape", 8, 64, STEP_ALL),
@@ -82,6 +86,7 @@ def _cpu() -> list[Case | DeltaCase]:
         DeltaCase("minilm", "fp32"),
         DeltaCase("bert-large-cased-shape", "bf16"),
         DeltaCase("bert-large-cased-shape", "fp32"),
+        *(case for workers in (1, 2, 4, 8) for case in merges(workers, KEEPS)),
     ]
 
 

@@ -1,11 +1,11 @@
-"""Records to the tables of README.md and the picture beside it."""
+"""Records to the tables of README.md and the pictures beside it."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks import delta_report
+from benchmarks import delta_report, merge_report
 from benchmarks.markdown import table
 from fishexp.errors import FishexpError
 
@@ -21,15 +21,20 @@ _HEADINGS = {
     "step": "Training step: time as a fraction of dense training's, median (quartiles)",
     "fisher": "Fisher information: time as a fraction of one example at a time, median (quartiles)",
 }
+_PICTURES = {
+    "step": "![Time of a training step as a fraction of dense training's](step.png)",
+    "merge": "![Time of a merge against the model's size and against the number of workers](merge.png)",
+}
 _MIB = 2**20
 
 
 def update(home: Path) -> None:
-    """Remake the generated part of ``home``'s README.md, and step.png, from its records.jsonl if there is one."""
-    from benchmarks.plot import save  # matplotlib is slow to import, and a failed check needs none
+    """Remake the generated part of ``home``'s README.md, and the pictures, from its records.jsonl if there is one."""
+    from benchmarks import merge_plot, plot  # matplotlib is slow to import, and a failed check needs none
 
     found = newest(read(home / "records.jsonl"))
-    save(found, home / "step.png")
+    plot.save(found, home / "step.png")
+    merge_plot.save(found, home / "merge.png")
     path = home / "README.md"
     before, start, rest = path.read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
@@ -57,6 +62,8 @@ def title(record: Record) -> str:
     """The setting but for its precision: minilm, 16 x 64 tokens, keep 0.005."""
     if record["benchmark"] == "delta":
         return delta_report.title(record)
+    if record["benchmark"] == "merge":
+        return merge_report.title(record)
     shape = "images" if record["length"] is None else f"x {record['length']} tokens"
     words = [record["model"], f"{record['batch']} {shape}"]
     if record["examples"]:
@@ -88,8 +95,7 @@ def markdown(records: Sequence[Record]) -> str:
     """The tables of each device."""
     if not records:
         return "\nNo records yet: `make bench`.\n"
-    picture = ["![Time of a training step as a fraction of dense training's](step.png)"]
-    parts = picture if any(record["benchmark"] == "step" for record in records) else []
+    parts = [picture for name, picture in _PICTURES.items() if any(record["benchmark"] == name for record in records)]
     for name, own in machines(records).items():
         parts.append(f"## {name}")
         for benchmark, heading in _HEADINGS.items():
@@ -98,6 +104,7 @@ def markdown(records: Sequence[Record]) -> str:
         if any(record["benchmark"] == "step" for record in own):
             parts += ["**Weights that train, and the memory that training them takes**", _memory(own)]
         parts += delta_report.tables([record for record in own if record["benchmark"] == "delta"])
+        parts += merge_report.tables([record for record in own if record["benchmark"] == "merge"])
         parts.append(_made_by(own))
     return "\n" + "\n\n".join(parts) + "\n"
 

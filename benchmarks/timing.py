@@ -66,16 +66,26 @@ def _wait(device: torch.device) -> None:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Work on one core: torch with one thread, and whatever other threads there are beside it on the same core."""
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+def one_thread() -> Iterator[None]:
+    """Have torch work with one thread."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.sched_setaffinity(0, {max(cores)})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Work on one core: torch with one thread, and whatever other threads there are beside it on the same core."""
+    cores = os.sched_getaffinity(0)
+    with one_thread():
+        os.sched_setaffinity(0, {max(cores)})
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, cores)
 
 
 def quartiles(values: list[float]) -> list[float]:

@@ -32,17 +32,27 @@ class Choice:
         self.method = method.func.__module__.rpartition(".")[2]
         self.fixed = method.func.__name__ == "mask"
         self._total = sum(p.numel() for p in problem.model.parameters())
+        self._said = ""
 
     def __call__(self) -> Mask:
         """The mask the method names outright, or the best of its scores that ``keep`` pays for."""
         with self._tracker.clock("scores"):
-            if self.fixed:
+            if self.fixed and not self._said:
                 log.info("%s decides by itself which weights move; keep is ignored", self.method)
-                mask = self._method(self._problem)
-            else:
-                mask = top_k(self._scores(1), self._paid(), always=self._problem.head)
+            mask = self._mask()
         self._say(count(mask), count(mask), "")
         return mask
+
+    def _mask(self) -> Mask:
+        if self.fixed:
+            return self._method(self._problem)
+        return top_k(self._scores(1), self._paid(), always=self._problem.head)
+
+    def count(self) -> int:
+        """How many weights a worker is going to move."""
+        if self.fixed:
+            return count(self._method(self._problem))
+        return budget(self._paid(), self._total)
 
     def disjoint(self, workers: int) -> list[Mask]:
         """A mask for each of so many workers, with nothing but the head in common."""
@@ -67,4 +77,7 @@ class Choice:
 
     def _say(self, kept: int, each: int, more: str) -> None:
         self._told(kept, each)
-        self._tracker.say(f"{kept:,} of {self._total:,} weights may move ({kept / self._total:.3%}){more}")
+        line = f"{kept:,} of {self._total:,} weights may move ({kept / self._total:.3%}){more}"
+        if line != self._said:  # of later masks it is the same
+            self._tracker.say(line)
+        self._said = line

@@ -68,6 +68,7 @@ class Conductor:
 
     def go(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """All epochs, or what is left of them: metrics, delta and bytes of an :class:`fishexp.regimes.Outcome`."""
+        self.crew.sent = 0  # what the workers had to agree on before is no training
         with self.workers[0].course.bar():
             self._go()
         return self._outcome()
@@ -155,10 +156,11 @@ class Conductor:
             "common_metrics": self.metrics,
         }
         tensors = stored(self.masks) | self.common.state()
-        for worker in self.workers:
-            worker.save(tensors, about, self.settled)
+        for worker, digest in zip(self.workers, self.exchange.digests, strict=True):
+            worker.save(tensors, {**about, "digest": digest}, self.settled)
 
     def _resume(self) -> None:
+        digests = []
         for worker, store in zip(self.workers, self.stores.values(), strict=True):
             snapshot = store.latest
             assert snapshot is not None  # all workers have one of the same step, or none has
@@ -166,6 +168,7 @@ class Conductor:
             self.masks = restored(snapshot.tensors, worker.problem.model)
             mask = self.masks[worker.rank if self.disjoint else 0] if self.masks else None
             worker.resume(snapshot, mask, self.decay)
+            digests.append(snapshot.about["digest"])
             store.latest = None
         about = snapshot.about
         self.dense, self.metrics = about["dense"], about["common_metrics"]
@@ -173,6 +176,7 @@ class Conductor:
         self.crew.sent, self.sent_sparse = about["sent"]
         self.exchange.begin(None if self.dense else self.masks)
         self.common.resume(snapshot.tensors)
+        self.exchange.digests = digests
 
     def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """What the workers have in common now."""

@@ -145,7 +145,7 @@ class Course:
         place, problem = self.place, self._problem
         tensors = {
             "order.begun": place.order,
-            "order.now": problem.order.get_state(),
+            "order.now": problem.order.get_state() if self._order is None else self._order,
             "generator": problem.generator.get_state(),
             "torch": torch.get_rng_state(),
         }
@@ -169,7 +169,7 @@ class Course:
         loss = torch.tensor(about["loss"], device=problem.device)
         counts = {name: about[name] for name in COUNTS}
         self.place = Place(loss, tensors["order.begun"], **counts)
-        self._order = tensors["order.now"]
+        self._order = tensors["order.now"] if self.place.batches else None
         problem.order.set_state(self.place.order)
         problem.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["torch"])

@@ -29,6 +29,7 @@ class Exchange:
     Attributes:
         bytes: That one worker sent in the last merge.
         count: How many merges there were.
+        digests: Of what each local worker held after the last of them.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Exchange:
     def _note(self) -> None:
         """What each local worker holds now, for the next :meth:`meet`."""
         workers = range(len(self._crew.local) if self._crew.size > 1 else 0)
-        self._digests = [self._common.digest(worker) for worker in workers] or [0]
+        self.digests = [self._common.digest(worker) for worker in workers] or [0]
 
     def merge(self, step: int, failures: Sequence[str | None]) -> None:
         """Every worker gets what all have changed since the last time.
@@ -95,7 +96,7 @@ class Exchange:
             moved = self._common.moved(worker)
             chunks = [moved[start : start + FLAGS] for start in range(0, len(moved), FLAGS)]
             flags = [sum(flag << place for place, flag in enumerate(chunk)) for chunk in chunks]
-            headers.append(torch.tensor([failure != "", step, self._common.masks, self._digests[worker], *flags]))
+            headers.append(torch.tensor([failure != "", step, self._common.masks, self.digests[worker], *flags]))
         table = self._crew.gather(headers).tolist()
         if any(row[0] for row in table):
             reasons = self._crew.messages(failures)

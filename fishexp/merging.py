@@ -50,7 +50,7 @@ PIECE = 1 << 20  # entries of a digest that are looked at together
 
 
 def digest(tensors: list[Tensor]) -> int:
-    """A number in [0, 2**63) that differs where a bit of one does, and mostly where several do.
+    """A number of 64 bits, signed, that differs where a bit of one does, and mostly where several do.
 
     A sum of the entries' bits, each times an odd number of its own: as fast as memory, on any device.
     """
@@ -62,4 +62,4 @@ def digest(tensors: list[Tensor]) -> int:
             piece = flat[start : start + PIECE].long()
             factors = torch.arange(start, start + len(piece), device=piece.device) * 2 + 0x9E3779B1
             total += int((piece * factors).sum())
-    return total % (1 << 63)
+    return (total + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -65,7 +65,7 @@ def pooled(
     found = pool.fetch(first)
     if len(found) < best:  # whatever is above 0 is known
         return pool.means
-    bound = _below(found.topk(best).values[-1].item())  # more may be rounded to the last of the best
+    bound = found.topk(best).values[-1].item()
     parts = [bound * sum(weights) / crew.size / max(weights[rank], 1) for rank in crew.local]
     second = pool.where_any([_above(own, part, first) for own, part in zip(pool.scores, parts, strict=True)])
     if second is None:
@@ -156,7 +156,8 @@ def _best(scores: Sequence[Tensor], count: int) -> Tensor | None:
 
 def _above(scores: Sequence[Tensor], bound: float, known: Tensor) -> Tensor:
     """Where scores above 0 reach the bound, but for known positions."""
-    least = _below(bound)  # rounding must not hide any
+    # one float32 less: then a mean of lower ones is below all means, no more than 2**-24 lower, that round to the bound
+    least = torch.tensor(bound, dtype=torch.float32).nextafter(torch.tensor(0.0)).item()
     places = _places([(score >= least) & (score > 0) for score in scores])
     return places[~torch.isin(places, known, assume_unique=True)]
 
@@ -168,11 +169,6 @@ def _places(masks: Sequence[Tensor]) -> Tensor:
         found.append(mask.flatten().nonzero().squeeze(1).cpu() + start)
         start += mask.numel()
     return torch.cat(found)
-
-
-def _below(bound: float) -> float:
-    """The last float32 below the one that is nearest to the bound; 0 for 0."""
-    return torch.tensor(bound, dtype=torch.float32).nextafter(torch.tensor(0.0)).item()
 
 
 def _fields(rank: int, text: str, pattern: str) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class Processes:
         start = time.monotonic()
         try:
             if work := begin():
-                work.wait(timedelta(seconds=self._timeout))
+                work.wait(timedelta(seconds=self._timeout))  # NCCL waits only if it is told for how long
         except RuntimeError as error:  # whatever goes wrong below torch.distributed
             if time.monotonic() - start >= self._timeout:
                 raise WorkerLost(

@@ -29,6 +29,7 @@ GROUPS = {
 ABOUT = ("name", "module", "ignores_keep")
 # what changes neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
+NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -140,6 +141,7 @@ def shareable(config: Config) -> Config:
     """``config`` without what belongs to this machine or to this call: paths, records, W&B, debugging."""
     shared = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     shared["data"] = {key: value for key, value in config["data"].items() if key != "root"}
+    shared["regime"] = {key: value for key, value in config["regime"].items() if key not in NOT_IDENTITY_OF_REGIME}
     path = config["model"].get("path")
     if path is not None and Path(path).exists():
         shared["model"] = {**config["model"], "path": f"{Path(path).name}@{_digest(Path(path))}"}

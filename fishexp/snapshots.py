@@ -137,8 +137,10 @@ class Snapshots:
         self.latest = None
         for worker in self.workers.values():
             worker.clear()
-        if self.folder.exists() and not self.workers:
-            shutil.rmtree(self.folder)
+        if not self.workers:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif self.folder.exists() and not list(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _folders(self) -> list[Path]:
         """Oldest first."""

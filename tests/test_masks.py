@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fishexp.budget import budget
 from fishexp.errors import FishexpError
-from fishexp.masks import count, top_k
+from fishexp.masks import count, split, top_k
 
 # few distinct values, so that ties are common
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
@@ -104,3 +104,26 @@ def test_nan_scores_and_unknown_heads_are_named() -> None:
         top_k({"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}, 0.5)
     with pytest.raises(FishexpError, match="always names fc, which has no scores"):
         top_k({"a": torch.ones(2)}, 0.5, always=["fc"])
+
+
+@given(
+    values=SCORES, cuts=st.tuples(st.integers(0, 60), st.integers(0, 60)), keep=st.floats(0.01, 1), n=st.integers(1, 4)
+)
+def test_workers_take_the_best_in_turns(values: list[int], cuts: tuple[int, int], keep: float, n: int) -> None:
+    """Ranks i, i + n, ... of the best n x k, ties in the order of the scores; the head is everybody's."""
+    low, high = sorted(min(cut, len(values)) for cut in cuts)
+    parts = torch.tensor(values, dtype=torch.float).tensor_split([low, high])
+    scores = {f"p{i}": part for i, part in enumerate(parts)} | {"head": torch.zeros(2)}
+    k = int(Fraction(repr(keep)) * (len(values) + 2)) - 2
+    if k < 0 or n * k > len(values):
+        with pytest.raises(FishexpError, match=r"raise keep|lower keep or workers"):
+            split(scores, keep, n, always=["head"])
+        return
+    best = sorted(range(len(values)), key=lambda i: (-values[i], i))[: n * k]
+    masks = split(scores, keep, n, always=["head"])
+    assert len(masks) == n
+    for worker, mask in enumerate(masks):
+        assert list(mask) == list(scores)
+        assert flat(mask) == [i in best[worker::n] for i in range(len(values))] + [True, True]
+    if n == 1:
+        assert flat(masks[0]) == flat(top_k(scores, keep, always=["head"]))

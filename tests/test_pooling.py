@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fishexp.crew import Crew, Reduction, Together
 from fishexp.errors import FishexpError
 from fishexp.masks import Scores, top_k
 from fishexp.pooling import pooled
+from tests.workers import Workers
 
 TINY = 2.0**-149  # the smallest float32
 DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -29,7 +32,7 @@ DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
 }
 
 
-def drawn(kind: str, shapes: Sequence[tuple[int, ...]], workers: int, seed: int) -> list[Scores]:
+def drawn(kind: str, shapes: Sequence[tuple[int, ...]], workers: int, seed: int) -> list[dict[str, Tensor]]:
     g = torch.Generator().manual_seed(seed)
     return [
         {f"p{i}": DRAWS[kind](torch.Size(shape).numel(), g).view(shape) for i, shape in enumerate(shapes)}
@@ -153,6 +156,82 @@ def test_many_scores(kind: str, workers: int) -> None:
         assert (found["p0"] == 0).float().mean() > 0.9  # nothing is sent of most
 
 
+def test_what_is_among_the_best_of_all_but_of_no_worker() -> None:
+    """High scores of one worker each, and others, in the middle everywhere, whose mean is about as high."""
+    g = torch.Generator().manual_seed(0)
+    for workers in [2, 3, 5] * 30:
+        examples = torch.randint(1, 9, (workers,), generator=g).tolist()
+        scores = [{"p": torch.rand(200, generator=g) / 1000} for _ in range(workers)]
+        middle = torch.randperm(200, generator=g)[:3]
+        heights = torch.rand(3, generator=g) + 0.5
+        for own, number in zip(scores, examples, strict=True):
+            own["p"][middle] = heights * torch.empty(3).uniform_(0.99, 1.01, generator=g)
+            free = torch.tensor([place for place in range(200) if place not in middle])
+            spikes = free[torch.randperm(197, generator=g)[:4]]
+            own["p"][spikes] = (torch.rand(4, generator=g) + 1.5) * sum(examples) / number / 2
+        found, expected = pooled(Together(workers), scores, examples, 4), dense(scores, examples)
+        assert (found["p"] == 0).any()
+        assert_same_masks(found, expected, 4)
+
+
+def test_the_bound_is_the_last_of_the_best() -> None:
+    """Each worker's two best have means of 5, 2, 1.8 and 1.7: the bound is 2. The third of each has a mean of 3."""
+    scores = [{"p": torch.zeros(40)}, {"p": torch.zeros(40)}]
+    scores[0]["p"][:5] = torch.tensor([3.0, 10, 4, 0, 0])
+    scores[1]["p"][:5] = torch.tensor([3.0, 0, 0, 3.6, 3.4])
+    assert pooled(Together(2), scores, [1, 1], 2)["p"][:3].tolist() == [3, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("examples", "bound"), [([4, 3, 4], 1 + 31 * 2.0**-23), ([1, 2, 8], 1 + 5 * 2.0**-23), ([14, 1, 2], TINY)]
+)
+def test_what_rounding_makes_as_high_as_the_best(examples: list[int], bound: float) -> None:
+    """The first entry is a little less than its part of the bound on every worker, and its mean is rounded to it."""
+    parts = torch.tensor([bound * sum(examples) / len(examples) / number for number in examples])
+    lower = parts.nextafter(torch.zeros(()))
+    scores = [{"p": torch.zeros(50)} for _ in examples]
+    for rank, own in enumerate(scores):
+        own["p"][0], own["p"][1] = lower[rank], bound
+        own["p"][2 + rank] = lower[rank] * 1.5 if lower[rank] >= bound else 0  # higher, and on no other worker
+    expected = dense(scores, examples)
+    assert expected["p"][0] == expected["p"][1] == expected["p"].max()
+    found = pooled(Together(3), scores, examples, 1)
+    assert found["p"][:2].equal(expected["p"][:2])
+
+
+def test_equal_scores_are_all_among_the_best() -> None:
+    scores = [{"p": torch.ones(40)}, {"p": torch.ones(40)}]
+    assert pooled(Together(2), scores, [1, 1], 3)["p"].equal(torch.ones(40))
+
+
+def test_positions_are_not_sent_where_they_cost_more_than_scores() -> None:
+    crew, everything = Together(40), Together(40)
+    scores = drawn("heavy tails", [(1000,)], 40, seed=0)
+    expected = dense(scores, [1] * 40)
+    assert pooled(crew, scores, [1] * 40, 450)["p0"].equal(expected["p0"])
+    everything.combine([own["p0"] for own in scores], lambda values, piece: values.mean(0))
+    assert crew.sent < 1.2 * everything.sent
+
+
+def mine(crew: Crew) -> list[tuple[dict[str, Any], int]]:
+    """What a process gets of some scores, and the bytes that it has sent by then."""
+    results = []
+    for kind in ("heavy tails", "uniform", "negative", "zeros"):
+        scores = drawn(kind, [(70, 50), (3000,), (10,)], crew.size, seed=1)
+        found = pooled(crew, [scores[rank] for rank in crew.local], [1 + rank for rank in crew.local], 50, ["p2"])
+        results.append(({name: mean.numpy() for name, mean in found.items()}, crew.sent))
+    return results
+
+
+def test_processes_get_what_workers_in_one_process_get(tmp_path: Path) -> None:
+    expected = mine(Together(3))
+    with Workers(3, tmp_path, mine) as workers:
+        for results in workers.results():
+            for (found, sent), (together, bytes_) in zip(results, expected, strict=True):
+                assert sent == bytes_
+                assert all(mean.tobytes() == together[name].tobytes() for name, mean in found.items())
+
+
 @pytest.mark.parametrize(("workers", "factor"), [(2, 100), (3, 75), (5, 50)])
 def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: int, factor: int) -> None:
     """Like Fisher information on different examples: twenty powers of ten, and mostly the same weights matter."""
@@ -160,7 +239,7 @@ def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: in
     weights = 3 * torch.randn(200_000, generator=g)
     scores = [{"p": (weights + 0.7 * torch.randn(200_000, generator=g)).exp()} for _ in range(workers)]
     crew, everything = Together(workers), Together(workers)
-    pooled(crew, scores, [128] * workers, 1000)
+    pooled(crew, scores, [128] + [64] * (workers - 1), 1000)
     everything.combine([own["p"] for own in scores], lambda values, piece: values.mean(0))
     assert factor < everything.sent / crew.sent < 2 * factor
 

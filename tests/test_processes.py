@@ -191,6 +191,7 @@ def traffic(crew: Crew, entries: int, dtype: torch.dtype, times: int) -> tuple[i
     crew.combine([row], ordered)
     crew.gather([row[:1]])  # all are here
     before, sent = bytes_on_loopback(), crew.sent
+    crew.gather([row[:1]])  # nobody is ahead
     for _ in range(times):
         crew.combine([row], ordered)
     crew.gather([row[:1]])

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,74 +12,32 @@ import numpy as np
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from experiments import sweep
+from experiments import costs, study, sweep
+from experiments.command import sections
+from experiments.study import Result, Section
 from experiments.sweep import composed
-from experiments.table4 import dry, findings, picture, report, table4
-from experiments.table4.cells import Cell, Profile, Result
+from experiments.table4 import cells, dry, findings, picture, report, table4
+from experiments.table4.cells import Cell
 from fishexp import config, record
 from fishexp.errors import FishexpError
 from fishexp.settings import run_id
 from tests.cli import fishexp
+from tests.tables import chosen, line, noted, reported, rows, words
 
-CPU, GPU = table4.PROFILES["cpu"], table4.PROFILES["gpu"]
-FISH = Cell("fish", 0.005, "fixed", table4.KEPT)
-RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", table4.KEPT)
-
-
-def line(told: tuple[str, ...], accuracy: float | None, *, seed: int = 0, status: str = "finished", delta: int = 10**6):
-    """A record of a run that was told ``told``; its run_id stands for its settings."""
-    groups: dict[str, Any] = {key: {} for key in ("data", "model", "method", "regime")} | {"keep": None, "seed": seed}
-    groups["data"]["holdout"] = 0
-    for word in told:
-        key, _, value = word.partition("=")
-        group, _, last = key.partition(".")
-        if group in ("data", "model", "method", "regime"):
-            groups[group][last or "name"] = json.loads(value) if last and value[0].isdigit() else value
-        elif key != "seed":
-            groups[key] = json.loads(value) if value[0].isdigit() else value
-    metric = "accuracy_holdout" if groups["data"]["holdout"] else "accuracy"
-    return {
-        "run_id": json.dumps(groups, sort_keys=True),
-        "config": groups,
-        "status": status,
-        "kept": 100,
-        "total": 1000,
-        "metrics": {metric: accuracy} if status == "finished" else {},
-        "seconds": {"train": 1800.0},
-        "bytes": {"delta": delta, "dense": 44_734_408},
-        "commit": "0123456789ab",
-    }
-
-
-def chosen(profile: Profile, cell: Cell, scores: Mapping[float, float | None], **more: Any) -> list[dict[str, Any]]:
-    """Held-out runs of ``cell``: learning rate -> accuracy."""
-    choose = profile.choose or ""
-    told = {lr: table4.overrides(profile, cell, choose, f"regime.lr={lr:g}") for lr in scores}
-    return [line(told[lr], score, **more) for lr, score in scores.items()]
-
-
-def reported(profile: Profile, cell: Cell, lr: float, scores: list[float], **more: Any) -> list[dict[str, Any]]:
-    """Runs of the table, one for each seed."""
-    told = table4.overrides(profile, cell, profile.report, f"regime.lr={lr:g}")
-    return [line(told, score, seed=seed, **more) for seed, score in enumerate(scores)]
+CPU, GPU = cells.PROFILES["cpu"][0], cells.PROFILES["gpu"][0]
+FISH = Cell("fish", 0.005, "fixed", cells.KEPT)
+RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", cells.KEPT)
+EVERY = replace(FISH, schedule="every_epoch")
 
 
 @pytest.fixture
 def write(tmp_path: Path):
-    def write(lines: list[dict[str, Any]]) -> Path:
-        (tmp_path / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-        return tmp_path / "records.jsonl"
-
-    return write
+    return lambda lines: noted(tmp_path, lines)
 
 
 @pytest.fixture
 def result(write):
-    return lambda lines, cell, profile=CPU: table4.result(profile, cell, sweep.on_record(write(lines)))
-
-
-def words(text: str) -> set[str]:
-    return set(text.split())
+    return lambda lines, cell, profile=CPU: study.result(profile, cell, sweep.on_record(write(lines)))
 
 
 RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
@@ -90,10 +48,8 @@ COMMON += "regime.keyframe_every=1000 data.train_limit=10000 regime.batch_size=1
 def test_the_runs_of_the_cpu_profile(write) -> None:
     """Word for word, as the identity of runs on record hangs on them."""
     rates = {0.02: 0.3, 0.08: 0.5, 0.32: 0.4}
-    path = write(
-        [one for cell in {table4.source(CPU, cell) for cell in table4.cells(CPU)} for one in chosen(CPU, cell, rates)]
-    )
-    plan = list(table4.plan(CPU, path))
+    path = write([one for cell in set(CPU.sources.values()) for one in chosen(CPU, cell, rates)])
+    plan = list(study.plan([CPU], path))
     choices = [command for command in plan if command.step == "rates"]
     wanted = [
         f"method={method} keep={keep}" for keep in (0.005, 0.1) for method in ("fish method.samples=256", "random")
@@ -118,30 +74,30 @@ def test_the_runs_of_the_cpu_profile(write) -> None:
         } | {frozenset(words(f"{COMMON} {told} seed={seed} method=full regime.mask=fixed"))}
 
 
-@pytest.mark.parametrize("name", table4.PROFILES)
+@pytest.mark.parametrize("name", cells.PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
     """The kinds differ in method, schedule and variant; a keep is a keep."""
-    profile = table4.PROFILES[name]
+    (profile,) = cells.PROFILES[name]
     config.register_resolvers()
     ids = set()
-    cells = [cell for cell in table4.cells(profile) if cell.keep in (0.005, 1)]
-    for cell in cells:
+    some = [cell for cell in profile.cells if cell.keep in (0.005, 1)]
+    for cell in some:
         steps = [(profile.report, "seed=1")] + ([(profile.choose, "seed=0")] if profile.choose else [])
         for step, seed in steps:
-            told = table4.overrides(profile, cell, step, seed, "regime.lr=0.1")
+            told = profile.overrides(cell, step, seed, "regime.lr=0.1")
             (run,) = config.check_command_line(get_args_parser().parse_args(["-m", *told]))
             assert run["regime"]["name"] == "checkpointing"
             assert (run["keep"], run["regime"]["mask"]) == (None if cell.method == "full" else 0.005, cell.schedule)
             assert run["regime"]["warmup"] / run["regime"]["epochs"] == pytest.approx(0.05)
             ids.add(run_id(run))
-    assert len(ids) == len(cells) * (2 if profile.choose else 1)
+    assert len(ids) == len(some) * (2 if profile.choose else 1)
 
 
 def test_variants_of_what_cannot_vary_do_not_run_twice() -> None:
-    cells = table4.cells(GPU)
-    assert len(cells) == len(set(cells)) == 3 * 8 + 2 * 8 + 1
-    assert {cell.variant for cell in cells if cell.method == "random"} == {table4.KEPT, table4.ALL}
-    assert [cell.variant for cell in cells if cell.method == "full"] == [table4.KEPT]
+    every = GPU.cells
+    assert len(every) == len(set(every)) == 3 * 8 + 2 * 8 + 1
+    assert {cell.variant for cell in every if cell.method == "random"} == {cells.KEPT, cells.ALL}
+    assert [cell.variant for cell in every if cell.method == "full"] == [cells.KEPT]
 
 
 def test_the_best_rate_on_held_out_images_is_taken(result) -> None:
@@ -186,21 +142,21 @@ def test_a_rate_that_diverged_counts_as_tried(result) -> None:
 )  # fmt: skip
 def test_runs_with_other_settings_choose_nothing(result, other: str) -> None:
     lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39})
-    told = (*table4.overrides(CPU, FISH, CPU.choose or "", "regime.lr=0.32"), other)
+    told = (*CPU.overrides(FISH, CPU.choose or "", "regime.lr=0.32"), other)
     assert result([*lines, line(told, 0.9)], FISH).lr is None
 
 
 def test_the_table_waits_for_the_rates_and_takes_none_of_their_runs(result, write) -> None:
     """In the profile `paper` the two kinds of runs differ in the images held out alone."""
-    paper = replace(table4.PROFILES["paper"], rates=(0.4,))
+    paper = replace(cells.PROFILES["paper"][0], rates={"fish": (0.4,), "random": (0.4,), "full": (0.4,)})
     of_fish = write(chosen(paper, FISH, {0.4: 0.7}))
     waiting = {
         command.waits
-        for command in table4.plan(paper, of_fish)
+        for command in study.plan([paper], of_fish)
         if words("method=fish keep=0.005 decay=kept regime.mask=fixed") <= set(command.overrides)
     }
     assert waiting == {False}
-    others = [command for command in table4.plan(paper, of_fish) if "method=random" in command.overrides]
+    others = [command for command in study.plan([paper], of_fish) if "method=random" in command.overrides]
     assert {(command.step, command.waits) for command in others} == {("rates", False), ("table", True)}
     assert result(chosen(paper, FISH, {0.4: 0.7}), FISH, paper).group is None
     found = result([*chosen(paper, FISH, {0.4: 0.7}), *reported(paper, FISH, 0.4, [0.6])], FISH, paper)
@@ -215,17 +171,17 @@ def test_a_run_that_failed_and_then_finished_is_no_failure(result) -> None:
 
 def test_records_that_differ_in_more_than_was_told_are_refused(result) -> None:
     lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39, 0.32: 0.2})
-    told = (*table4.overrides(CPU, FISH, CPU.choose or "", "regime.lr=0.02"), "regime.momentum=reset")
+    told = (*CPU.overrides(FISH, CPU.choose or "", "regime.lr=0.02"), "regime.momentum=reset")
     with pytest.raises(FishexpError, match=r"differ in regime\.momentum"):
         result([*lines, line(told, 0.9)], FISH)
 
 
 def test_rates_of_the_logs_for_every_cell_of_the_gpu_profile(result) -> None:
-    rates = {cell: result([], cell, GPU).lr for cell in table4.cells(GPU)}
+    rates = {cell: result([], cell, GPU).lr for cell in GPU.cells}
     assert rates[FULL] == 0.4
     assert rates[FISH] == 0.02
     assert (
-        rates[replace(FISH, schedule="every_epoch")] == rates[replace(FISH, schedule="every_epoch", variant=table4.ALL)]
+        rates[replace(FISH, schedule="every_epoch")] == rates[replace(FISH, schedule="every_epoch", variant=cells.ALL)]
     )
     assert rates[replace(FISH, keep=0.25)] == rates[replace(FISH, keep=0.1)] == 0.04
     assert set(rates.values()) == {0.02, 0.04, 0.08, 0.2, 0.4}
@@ -234,11 +190,11 @@ def test_rates_of_the_logs_for_every_cell_of_the_gpu_profile(result) -> None:
 TINY = replace(
     CPU,
     common="data=digits model=resnet8 data.train_limit=128 device=cpu threads=1 regime=checkpointing",
-    fish="method.samples=16",
+    methods={"fish": "method.samples=16"},
     choose="data.holdout=64 regime.epochs=1",
-    rate_of={},
+    sources={FISH: FISH, EVERY: FISH, FULL: FULL},
     report="data.valid_limit=64 regime.epochs=2",
-    rates=(0.1, 0.3),
+    rates={"fish": (0.1, 0.3), "full": (0.1, 0.3)},
     seeds=(0,),
 )
 
@@ -252,9 +208,7 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
         return fishexp(*command[3:]).status
 
     monkeypatch.setattr(sweep, "_call", call)
-    monkeypatch.setattr(table4, "KEEPS", (0.02,))
-    monkeypatch.setattr(table4, "METHODS", ("fish",))
-    monkeypatch.setattr(table4, "PROFILES", {"tiny": TINY})
+    monkeypatch.setattr(table4, "PROFILES", {"tiny": [TINY]})
     arguments: Any = ({"PROFILE": "tiny", "PYTHON": "py"}, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
     assert table4.main(*arguments) == 0
     assert {command[:3] for command in calls} == {("py", "-m", "fishexp")}
@@ -281,9 +235,9 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
 
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
-    monkeypatch.setattr(table4, "KEEPS", (0.005, 0.1))
-    monkeypatch.setattr(table4, "PROFILES", {"cpu": replace(CPU, seeds=(0,))})
-    told = table4.overrides(CPU, FISH, CPU.choose or "", "seed=0", "regime.lr=0.08")
+    some = {cell: source for cell, source in CPU.sources.items() if cell.keep in (0.005, 0.1, 1)}
+    monkeypatch.setattr(table4, "PROFILES", {"cpu": [replace(CPU, sources=some, seeds=(0,))]})
+    told = CPU.overrides(FISH, CPU.choose or "", "seed=0", "regime.lr=0.08")
     (run,) = composed(told)
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(line(told, 0.5) | {"run_id": run_id(run)}) + "\n")
@@ -297,20 +251,20 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_a_run_costs_by_hand() -> None:
-    (fixed,) = composed(table4.overrides(CPU, FISH, CPU.report, "regime.lr=0.1"))
+    (fixed,) = composed(CPU.overrides(FISH, CPU.report, "regime.lr=0.1"))
     cost = dry.cost(fixed)
     assert cost.seconds == pytest.approx(6 * (10_000 / 500 + 5_000 / 1250) + 2.4)
     entropy = -(0.005 * math.log2(0.005) + 0.995 * math.log2(0.995))
     assert cost.bytes == pytest.approx(6 * (38_560 + 11_173_962 * (0.005 * 4 + entropy / 8)))
     assert 0.9 < cost.bytes / 6 / 342_738 < 1.1  # what a checkpoint of a random mask took; FISH's positions take less
-    (again,) = composed(table4.overrides(CPU, replace(FISH, schedule="every_epoch"), CPU.choose or "", "regime.lr=0.1"))
+    (again,) = composed(CPU.overrides(replace(FISH, schedule="every_epoch"), CPU.choose or "", "regime.lr=0.1"))
     assert dry.cost(again).seconds == pytest.approx(4 * (10_000 / 500 + 2_000 / 1250 + 2.4))
-    (dense,) = composed(table4.overrides(CPU, FULL, CPU.report, "regime.lr=0.1"))
+    (dense,) = composed(CPU.overrides(FULL, CPU.report, "regime.lr=0.1"))
     assert dry.cost(dense) == dry.Cost(6 * 24.0, 6 * 44_734_408)
-    (gpu,) = composed(table4.overrides(GPU, replace(FISH, variant=table4.ALL), GPU.report, "regime.lr=0.1"))
+    (gpu,) = composed(GPU.overrides(replace(FISH, variant=cells.ALL), GPU.report, "regime.lr=0.1"))
     assert dry.cost(gpu) == dry.Cost(None, 100 * (4 * 6_573_120 + 17_984))
-    assert dry._hours([dry.Cost(None, 0), dry.Cost(1, 0)]) == "not measured"
-    assert dry._hours([dry.Cost(1800, 0), dry.Cost(3600, 0)]) == "1.5"
+    assert costs.hours([None, 1]) == "not measured"
+    assert costs.hours([1800, 3600]) == "1.5"
 
 
 def test_an_unknown_profile_is_one_line(capsys) -> None:
@@ -320,18 +274,13 @@ def test_an_unknown_profile_is_one_line(capsys) -> None:
 
 # the report
 
-EVERY = replace(FISH, schedule="every_epoch")
 
-
-def rows(text: str, title: str) -> list[list[str]]:
-    """The first table after ``title``."""
-    table = next(part for part in text.partition(title)[2].split("\n\n") if part.strip().startswith("|")).strip()
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
+def cpu(path: Path) -> Section[Cell]:
+    return study.section("cpu", CPU, sweep.on_record(path))
 
 
 def written(path: Path) -> str:
-    found = sweep.on_record(path)
-    report.write(path.parent, [table4.section(name, found) for name in table4.PROFILES])
+    report.write(path.parent, sections(cells.PROFILES, path))
     return (path.parent / "README.md").read_text()
 
 
@@ -374,7 +323,7 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
     cpu = written(write(chosen(CPU, FISH, RATES) + reported(CPU, FISH, 0.02, [0.5])))
     assert not any(number in cpu for number in logged)
     assert "none of their figures stands here" in cpu
-    everything = [replace(FISH, variant=variant) for variant in GPU.variants]
+    everything = [replace(FISH, variant=variant) for variant in (cells.KEPT, cells.ALL, cells.ORIGINAL)]
     gpu = written(write([one for cell in everything for one in reported(GPU, cell, 0.02, [0.5])]))
     kept, decays, original = (
         rows(gpu, f"### {title}\n") for title in ("decay=kept", "decay=all", "decay=all compat=fish")
@@ -390,15 +339,20 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
     assert "Not the paper's Table 4" in gpu
 
 
+def test_the_committed_report_is_that_of_the_committed_records(tmp_path: Path) -> None:
+    shutil.copy(table4.HOME / "records.jsonl", tmp_path)
+    assert written(tmp_path / "records.jsonl") == (table4.HOME / "README.md").read_text(encoding="utf-8")
+
+
 def test_nothing_is_written_of_nothing(write) -> None:
     path = write([])
-    report.write(path.parent, [table4.section("cpu", sweep.on_record(path))])
+    report.write(path.parent, [cpu(path)])
     assert [file.name for file in path.parent.iterdir()] == ["records.jsonl"]
 
 
 @pytest.fixture
 def results(result):
-    def results(scores: dict[Cell, list[float]], **more: Any) -> list[Result]:
+    def results(scores: dict[Cell, list[float]], **more: Any) -> list[Result[Cell]]:
         lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
         lines += [one for cell, values in scores.items() for one in reported(CPU, cell, 0.02, values, **more)]
         return [result(lines, cell) for cell in scores]
@@ -435,10 +389,10 @@ def test_the_picture_shows_means_against_bytes(write) -> None:
     lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
     lines += reported(CPU, FISH, 0.02, [0.5, 0.6], delta=400_000)
     path = write(lines)
-    assert picture.draw(table4.section("cpu", sweep.on_record(path))) is None  # one point is no picture
+    assert picture.draw(cpu(path)) is None  # one point is no picture
     lines += reported(CPU, wide, 0.02, [0.7], delta=900_000) + reported(CPU, EVERY, 0.02, [0.4], delta=450_000)
     lines += reported(CPU, FULL, 0.02, [0.8], delta=44_734_408)
-    fig = picture.draw(table4.section("cpu", sweep.on_record(write(lines))))
+    fig = picture.draw(cpu(write(lines)))
     assert fig is not None
     axes = fig.axes[0]
     containers: Any = axes.containers

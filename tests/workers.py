@@ -96,7 +96,7 @@ def _context() -> Any:
     if _is_alone:
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fishexp.processes"])
+    context.set_forkserver_preload(["fishexp.processes", "pytest"])
     return context
 
 

@@ -1,14 +1,13 @@
 """What the numbers of a table say, in sentences made from them."""
 
-import math
 from collections.abc import Sequence
 from statistics import mean
 
-from experiments.table4.cells import Result
+from experiments.study import Result
+from experiments.table4.cells import Cell
+from experiments.wording import NAMES, contest, progress
 from fishexp.report.group import Group
 
-MISSING = "missing"
-NAMES = {"fish": "FISH", "random": "random", "full": "dense training"}
 SCHEDULES = {"fixed": "one fixed mask", "every_epoch": "a new mask every epoch"}
 
 
@@ -22,49 +21,17 @@ def sizes(group: Group) -> tuple[float, int]:
     return mean(run["bytes"]["delta"] for run in group.runs), group.runs[0]["bytes"]["dense"]
 
 
-def sentence(text: str) -> str:
-    """With a capital and a full stop."""
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def findings(results: Sequence[Result], seeds: int) -> list[str]:
+def findings(results: Sequence[Result[Cell]], seeds: int) -> list[str]:
     """Sentences about the cells of one table, each of which should have so many seeds."""
     groups = {(one.cell.method, one.cell.keep, one.cell.schedule): one.group for one in results if one.group}
-    runs = [run for group in groups.values() for run in group.runs]
-    hours = sum(sum(run["seconds"].values()) for run in runs) / 3600
-    found = [
-        f"{len(runs)} of the {len(results) * seeds} runs of this table are on record; they took {hours:.1f} hours."
-    ]
     methods = [(group, groups.get(("random", k, s))) for (m, k, s), group in groups.items() if m == "fish"]
     schedules = [(group, groups.get((m, k, "fixed"))) for (m, k, s), group in groups.items() if s == "every_epoch"]
-    found += _contest("FISH", "random", methods) + _contest("a new mask every epoch", "one fixed mask", schedules)
+    found = [progress(results, seeds), *contest("FISH", "random", methods)]
+    found += contest("a new mask every epoch", "one fixed mask", schedules)
     return found + _dense([one for one in results if one.group and one.group.mean is not None])
 
 
-def _contest(one: str, other: str, pairs: Sequence[tuple[Group, Group | None]]) -> list[str]:
-    """Who is ahead, how often, and how often by more than chance explains."""
-    scores = [(a, b, a.mean - b.mean) for a, b in pairs if b is not None and a.mean is not None and b.mean is not None]
-    if not scores:
-        return []
-    low, high = min(gap for *_, gap in scores), max(gap for *_, gap in scores)
-    ahead = sum(gap > 0 for *_, gap in scores)
-    text = f"{one} is ahead of {other} in {ahead} of {len(scores)} pairs of cells, by {low:+.1f} to {high:+.1f} points"
-    errors = [_standard_error(a, b) for a, b, _ in scores]
-    if None in errors:
-        return [sentence(f"{text}; some cells have fewer than three seeds, so that small differences mean nothing")]
-    clear = [gap for (*_, gap), error in zip(scores, errors, strict=True) if error is not None and abs(gap) > 2 * error]
-    counts = f"{one} is ahead in {sum(gap > 0 for gap in clear)} and {other} in {sum(gap < 0 for gap in clear)}"
-    return [sentence(text), f"By more than two standard errors of the difference, {counts}."]
-
-
-def _standard_error(a: Group, b: Group) -> float | None:
-    """Of the difference of the means; None where a group has fewer than three seeds."""
-    if a.std is None or b.std is None or min(len(a.runs), len(b.runs)) < 3:
-        return None
-    return math.sqrt(a.std**2 / len(a.runs) + b.std**2 / len(b.runs))
-
-
-def _dense(results: Sequence[Result]) -> list[str]:
+def _dense(results: Sequence[Result[Cell]]) -> list[str]:
     """Dense training beside the best of the others."""
     scores = [(one.group.mean or 0, one) for one in results if one.group]
     dense = next((one.group for _, one in scores if one.cell.method == "full"), None)

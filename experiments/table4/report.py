@@ -1,19 +1,20 @@
 """Records to README.md and its pictures."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from experiments.table4 import picture, rates
-from experiments.table4.cells import Result, Section
-from experiments.table4.findings import MISSING, NAMES, brief, findings, sizes
+from experiments import rates
+from experiments.study import Result, Section
+from experiments.table4 import picture
+from experiments.table4.cells import LOGS, Cell
+from experiments.table4.findings import SCHEDULES, brief, findings, sizes
+from experiments.wording import MISSING, NAMES, agrees, rate, score, sentence, side_by_side, uncommitted
 from fishexp.report.plot import save
 from fishexp.report.table import aligned
 
 Logs: TypeAlias = Mapping[tuple[str, float, str], float]  # (method, keep, schedule) -> accuracy
 
-LOGS = json.loads((Path(__file__).parent / "authors_logs.json").read_text())
 _INTRO = """# Table 4: every epoch kept as a checkpoint
 
 Made by [table4.py](table4.py) from [records.jsonl](records.jsonl). A ResNet is trained from scratch on CIFAR-10 while
@@ -30,31 +31,29 @@ of its file, on average, moved BatchNorm statistics included; the model that tra
 them."""
 
 
-def write(home: Path, sections: Iterable[Section]) -> None:
+def write(home: Path, sections: Sequence[Section[Cell]]) -> None:
     """README.md and a picture for each profile that has results; nothing where none has."""
     shown = [one for one in sections if any(result.group or result.tried for result in one.results)]
     parts = [_INTRO]
     for one in shown:
-        parts += [f"## Profile {one.name}", one.profile.about, _settings(one)]
+        parts += [f"## Profile {one.profile}", one.study.about, _settings(one)]
         if fig := picture.draw(one):
-            save(fig, home / f"{one.name}.png")
-            parts.append(f"![Accuracy against bytes of a checkpoint]({one.name}.png)")
-        parts += [*_tables(one), *rates.paragraphs(one)]
+            save(fig, home / f"{one.profile}.png")
+            parts.append(f"![Accuracy against bytes of a checkpoint]({one.profile}.png)")
+        parts += [*_tables(one), *_rates(one)]
     if shown:
         (home / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _tables(one: Section) -> list[str]:
+def _tables(one: Section[Cell]) -> list[str]:
     """One for each variant, and what it says."""
-    parts = []
-    several = len(one.profile.variants) > 1
-    for variant in one.profile.variants:
-        parts += [f"### {brief(variant)}"] if several else []
+    parts, variants = [], _variants(one)
+    for variant in variants:
+        parts += [f"### {brief(variant)}"] if len(variants) > 1 else []
         results = [result for result in one.results if result.cell.variant == variant or result.cell.method == "full"]
-        parts += [_table(results, _logs(one, variant)), " ".join(findings(results, len(one.profile.seeds)))]
-    dirty = [run_id for result in one.results if result.group for run_id in result.group.uncommitted]
-    parts += [f"† with uncommitted code: {', '.join(dirty)}"] if dirty else []
-    if any(_logs(one, variant) for variant in one.profile.variants):
+        parts += [_table(results, _logs(one, variant)), " ".join(findings(results, len(one.study.seeds)))]
+    parts += uncommitted(one.results)
+    if any(_logs(one, variant) for variant in variants):
         return [*parts, f"Their logs: {LOGS['what']} They are in [authors_logs.json](authors_logs.json)."]
     return [
         *parts,
@@ -63,18 +62,18 @@ def _tables(one: Section) -> list[str]:
     ]
 
 
-def _logs(one: Section, variant: str) -> Logs:
+def _variants(one: Section[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.variant for cell in one.study.cells))
+
+
+def _logs(one: Section[Cell], variant: str) -> Logs:
     """The authors' logs; empty where a setting is not theirs."""
-    run = one.in_table
-    told = {"data.name": run["data"]["name"], "model.name": run["model"]["name"]}
-    told |= {f"regime.{key}": run["regime"][key] for key in ("epochs", "batch_size")}
-    told["decay"] = variant.split()[0].removeprefix("decay=")
-    if told != LOGS["settings"]:
+    if not agrees(LOGS["settings"], one.in_table | {"decay": variant.split()[0].removeprefix("decay=")}):
         return {}
     return {(line["method"], line["keep"], line["mask"]): line["accuracy"] for line in LOGS["runs"]}
 
 
-def _settings(one: Section) -> str:
+def _settings(one: Section[Cell]) -> str:
     """What was run, beside the original."""
     run, regime = one.in_table, one.in_table["regime"]
     rows = {
@@ -88,16 +87,46 @@ def _settings(one: Section) -> str:
             "5 epochs (5%)",
         ),
         "images that FISH scores": (f"{run['method']['samples']:,}", "1,024"),
-        "weights outside the mask": ("; ".join(map(brief, one.profile.variants)), "decay all the same"),
-        "rate chosen on": (rates.chosen_on(one), "the test images, as far as their code shows"),
-        "seeds": (str(len(one.profile.seeds)), "5 (in their logs 1)"),
+        "weights outside the mask": ("; ".join(map(brief, _variants(one))), "decay all the same"),
+        "rate chosen on": (rates.chosen_on(one, "images"), "the test images, as far as their code shows"),
+        "seeds": (str(len(one.study.seeds)), "5 (in their logs 1)"),
     }
-    columns = {"": list(rows), "here": [ours for ours, _ in rows.values()]}
-    columns["the original"] = [theirs for _, theirs in rows.values()]
-    return aligned(columns, left=columns)
+    return side_by_side(rows)
 
 
-def _table(results: Sequence[Result], logs: Logs) -> str:
+def _rates(one: Section[Cell]) -> list[str]:
+    """The learning rates tried and the one taken."""
+    if one.chosen is None:
+        return [
+            "Learning rates are the best of the authors' logs, which they found with every weight decaying: "
+            f"nobody tuned the others. {_shared(one.results)}".rstrip()
+        ]
+    several = len(_variants(one)) > 1
+
+    def columns(cell: Cell) -> dict[str, str]:
+        found = {"method": cell.method, "keep": f"{cell.keep:g}"}
+        found["mask"] = SCHEDULES[cell.schedule] if cell.method != "full" else ""
+        return found | ({"weights outside the mask": brief(cell.variant)} if several else {})
+
+    return rates.paragraphs(
+        one,
+        score=f"Accuracy in % on {rates.chosen_on(one, 'images')}",
+        columns=columns,
+        name=lambda cell: f"{NAMES[cell.method]}{f' at {cell.keep:g}' if cell.method != 'full' else ''}",
+        shared=_shared(one.results),
+    )
+
+
+def _shared(results: Sequence[Result[Cell]]) -> str:
+    """Which cells take the rate of others."""
+    keeps = {result.cell.keep: result.source.keep for result in results if result.cell.keep != result.source.keep}
+    texts = [f"keep {keep:g} takes the rate of {other:g}" for keep, other in keeps.items()]
+    if any(result.cell.schedule != result.source.schedule for result in results):
+        texts.append("every cell with a new mask every epoch takes that of the fixed mask")
+    return sentence("; ".join(texts)) if texts else ""
+
+
+def _table(results: Sequence[Result[Cell]], logs: Logs) -> str:
     """A row for each keep and schedule; dense training last."""
     columns: dict[str, list[str]] = {"keep": [], "mask": []}
     by_cell = {(result.cell.method, result.cell.keep, result.cell.schedule): result for result in results}
@@ -115,11 +144,11 @@ def _table(results: Sequence[Result], logs: Logs) -> str:
     return aligned(columns, left=("mask",))
 
 
-def _add(columns: dict[str, list[str]], method: str, result: Result, logs: Logs) -> None:
+def _add(columns: dict[str, list[str]], method: str, result: Result[Cell], logs: Logs) -> None:
     """What is known of a cell, to the columns of ``method``."""
     cells = {
         "%": score(result),
-        "lr": MISSING if result.lr is None else f"{result.lr:g}",
+        "lr": rate(result),
         "MB": MISSING,
         "of dense": MISSING,
     }
@@ -131,13 +160,3 @@ def _add(columns: dict[str, list[str]], method: str, result: Result, logs: Logs)
         cells["% in their log"] = "–" if logged is None else f"{logged:.1f}"
     for header, cell in cells.items():
         columns.setdefault(f"{NAMES[method]}: {header}", []).append(cell)
-
-
-def score(result: Result) -> str:
-    """``57.1 ± 0.4 (5 seeds)``; says where runs are missing or failed."""
-    failed = [f"{result.failed} failed"] if result.failed else []
-    if result.group is None:
-        return ", ".join([MISSING, *failed])
-    seeds = len(result.group.runs)
-    counts = ", ".join(["one seed" if seeds == 1 else f"{seeds} seeds", *failed])
-    return f"{result.group.score}{' †' if result.group.uncommitted else ''} ({counts})"

@@ -9,12 +9,14 @@ from fishexp.conductor import Conductor, Plan
 from fishexp.course import Recipe, evaluated
 from fishexp.errors import FishexpError
 from fishexp.exchange import Reduce, Wire
+from fishexp.kept import weights
 from fishexp.merging import Merge
 from fishexp.problem import Problem
 from fishexp.regimes import Outcome
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
+from fishexp.traffic import Link, Traffic, foretell
 
 Masks: TypeAlias = Literal["same", "disjoint"]
 
@@ -79,4 +81,22 @@ def train(
     if problem.as_original and choose.method == "random":
         disjoint = True  # the original's random masks always are
     plan = Plan(sync_every, merge, disjoint, warmup_epochs, refresh_every, shard, wire, reduce, snapshot_steps)
+    if problem.crew.size > 1:
+        for line in _costs(problem, choose, plan, decay, Link(bandwidth, latency)):
+            log.say(line)
     return Outcome(*Conductor(problem, choose, log, snapshots, decay, recipe, plan).go())
+
+
+def _costs(problem: Problem, choose: Choice, plan: Plan, decay: Decay, link: Link) -> list[str]:
+    """What merges are going to cost."""
+    own = weights(problem.model)
+    total, head = sum(p.numel() for p in own.values()), sum(own[name].numel() for name in problem.head)
+    traffic = Traffic(
+        total,
+        total if decay == "all" else choose.count(),
+        head,
+        sum(b.numel() for b in problem.model.buffers() if b.is_floating_point()),
+        plan.disjoint and decay == "kept",
+        2 if plan.wire == "bf16" else 4,
+    )
+    return foretell(traffic, problem.crew.size, plan.sync_every, plan.warmup_epochs, link)

@@ -1,0 +1,86 @@
+"""The benchmark of merges: real workers, the bytes of a ring, and nothing timed that is not the mean."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import merge_report, merges, report
+from benchmarks.__main__ import run
+from benchmarks.merge_cases import MERGE_KEPT, MergeCase
+from benchmarks.merges import measure_merges
+from benchmarks.timing import Effort
+from fishexp.errors import FishexpError
+from fishexp.processes import Processes
+from tests.workers import Workers
+
+TWO = Effort(0.0, least=2, warmup=1)
+SMALL = MergeCase(2, 20_000, keep=0.05)
+
+
+def test_two_workers_merge_and_the_record_has_what_they_sent() -> None:
+    found = {one.contender: one for one in measure_merges(SMALL, TWO)}
+    assert [(name, one.values, one.sent_bytes) for name, one in found.items()] == [
+        ("ours", 1000, 4000),
+        ("ring", 1000, 4000),
+        ("dense", 20_000, 80_000),
+    ]
+    for one in found.values():
+        assert one.rounds == 2
+        assert 0 < one.seconds[0] <= one.seconds[1] <= one.seconds[2]
+
+
+def not_the_mean(crew: Processes) -> None:
+    merges.WAYS["ring"] = lambda crew, row: crew.add([row])
+    merges._measured(SMALL, TWO, crew)
+
+
+def test_what_is_not_the_mean_is_not_timed(tmp_path: Path) -> None:
+    with (
+        Workers(2, tmp_path, not_the_mean) as workers,
+        pytest.raises(FishexpError, match="merge: ring of 2 workers is not the mean; nothing was timed"),
+    ):
+        workers.results()
+
+
+class Refused(MergeCase):
+    def values(self, contender: str) -> int:
+        raise FishexpError(f"what a worker has against {contender}")
+
+
+def test_what_a_worker_finds_wrong_is_said_here() -> None:
+    with pytest.raises(FishexpError, match="what a worker has against ours"):
+        list(measure_merges(Refused(2, 1000), TWO))
+
+
+def test_a_run_records_and_makes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "README.md").write_text(f"before {report.START} old {report.END} after")
+    run([SMALL, MergeCase(2, 40_000, MERGE_KEPT, keep=0.05)], TWO, "cpu", tmp_path)
+    records = report.read(tmp_path / "records.jsonl")
+    assert {record["threads"] for record in records} == {1}
+    small, large = [record for record in records if record["contender"] == "ours"]
+    (dense,) = [record for record in records if record["contender"] == "dense"]
+    text = (tmp_path / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|  ")]
+    first, second = rows[-2:]
+    assert first[:5] == ["2", "20,000", "0.05", "1,000", "4,000"]
+    assert second[:5] == ["2", "40,000", "0.05", "2,000", "8,000"]
+    milliseconds = 1e3 * dense["seconds"][1]
+    assert float(first[7]) == pytest.approx(milliseconds, rel=6e-3)
+    assert second[7].endswith(" (linear)")
+    assert float(second[7].split()[0]) == pytest.approx(2 * milliseconds, rel=6e-3)
+    assert float(first[8]) == pytest.approx(small["seconds"][1] / dense["seconds"][1], rel=6e-2)
+    assert float(second[8]) == pytest.approx(large["seconds"][1] / dense["seconds"][1] / 2, rel=6e-2)
+    assert "](merge.png)" in text
+    assert (tmp_path / "merge.png").read_bytes().startswith(b"\x89PNG")
+    assert "merge: 2 workers, 20,000 weights, keep 0.05" in capsys.readouterr().out
+
+
+def test_dense_is_foretold_from_the_largest_smaller_model() -> None:
+    line = {"contender": "dense", "workers": 2, "seconds": [0.0, 1.0, 2.0]}
+    records = [line | {"weights": 10}, line | {"weights": 30, "seconds": [0.0, 6.0, 9.0]}]
+    records.append(line | {"workers": 4, "weights": 90})
+    assert merge_report.dense_seconds(records, 2, 10) == (1.0, True)
+    assert merge_report.dense_seconds(records, 2, 20) == (2.0, False)
+    assert merge_report.dense_seconds(records, 2, 90) == (18.0, False)
+    assert merge_report.dense_seconds(records, 2, 5) is None
+    assert merge_report.dense_seconds(records, 8, 90) is None
