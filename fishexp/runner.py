@@ -11,7 +11,7 @@ import torch
 
 from fishexp import hardware
 from fishexp.base import BASE, drop_base, store_base
-from fishexp.bookkeeping import opened, take_up
+from fishexp.bookkeeping import alone, opened, take_up
 from fishexp.choice import Choice
 from fishexp.crew import Crew
 from fishexp.delta.fingerprint import digest, fingerprint
@@ -48,7 +48,6 @@ def run(config: Config, folder: Path, member: Member = ALONE) -> Record:
     """
     settings, regime = check_settings(config | {"resume": config["resume"] or bool(member.lost)}), config["regime"]
     torch.set_num_threads(member.threads(settings.threads, _THREADS))
-    folder.mkdir(parents=True, exist_ok=True)
     with member.meeting(settings.device), ExitStack() as stack:
         crew = member.crew(regime.get("workers", 1))
         snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
@@ -56,6 +55,10 @@ def run(config: Config, folder: Path, member: Member = ALONE) -> Record:
             facts |= {"commit": commit(), "torch": torch.__version__, "fishexp": versions().get("fishexp")}
             facts |= {"resume": settings.resume, **shareable(config)}
             load, build, method, train = (component(group, config[group]) for group in GROUPS)
+            folder.mkdir(parents=True, exist_ok=True)
+            if member.leads:
+                stack.enter_context(alone(folder))
+        with member.agreeing():
             record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
         if settings.resume:
             snapshots.load()
