@@ -304,15 +304,15 @@ def test_the_originals_random_masks_are_disjoint_and_their_steps_halved(
         assert fishexp(*TWO, *ORIGINAL, *options, f"compat={compat}", f"outputs={compat}").status == 0
         assert records_of(compat)[0]["kept"] == kept
         (_, _, before), (_, had, have), *_ = seen
-        for name in ("stem.conv.weight", "layer3.0.conv1.weight"):
+        for name in [name for name, tensor in before.items() if tensor.dim() == 4]:
             rows, start = torch.stack([s[name] for s in had]), before[name]
             moved = (rows != start).sum(0)
             if compat == "fish":
-                assert moved.max() == 1
+                assert moved.max() <= 1
                 only = rows.gather(0, (rows != start).int().argmax(0, keepdim=True))[0]
                 assert torch.equal(have[name], torch.where(moved == 1, start + (only - start) / 2, start))
             else:
-                assert moved.max() == 2
+                assert ((moved == 0) | (moved == 2)).double().mean() > 0.999
                 assert torch.equal(have[name], rows.double().mean(0).float())
 
 

@@ -67,10 +67,10 @@ def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", cells.PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
-    """The kinds differ in task, method and merge; an interval is an interval."""
+    """The kinds differ in method, merge and size of a batch; an interval is an interval."""
     ids, runs = set(), 0
     for part in cells.PROFILES[name]:
-        for cell in (cell for cell in part.cells if cell.sync in (9, 30)):
+        for cell in (cell for cell in part.cells if cell.sync == 30 and cell.task in ("mrpc", "rte", "mnli")):
             for step in filter(None, (part.report or "seed=1", part.choose)):
                 (run,) = composed(part.overrides(cell, step, "regime.lr=0.1"))
                 regime = run["regime"]

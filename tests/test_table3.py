@@ -60,6 +60,12 @@ def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
     assert not any(command.waits for command in plan)
 
 
+def test_all_parts_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
+    """The setting of the logs has one seed, and rates from the start."""
+    steps = [command.step for command in study.plan(profiles.PROFILES["cpu"], noted(tmp_path, tuned()))]
+    assert steps == ["rates"] * 3 + ["table"] * 21 + ["june table"] * 6 + ["table"] * 42
+
+
 @pytest.mark.parametrize("name", profiles.PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
     """Also that no two cells are one run, that masks outlive the warm-up, and that all rows merge more than once."""
@@ -240,7 +246,7 @@ def test_real_runs_give_all_that_the_report_shows(monkeypatch: pytest.MonkeyPatc
         methods=profiles.methods(1) | {"fish": f"method.samples=16 {MASKED}"},
         choose=None,
         sources={fish: fish, Cell("random", 0.05, 2): fish, Cell("full", 1.0, 2): fish},
-        report="data.valid_limit=64 regime.epochs=3 regime.warmup=0.5",
+        report="data.valid_limit=64 regime.epochs=2 regime.warmup=0.5",
         seeds=(0,),
         known={fish: 0.1},
     )
@@ -248,7 +254,7 @@ def test_real_runs_give_all_that_the_report_shows(monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "records.jsonl"
     arguments: Any = ({"PROFILE": "tiny"}, path, str(tmp_path / "outputs"))
     assert table3.main(*arguments) == 0
-    assert [(one["status"], one["bytes"]["merges"]) for one in record.read(path)] == [("finished", 3)] * 3
+    assert [(one["status"], one["bytes"]["merges"]) for one in record.read(path)] == [("finished", 2)] * 3
     text = (tmp_path / "README.md").read_text()
     assert "missing" not in text
     table = figures(text, "## Profile tiny")
