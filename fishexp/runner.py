@@ -20,10 +20,10 @@ from fishexp.examples import Data
 from fishexp.member import ALONE, Member
 from fishexp.models import WEIGHTS, Model
 from fishexp.problem import Problem
-from fishexp.record import Record, commit, versions
+from fishexp.record import Record, versions
 from fishexp.regimes import Outcome
 from fishexp.saved import save_run
-from fishexp.settings import GROUPS, Config, Settings, check_settings, component, run_name, shareable
+from fishexp.settings import GROUPS, Config, Settings, check_settings, component, run_name
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
 
@@ -51,15 +51,15 @@ def run(config: Config, folder: Path, member: Member = ALONE) -> Record:
     with member.meeting(settings.device), ExitStack() as stack:
         crew = member.crew(regime.get("workers", 1))
         snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
-        with member.agreeing() as facts:
-            facts |= {"commit": commit(), "torch": torch.__version__, "fishexp": versions().get("fishexp")}
-            facts |= {"resume": settings.resume, **shareable(config)}
-            load, build, method, train = (component(group, config[group]) for group in GROUPS)
+        with member.agreeing():
             folder.mkdir(parents=True, exist_ok=True)
             if member.leads:
                 stack.enter_context(alone(folder))
-        with member.agreeing():
+        with member.agreeing() as facts:
             record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
+            facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
+            facts |= {"resume": settings.resume, **record.config}
+            load, build, method, train = (component(group, config[group]) for group in GROUPS)
         if settings.resume:
             snapshots.load()
         with member.agreeing() as facts:
