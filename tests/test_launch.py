@@ -187,16 +187,18 @@ def test_the_first_note_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "line"),
+    ("codes", "then", "line"),
     [
-        ([LOST, -9], "worker 1 was lost (signal 9)"),
-        ([None, LOST, 3], "worker 2 was lost (exit status 3)"),
-        ([LOST, None, LOST], "worker 1 was silent for 7 s"),
-        ([LOST, LOST], "the workers lost each other"),
+        ([LOST, -9], [LOST, -9], "worker 1 was lost (signal 9)"),
+        ([None, -9], [-15, -9], "worker 1 was lost (signal 9)"),
+        ([None, LOST, 3], [-15, LOST, 3], "worker 2 was lost (exit status 3)"),
+        ([LOST, None, None], [LOST, None, LOST], "worker 1 was silent for 7 s"),
+        ([LOST, None, None], [LOST, None, None], "worker 1 and 2 was silent for 7 s"),
+        ([LOST, None], [LOST, LOST], "the workers lost each other"),
     ],
 )
-def test_who_was_lost(codes: list[int | None], line: str) -> None:
-    assert _who(codes, 7.0) == line
+def test_who_was_lost(codes: list[int | None], then: list[int | None], line: str) -> None:
+    assert _who(codes, then, 7.0) == line
 
 
 def test_workers_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
