@@ -67,6 +67,8 @@ def _arguments() -> Namespace:
 
 def _run(args: Namespace) -> int:
     """Check every run that is asked for, then let Hydra start them; the exit status."""
+    if _of_torchrun() and any(override.startswith("hydra/launcher=") for override in args.overrides):
+        raise FishexpError("hydra/launcher= starts processes of its own, and so does torchrun; use one of them")
     runs = [] if args.hydra_help or args.shell_completion else config.check_command_line(args)
     if not (args.cfg or args.info):
         _prepare(runs, args.multirun)

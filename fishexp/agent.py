@@ -59,7 +59,7 @@ class Agent(LocalElasticAgent):
     def _end(self) -> None:
         """After one worker ended, end the others; torch starts all of them again if there is no note."""
         assert isinstance(self._pcontext, SubprocessContext)
-        note = notes.find(self._notes)
+        note, ended = notes.find(self._notes), self._codes()
         for handler in self._pcontext.subprocess_handlers.values():
             if handler.proc.poll() is None:
                 handler.close(signal.SIGTERM)
@@ -68,7 +68,7 @@ class Agent(LocalElasticAgent):
             time.sleep(0.05)
         if note:
             self._remaining_restarts = 0
-        self.lost = os.environ[WHY] = _who(self._codes(), self._timeout)
+        self.lost = os.environ[WHY] = _who(ended, self._codes(), self._timeout)
         self._pcontext.close(signal.SIGKILL)
 
 
@@ -95,12 +95,12 @@ def agent_for(told: Path, store: Store, regime: Mapping[str, Any]) -> "Agent":
     return Agent(spec, DefaultLogsSpecs(str(told.with_name("torch"))), store, regime["timeout"])
 
 
-def _who(codes: Sequence[int | None], timeout: float) -> str:
-    """Which worker was lost: one that ended by itself, else one that does not end."""
-    for rank, code in enumerate(codes):
+def _who(ended: Sequence[int | None], told: Sequence[int | None], timeout: float) -> str:
+    """Which worker was lost: one that ended by itself, else one that does not end though it is told to."""
+    for rank, code in enumerate(ended):
         if code not in (None, 0, LOST):
             return f"worker {rank} was lost ({f'signal {-code}' if code < 0 else f'exit status {code}'})"
-    silent = [str(rank) for rank, code in enumerate(codes) if code is None]
+    silent = [str(rank) for rank, code in enumerate(told) if code is None]
     return f"worker {' and '.join(silent)} was silent for {timeout:g} s" if silent else "the workers lost each other"
 
 

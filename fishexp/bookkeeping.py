@@ -35,12 +35,9 @@ def opened(
     """What a run has until ``stack`` ends: the record, which is written then, its log and its device.
 
     Raises:
-        BusyError: If another process is at the same run.
         FishexpError: If there is no such device.
     """
     record = new_record(config)
-    if member.leads:
-        stack.enter_context(_alone(folder))
     wandb, resumed = settings.wandb, settings.resume
     tracker = stack.enter_context(
         Log(folder, run_name(config), record.config, wandb, resumed=resumed, rank=member.rank)
@@ -49,8 +46,12 @@ def opened(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse to run where the same run is going on already."""
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process is at the run in ``folder``.
+
+    Raises:
+        BusyError: If one is.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

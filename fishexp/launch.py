@@ -119,4 +119,6 @@ def _loopback() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # torch takes a second or more to take itself apart, and others may wait for a restart

@@ -92,13 +92,18 @@ class Member:
                 dist.destroy_process_group()
 
     def _join(self, backend: str) -> None:
-        limit, start = timedelta(seconds=self.timeout), time.monotonic()
+        assert self.met is not None  # only then there is somebody to join
+        patience = longest_start(self.timeout)
+        try:
+            self.met.set(f"came{self.rank}", "")
+            self.met.wait([f"came{rank}" for rank in range(self.size)], timedelta(seconds=patience))
+        except RuntimeError as error:
+            raise WorkerLost(f"not all of {self.size} workers came within {patience:g} s") from error
+        limit = timedelta(seconds=self.timeout)
         try:
             dist.init_process_group(backend, store=self.met, rank=self.rank, world_size=self.size, timeout=limit)
         except RuntimeError as error:
-            came = f"not all of {self.size} workers came within {self.timeout:g} s (regime.timeout)"
-            late = time.monotonic() - start >= self.timeout
-            raise WorkerLost(came if late else f"the workers do not meet: {str(error).splitlines()[0]}") from error
+            raise WorkerLost(f"the workers cannot reach each other: {str(error).splitlines()[0]}") from error
 
     @contextmanager
     def first_here(self) -> Iterator[None]:
@@ -172,6 +177,11 @@ class Member:
         except RuntimeError:  # the store went with another worker
             return error
         return error if note is None else notes.error_of(note)
+
+
+def longest_start(timeout: float) -> float:
+    """Seconds that workers may differ by as they come: imports take time, however small regime.timeout is."""
+    return max(timeout, 60)
 
 
 def _cores() -> int:

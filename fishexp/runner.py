@@ -11,7 +11,7 @@ import torch
 
 from fishexp import hardware
 from fishexp.base import BASE, drop_base, store_base
-from fishexp.bookkeeping import opened, take_up
+from fishexp.bookkeeping import alone, opened, take_up
 from fishexp.choice import Choice
 from fishexp.crew import Crew
 from fishexp.delta.fingerprint import digest, fingerprint
@@ -20,10 +20,10 @@ from fishexp.examples import Data
 from fishexp.member import ALONE, Member
 from fishexp.models import WEIGHTS, Model
 from fishexp.problem import Problem
-from fishexp.record import Record, commit, versions
+from fishexp.record import Record, versions
 from fishexp.regimes import Outcome
 from fishexp.saved import save_run
-from fishexp.settings import GROUPS, Config, Settings, check_settings, component, run_name, shareable
+from fishexp.settings import GROUPS, Config, Settings, check_settings, component, run_name
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
 
@@ -48,15 +48,18 @@ def run(config: Config, folder: Path, member: Member = ALONE) -> Record:
     """
     settings, regime = check_settings(config | {"resume": config["resume"] or bool(member.lost)}), config["regime"]
     torch.set_num_threads(member.threads(settings.threads, _THREADS))
-    folder.mkdir(parents=True, exist_ok=True)
     with member.meeting(settings.device), ExitStack() as stack:
         crew = member.crew(regime.get("workers", 1))
         snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
+        with member.agreeing():
+            folder.mkdir(parents=True, exist_ok=True)
+            if member.leads:
+                stack.enter_context(alone(folder))
         with member.agreeing() as facts:
-            facts |= {"commit": commit(), "torch": torch.__version__, "fishexp": versions().get("fishexp")}
-            facts |= {"resume": settings.resume, **shareable(config)}
-            load, build, method, train = (component(group, config[group]) for group in GROUPS)
             record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
+            facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
+            facts |= {"resume": settings.resume, **record.config}
+            load, build, method, train = (component(group, config[group]) for group in GROUPS)
         if settings.resume:
             snapshots.load()
         with member.agreeing() as facts:

@@ -12,7 +12,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fishexp.errors import FishexpError, RunFailed
-from fishexp.member import Member
+from fishexp.member import Member, longest_start
 from fishexp.settings import Config
 from fishexp.streams import redirect
 
@@ -40,7 +40,7 @@ def member(config: Config, folder: Path) -> Member:
     if regime["workers"] != size:
         raise FishexpError(f"regime.workers={regime['workers']}: torchrun started {size}; leave regime.workers away")
     timeout, run = regime["timeout"], f"run{next(_runs)}"
-    store, start = _met(rank, size, timeout)
+    store, start = _met(rank, size, longest_start(timeout))
     return Member(
         rank=rank,
         size=size,
@@ -67,8 +67,7 @@ def _met(rank: int, size: int, timeout: float) -> tuple[Store, int]:
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunFailed(
-            f"not all of {size} workers came to {place} within {timeout:g} s (regime.timeout): "
-            f"{str(error).splitlines()[0]}"
+            f"not all of {size} workers came to {place} within {timeout:g} s: {str(error).splitlines()[0]}"
         ) from error
 
 

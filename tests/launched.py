@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ TINY = (
     "regime.lr=0.05",
     "regime.sync_every=3",
     "regime.warmup_epochs=0",
-    "regime.snapshot_steps=2",
+    "regime.snapshot_steps=6",
+    "regime.refresh_every=2",
 )
 
 
@@ -96,18 +98,15 @@ def lay_out(folder: Path) -> None:
         (folder / "conf" / group / "tiny.yaml").write_text(f"name: tiny\nmodule: tiny_{group}\n{options}\n")
 
 
-def environment(root: Path = ROOT) -> dict[str, str]:
-    """Of a command: this code, wherever it is called, and none of torchrun's variables."""
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
 @contextmanager
-def started(folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fishexp"), **options: Any) -> Iterator[Any]:
-    """A command going on in ``folder``; killed in the end, with all that it started."""
-    env = options.pop("env", None) or environment()
+def started(
+    folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fishexp"), root: Path = ROOT
+) -> Iterator[Any]:
+    """A command going on in ``folder``, with the code in ``root``; killed in the end, with all that it started."""
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     told = [sys.executable, *command, *TINY, *arguments]
     with subprocess.Popen(
-        told, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        told, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -116,7 +115,13 @@ def started(folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fish
                 kill(pid)
 
 
-def ended(process: Any, within: float = 120) -> tuple[int, str, str]:
+def torchrun(node: int, port: int, nodes: int = 2, *options: str) -> tuple[str, ...]:
+    """The command of one of ``nodes`` machines, each with a worker, that all have this machine's loopback device."""
+    place = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={node}", f"--nnodes={nodes}")
+    return ("-m", "torch.distributed.run", "--nproc-per-node=1", *place, *options, "-m", "fishexp")
+
+
+def ended(process: Any, within: float = 240) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     out, err = process.communicate(timeout=within)
     return process.returncode, out, err
@@ -158,10 +163,8 @@ def workers(pid: int) -> dict[int, int]:
 
 def kill(pid: int, kind: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to a process that may have ended."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, kind)
-    except ProcessLookupError:
-        pass
 
 
 def gone(pids: Sequence[int], within: float = 10) -> bool:
@@ -176,7 +179,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], Any], within: float = 60) -> bool:
+def wait_for(condition: Callable[[], Any], within: float = 120) -> bool:
     """Whether a condition comes to hold."""
     end = time.monotonic() + within
     while not condition():
@@ -184,6 +187,26 @@ def wait_for(condition: Callable[[], Any], within: float = 60) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def has_snapshot(folder: Path, outputs: str = "outputs", workers: int = 2) -> bool:
+    """Whether each of the workers of the only run could go on from somewhere."""
+    return len({file.parent for file in (folder / outputs).glob("tiny/*/*/*/snapshots/worker*/0*")}) == workers
+
+
+def listening(pids: Sequence[int]) -> set[str]:
+    """Addresses, in hexadecimal as the kernel has them, on which these processes take connections."""
+    inodes = set()
+    for pid in pids:
+        with suppress(OSError):
+            inodes |= {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and f"socket:[{columns[9]}]" in inodes:
+                found.add(columns[1].partition(":")[0])
+    return found
 
 
 def run_folder(folder: Path, outputs: str = "outputs") -> Path:
@@ -195,3 +218,10 @@ def run_folder(folder: Path, outputs: str = "outputs") -> Path:
 def records(folder: Path, outputs: str = "outputs") -> list[dict[str, Any]]:
     """Of all runs, in the order in which they ended."""
     return list(read(folder / outputs / "records.jsonl"))
+
+
+def free_port() -> int:
+    """On the loopback device, for a torchrun to be told of."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
