@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,7 @@ def test_workers_meet_whatever_those_before_them_left(tmp_path: Path) -> None:
         threads[0].start()
         leader = threading.Thread(target=lambda: found.update({0: torchrun._lead(FileStore(path), 3, 20)}))  # noqa: B023
         leader.start()
+        time.sleep(0.3)  # it answers the word that is there before the worker comes
         threads[1].start()
         for thread in (*threads, leader):
             thread.join(30)
@@ -326,3 +328,4 @@ def test_workers_that_are_started_after_the_end_end(tmp_path: Path) -> None:
     member = Member(0, 2, store=store, met=store, timeout=5)
     with pytest.raises(RunFailed, match=r"^the loss is not finite\n"), member.meeting("cpu"):
         raise AssertionError("it should not come so far")
+    assert not store.check(["came0"])  # nor wait for anybody
