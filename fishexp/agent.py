@@ -33,7 +33,7 @@ class Agent(LocalElasticAgent):
     """
 
     def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, store: Store, timeout: float) -> None:
-        super().__init__(spec, logs, shutdown_timeout=_FAREWELL)
+        super().__init__(spec, logs)
         self.spec, self.lost = spec, "a worker was lost"
         self._notes, self._timeout = store, timeout
 

@@ -1,4 +1,10 @@
-"""Which worker of a run torchrun made of this process."""
+"""Which worker of a run torchrun made of this process.
+
+What torchrun does before there are workers is its own: a machine that does not come ends it after
+``--rdzv-conf=timeout=SECONDS`` (15 minutes if not given), a port that is taken ends it at once, and the last line that
+it writes says so. Its store, and the workers' connections, are open to whoever reaches the machines, and its rendezvous
+``c10d`` unpickles what it finds there: use it in a network that you trust.
+"""
 
 import itertools
 import os

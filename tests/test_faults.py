@@ -117,7 +117,8 @@ def test_a_worker_that_hangs_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
         status, out, err = ended(process)
     assert (status, err) == (0, "")
     assert "worker 1 was silent for 10 s; continued from a snapshot after " in out
-    assert [record["config"]["regime"]["timeout"] for record in records(tmp_path)] == [10]
+    assert [record["status"] for record in records(tmp_path)] == ["finished"]
+    assert_as_undisturbed(tmp_path)
 
 
 @pytest.mark.slow

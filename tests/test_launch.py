@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
-from fishexp import notes, torchrun
+from fishexp import hardware, notes, torchrun
 from fishexp.agent import LOST, _who
 from fishexp.errors import BusyError, FishexpError, RunFailed, WorkerLost
 from fishexp.member import RECORDED, Member
 from fishexp.record import commit
 from tests import launched
+from tests.checks import refusal
 from tests.cli import QUICK, fishexp
 from tests.launched import ended, lay_out, listening, records, run_folder, started, wait_for
 from tests.workers import Workers
@@ -207,6 +208,19 @@ def test_workers_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -
     assert Member(local_size=2).threads(None, usual=5) == 3
     assert Member(local_size=9).threads(None, usual=5) == 1
     assert Member(local_size=2).threads(4, usual=5) == 4
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with hardware.device("auto", 2, 3) as device:
+        assert (device, chosen) == (torch.device("cuda", 2), [2])
+    line = refusal(hardware.device("cuda", 0, 4).__enter__)
+    assert line.startswith("4 workers on a machine with 3 GPUs: each needs one of its own; take fewer workers")
+    with hardware.device("cpu", 0, 4) as device:
+        assert device.type == "cpu"
 
 
 def test_workers_meet_whatever_those_before_them_left(tmp_path: Path) -> None:
