@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks.merge_cases import MergeCase
 from benchmarks.timing import Effort, interleave, quartiles
 from fishexp import hardware
+from fishexp.crew.processes import Processes
 from fishexp.errors import FishexpError
-from fishexp.processes import Processes
 
 MANY, FEW = 10_000_000, 5  # with more values than these, few rounds
 TIMEOUT = 120.0  # seconds

@@ -4,19 +4,19 @@ from contextlib import nullcontext
 from typing import Any
 
 from fishexp.choice import Choice
-from fishexp.common import Common
 from fishexp.course import Recipe
 from fishexp.delta import Delta
 from fishexp.delta.seeded import Seeded
 from fishexp.examples import Metrics
-from fishexp.exchange import Exchange
 from fishexp.kept import weights
 from fishexp.loop import evaluate
-from fishexp.packed import Places, mask_at, places, restored, stored
+from fishexp.merging.common import Common
+from fishexp.merging.exchange import Exchange
+from fishexp.merging.packed import Places, mask_at, places, restored, stored
+from fishexp.merging.timetable import Plan, Timetable
 from fishexp.problem import Problem
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
-from fishexp.timetable import Plan, Timetable
 from fishexp.tracking import Log
 from fishexp.worker import Worker, problem_of
 

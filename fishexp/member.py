@@ -14,9 +14,9 @@ from torch.distributed.distributed_c10d import Store
 
 from fishexp import notes
 from fishexp.crew import Crew, Together
+from fishexp.crew.processes import Processes
 from fishexp.errors import WorkerLost
 from fishexp.notes import Facts
-from fishexp.processes import Processes
 
 RECORDED = "recorded"  # key of a store: the status in the record
 _DOWNLOAD = timedelta(hours=6)  # for what one worker of a machine does before its others

@@ -12,8 +12,8 @@ from torch import Tensor
 from fishexp.course import Course, Recipe
 from fishexp.errors import RunFailed
 from fishexp.masks import Mask
+from fishexp.merging.packed import Ledger, places
 from fishexp.moving import Moving, carry
-from fishexp.packed import Ledger, places
 from fishexp.problem import Problem
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshot, Snapshots

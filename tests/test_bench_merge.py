@@ -9,8 +9,8 @@ from benchmarks.__main__ import run
 from benchmarks.merge_cases import MERGE_KEPT, MergeCase
 from benchmarks.merges import measure_merges
 from benchmarks.timing import Effort
+from fishexp.crew.processes import Processes
 from fishexp.errors import FishexpError
-from fishexp.processes import Processes
 from tests.workers import Workers
 
 TWO = Effort(0.0, least=2, warmup=1)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import fishexp as library
 from fishexp.conductor import Conductor
 from fishexp.crew import Together
+from fishexp.crew.traffic import Link, Traffic
 from fishexp.kept import weights
 from fishexp.masks import Mask
 from fishexp.problem import Problem
@@ -22,7 +23,6 @@ from fishexp.record import read
 from fishexp.regimes import distributed
 from fishexp.snapshots import Snapshots
 from fishexp.tracking import Log
-from fishexp.traffic import Link, Traffic
 from fishexp.worker import problem_of
 from tests import test_training as plain
 from tests.cli import fishexp

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fishexp.common import Common
 from fishexp.crew import Together
-from fishexp.exchange import Exchange
-from fishexp.packed import places
+from fishexp.merging.common import Common
+from fishexp.merging.exchange import Exchange
+from fishexp.merging.packed import places
 
 WORKERS = 3
 HEAD = ("2.weight", "2.bias")

@@ -18,13 +18,12 @@ from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it
 ORDER = [
-    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "crew", "processes", "merging",
-    "masks", "kept", "packed", "common", "exchange", "timetable", "rule", "gradients", "functions", "modules",
-    "sparse", "inputs", "evaluation", "layers", "batched", "scoring", "fisher", "examples", "images", "text",
-    "metrics", "pooling", "traffic", "problem", "loop", "bars", "streams", "tracking", "choice", "hardware",
-    "snapshots", "moving", "base", "checkpoints", "course", "worker", "data", "models", "methods", "conductor",
-    "regimes", "saved", "record", "notes", "member", "bookkeeping", "runner", "torchrun", "agent", "launch",
-    "report", "usage", "config", "__main__",
+    "errors", "interrupts", "atomic", "budget", "hub", "settings", "delta", "masks", "kept", "crew", "merging",
+    "rule", "gradients", "functions", "modules", "sparse", "inputs", "evaluation", "layers", "batched",
+    "scoring", "fisher", "examples", "images", "text", "metrics", "problem", "loop", "bars", "streams",
+    "tracking", "choice", "hardware", "snapshots", "moving", "base", "checkpoints", "course", "worker", "data",
+    "models", "methods", "conductor", "regimes", "saved", "record", "notes", "member", "bookkeeping", "runner",
+    "torchrun", "agent", "launch", "report", "usage", "config", "__main__",
 ]  # fmt: skip
 YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, group).glob("*.yaml"))
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fishexp.crew import Crew, Reduction, Together
+from fishexp.crew.pooling import pooled
 from fishexp.errors import FishexpError
 from fishexp.masks import Scores, top_k
-from fishexp.pooling import pooled
 from tests.workers import Workers
 
 TINY = 2.0**-149  # the smallest float32

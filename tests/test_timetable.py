@@ -2,7 +2,7 @@
 
 import pytest
 
-from fishexp.timetable import Timetable
+from fishexp.merging.timetable import Timetable
 
 
 def merges(table: Timetable) -> list[int]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fishexp.crew import Together
-from fishexp.traffic import Cost, Link, Traffic, foretell
+from fishexp.crew.traffic import Cost, Link, Traffic, foretell
 
 LINK = Link(bandwidth=100, latency=1)
 SAME = Traffic(weights=1_000_000, kept=10_000, head=1_000, buffers=0, disjoint=False, value_bytes=4)

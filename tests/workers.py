@@ -96,7 +96,7 @@ def _context() -> Any:
     if _is_alone:
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fishexp.processes", "pytest"])
+    context.set_forkserver_preload(["fishexp.crew.processes", "pytest"])
     return context
 
 
@@ -112,7 +112,7 @@ def _work(
     import torch
     import torch.distributed as dist
 
-    from fishexp.processes import Processes
+    from fishexp.crew.processes import Processes
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)

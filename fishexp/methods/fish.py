@@ -7,12 +7,12 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
+from fishexp.crew.pooling import pooled
 from fishexp.errors import FishexpError
 from fishexp.evaluation import is_untrained
 from fishexp.fisher import diagonal_fisher
 from fishexp.layers import Power
 from fishexp.masks import Scores
-from fishexp.pooling import pooled
 from fishexp.problem import Problem
 from fishexp.scoring import Labels, Loss
 

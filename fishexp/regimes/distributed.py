@@ -7,17 +7,17 @@ from annotated_types import Ge, Gt
 from fishexp.choice import Choice
 from fishexp.conductor import Conductor
 from fishexp.course import Recipe, evaluated
+from fishexp.crew.traffic import Link, Traffic, foretell
 from fishexp.errors import FishexpError
-from fishexp.exchange import Reduce, Wire
 from fishexp.kept import weights
 from fishexp.merging import Merge
+from fishexp.merging.exchange import Reduce, Wire
+from fishexp.merging.timetable import Plan
 from fishexp.problem import Problem
 from fishexp.regimes import Outcome
 from fishexp.settings import Decay
 from fishexp.snapshots import Snapshots
-from fishexp.timetable import Plan
 from fishexp.tracking import Log
-from fishexp.traffic import Link, Traffic, foretell
 
 Masks: TypeAlias = Literal["same", "disjoint"]
 

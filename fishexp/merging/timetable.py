@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from fishexp.exchange import Reduce, Wire
 from fishexp.merging import Merge
+from fishexp.merging.exchange import Reduce, Wire
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fishexp.delta.fingerprint import bits
 from fishexp.kept import weights
 from fishexp.merging import digest
-from fishexp.packed import Packed, Places, stored
+from fishexp.merging.packed import Packed, Places, stored
 
 
 class Common:

@@ -76,9 +76,8 @@ class Ledger:
             return
         self.seeds.append(seed)
         for name, p in weights(self._model).items():
-            here = [
-                torch.arange(p.numel(), device=p.device) if m[name] is None else m[name] for m in moving if name in m
-            ]
+            found = [where[name] for where in moving if name in where]
+            here = [torch.arange(p.numel(), device=p.device) if index is None else index for index in found]
             if not here:
                 continue
             known = self._places.get(name, here[0][:0])

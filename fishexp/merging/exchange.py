@@ -6,11 +6,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from fishexp.common import Common
 from fishexp.crew import Crew
 from fishexp.errors import RunFailed
 from fishexp.merging import Merge, combined, merged
-from fishexp.packed import Places
+from fishexp.merging.common import Common
+from fishexp.merging.packed import Places
 
 Wire: TypeAlias = Literal["fp32", "bf16"]
 Reduce: TypeAlias = Literal["ordered", "ring"]
