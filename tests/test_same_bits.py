@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["disjoint", "ordered", pytest.param("ring", marks=pytest.mark.slow)])
 def test_processes_are_simulated_to_the_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = []
