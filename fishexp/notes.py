@@ -25,7 +25,9 @@ def note_of(error: BaseException, rank: int = 0) -> Note:
         text = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}; debug=true shows where"
     kind = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
     trace = "".join(traceback.format_exception(error))
-    return {"kind": kind, "text": f"worker {rank}: {text}" if rank > 0 else text, "trace": trace}
+    if rank > 0 and not text.startswith("worker "):  # what all agreed on may say already whose it is
+        text = f"worker {rank}: {text}"
+    return {"kind": kind, "text": text, "trace": trace}
 
 
 def error_of(note: Note) -> BaseException:
