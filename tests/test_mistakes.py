@@ -9,7 +9,7 @@ from tests.cli import QUICK, fishexp, records
 COMPOSITION = {
     "method=fsh": "method=fsh: no such method; did you mean fish? there are: bitfit, fish, full, magnitude, random",
     "data=imagenet": "data=imagenet: no such data; there are: cifar10, digits, glue",
-    "regime=distributed": "regime=distributed: no such regime; there are: checkpointing, transfer",
+    "regime=federal": "regime=federal: no such regime; there are: checkpointing, distributed, transfer",
     "data=glue/rte": "data=glue/rte: no such data; did you mean glue?",
     "metod=fish": "unknown key metod; did you mean method?",
     "+sead=1": "unknown key sead; did you mean seed?",

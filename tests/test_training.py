@@ -156,13 +156,19 @@ def test_fish_scores_distinct_examples_in_random_order_and_says_when_there_are_f
     assert "method.samples=100: there are 22 training examples, all are used" in caplog.text
 
 
-def test_compat_scores_augmented_examples_in_training_mode() -> None:
-    """As the original's CIFAR-10 code: batch normalisation of one image, whose running statistics move."""
+@pytest.mark.parametrize("trained", [False, True])
+def test_compat_scores_augmented_examples_in_the_mode_of_the_original(trained: bool) -> None:
+    """Its first mask was scored in training mode, batch normalisation of one image, whose running statistics move."""
     ours = problem(conv_net().eval(), (2, 4, 4), as_original=True)
-    before = ours.model[1].running_mean.clone()  # type: ignore[index]
+    norm = ours.model.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    if not trained:
+        norm.reset_running_stats()
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone()
     fish.scores(ours, samples=9, labels="true_label", power="square")
     assert all(ours.data.train.augmented)
-    assert not torch.equal(ours.model[1].running_mean, before)  # type: ignore[index]
+    assert torch.equal(norm.running_mean, before) == trained
 
 
 def test_random_scores_spare_no_layer() -> None:
