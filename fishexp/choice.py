@@ -59,12 +59,20 @@ class Choice:
             return count(self._method(self._problem))
         return left(self._paid(), self._total, self._head, self._problem.head, workers) + self._head
 
-    def disjoint(self, workers: int) -> list[Mask]:
-        """A mask for each of so many workers, with nothing but the head in common."""
+    def check_disjoint(self) -> None:
+        """Whether workers can have masks of their own.
+
+        Raises:
+            FishexpError: If the method names its mask outright.
+        """
         if self.fixed:
             raise FishexpError(
                 f"regime.masks=disjoint: method={self.method} names its weights itself; take regime.masks=same"
             )
+
+    def disjoint(self, workers: int) -> list[Mask]:
+        """A mask for each of so many workers, with nothing but the head in common."""
+        self.check_disjoint()
         with self._tracker.clock("scores"):
             masks = split(self._scores(workers), self._paid(), workers, always=self._problem.head)
         each = count(masks[0])

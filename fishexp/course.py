@@ -147,10 +147,8 @@ class Course:
             "order.begun": place.order,
             "order.now": problem.order.get_state() if self._order is None else self._order,
             "generator": problem.generator.get_state(),
-            "torch": torch.get_rng_state(),
+            **problem.random_streams(),
         }
-        if problem.device.type == "cuda":
-            tensors["cuda"] = torch.cuda.get_rng_state(problem.device)
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
         return tensors, {"loss": place.loss.item(), **{name: getattr(place, name) for name in COUNTS}}
@@ -172,9 +170,7 @@ class Course:
         self._order = tensors["order.now"] if self.place.batches else None
         problem.order.set_state(self.place.order)
         problem.generator.set_state(tensors["generator"])
-        torch.set_rng_state(tensors["torch"])
-        if "cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["cuda"], problem.device)
+        problem.set_random_streams(tensors)
         self.optimise(parameters)
         self._restore_optimiser(snapshot)
 

@@ -17,6 +17,10 @@ class RunFailed(Exception):
     """A run could not finish (a NaN loss, say). The message is one line."""
 
 
+class AllFailed(RunFailed):
+    """What every worker of the run raises; the message says whose fault it is."""
+
+
 class WorkerLost(RunFailed):
     """Another worker of the run is gone, or silent: the run may go on from its last snapshot."""
 

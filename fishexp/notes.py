@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch.distributed.distributed_c10d import Store
 
-from fishexp.errors import BusyError, FishexpError, RunFailed
+from fishexp.errors import AllFailed, BusyError, FishexpError, RunFailed
 
 Note: TypeAlias = dict[str, str]  # kind, text, trace
 Facts: TypeAlias = dict[str, Any]  # name -> what JSON can hold
@@ -25,7 +25,7 @@ def note_of(error: BaseException, rank: int = 0) -> Note:
         text = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}; debug=true shows where"
     kind = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
     trace = "".join(traceback.format_exception(error))
-    if rank > 0 and not text.startswith("worker "):  # what all agreed on may say already whose it is
+    if rank > 0 and not isinstance(error, AllFailed):
         text = f"worker {rank}: {text}"
     return {"kind": kind, "text": text, "trace": trace}
 

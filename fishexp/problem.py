@@ -1,6 +1,6 @@
 """What is to be learned and by what: the model, its data, its loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -65,6 +65,17 @@ class Problem:
         with self.autocast():
             logits = logits_of(self.model, inputs)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def random_streams(self) -> dict[str, Tensor]:
+        """The states of torch's own generators, on the CPU and on ``device``."""
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"torch": torch.get_rng_state(), **cuda}
+
+    def set_random_streams(self, states: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`random_streams` gave."""
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def batches(
         self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False

@@ -64,11 +64,11 @@ class Worker:
         self._steps: Iterator[Tensor] | None = None
         if rank > 0:
             seed = _other(torch.initial_seed(), rank)
-            self._streams = [torch.Generator().manual_seed(seed).get_state()]
+            self._streams = {"torch": torch.Generator().manual_seed(seed).get_state()}
             if problem.device.type == "cuda":
-                self._streams.append(torch.Generator(problem.device).manual_seed(seed).get_state())
+                self._streams["cuda"] = torch.Generator(problem.device).manual_seed(seed).get_state()
         else:
-            self._streams = self._now()
+            self._streams = problem.random_streams()
 
     def move(self, mask: Mask | None, decay: Decay) -> None:
         """Train the entries of this mask from now on (None: all); those that stay keep their momentum."""
@@ -127,22 +127,13 @@ class Worker:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Torch's random streams are this worker's."""
-        others = self._now()
-        self._set(self._streams)
+        others = self.problem.random_streams()
+        self.problem.set_random_streams(self._streams)
         try:
             yield
         finally:
-            self._streams = self._now()
-            self._set(others)
-
-    def _now(self) -> list[Tensor]:
-        cuda = self.problem.device.type == "cuda"
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.problem.device)] if cuda else [])]
-
-    def _set(self, streams: list[Tensor]) -> None:
-        torch.set_rng_state(streams[0])
-        if len(streams) > 1:
-            torch.cuda.set_rng_state(streams[1], self.problem.device)
+            self._streams = self.problem.random_streams()
+            self.problem.set_random_streams(others)
 
 
 def _other(seed: int, rank: int) -> int:

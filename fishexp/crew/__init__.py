@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fishexp.errors import RunFailed
+from fishexp.errors import AllFailed
 
 # (workers, entries) of a piece, and which entries these are -> (entries,) for all; each entry on its own
 Reduction = Callable[[Tensor, slice], Tensor]
@@ -77,7 +77,7 @@ class Crew(Protocol):
             texts: One for each local worker; of any length up to some kilobytes.
 
         Raises:
-            RunFailed: If one is longer than ``LONGEST``; all workers raise it.
+            AllFailed: If one is longer than ``LONGEST``.
             WorkerLost: If a worker is not there any more, or silent for too long.
         """
         ...
@@ -94,11 +94,11 @@ def check_lengths(lengths: Sequence[int]) -> None:
     """Of the messages of all workers, in bytes.
 
     Raises:
-        RunFailed: If one is longer than ``LONGEST``, or what was received is no length.
+        AllFailed: If one is longer than ``LONGEST``, or what was received is no length.
     """
     for rank, length in enumerate(lengths):
         if not 0 <= length <= LONGEST:
-            raise RunFailed(f"worker {rank} has a message of {length} bytes, and the limit is {LONGEST}")
+            raise AllFailed(f"worker {rank} has a message of {length} bytes, and the limit is {LONGEST}")
 
 
 class Together:

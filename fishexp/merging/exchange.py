@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fishexp.crew import Crew
-from fishexp.errors import RunFailed
+from fishexp.errors import AllFailed
 from fishexp.merging import Merge, combined, merged
 from fishexp.merging.common import Common
 from fishexp.merging.packed import Places
@@ -60,7 +60,7 @@ class Exchange:
             failures: For each local worker why it cannot go on; empty if it can.
 
         Raises:
-            RunFailed: If a worker cannot go on, or the workers do not hold the same.
+            AllFailed: If a worker cannot go on, or the workers do not hold the same.
             WorkerLost: If one is gone.
         """
         common, sent = self._common, self._crew.sent
@@ -90,7 +90,7 @@ class Exchange:
             The buffers that moved on any of them.
 
         Raises:
-            RunFailed: If not, with the reason of the first that has one.
+            AllFailed: If not, with the reason of the first that has one.
         """
         headers = []
         for worker, failure in enumerate(failures):
@@ -102,12 +102,12 @@ class Exchange:
         if any(row[0] for row in table):
             reasons = self._crew.messages(failures)
             rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
-            raise RunFailed(f"worker {rank}: {reason}" if self._crew.size > 1 else reason)
+            raise AllFailed(f"worker {rank}: {reason}" if self._crew.size > 1 else reason)
         for rank, row in enumerate(table):
             for what, number, first in zip(("steps", "masks", "weights"), row[1:4], table[0][1:4], strict=True):
                 if number != first:
                     other = f"{number} steps, worker 0 {first}" if what == "steps" else f"other {what} than worker 0"
-                    raise RunFailed(f"worker {rank} has {other}: a fault of a machine, the link, or fishexp")
+                    raise AllFailed(f"worker {rank} has {other}: a fault of a machine, the link, or fishexp")
         count = len(self._common.buffers)
         return [i for i in range(count) if any(row[4 + i // FLAGS] >> i % FLAGS & 1 for row in table)]
 

@@ -68,10 +68,8 @@ def train(
     epochs = recipe["epochs"]
     if epochs == 0:
         return Outcome(evaluated(problem, log, recipe))
-    if masks == "disjoint" and choose.fixed:
-        raise FishexpError(
-            f"regime.masks=disjoint: method={choose.method} names its weights itself; take regime.masks=same"
-        )
+    if masks == "disjoint":
+        choose.check_disjoint()
     if reduce == "ring" and merge == "sum":
         raise FishexpError(
             "regime.reduce=ring rounds a sum so that a change of one worker may get lost; take regime.reduce=ordered"
