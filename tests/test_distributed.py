@@ -183,6 +183,18 @@ def test_training_equals_the_plain_loop(merge: str, masks: str, warmup_epochs: i
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_shards_have_every_example_and_none_much_more_often(workers: int) -> None:
+    whole = problem(workers)
+    parts = [problem_of(whole, rank, shard=True).data.train for rank in range(workers)]
+    assert {len(part) for part in parts} == {-(-plain.N // workers)}
+    rows = torch.cat([part.batch(torch.arange(len(part)))[0] for part in parts])
+    times = (rows[:, None] == whole.data.train.batch(torch.arange(plain.N))[0]).all(-1).sum(0)
+    assert int(times.min()) == 1
+    assert int(times.sum()) == workers * -(-plain.N // workers)
+    assert int(times.max()) <= 2
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,8 @@ def test_the_original_counts_an_empty_batch_an_epoch(sync: int, count: int) -> N
     """49, 9 and 1 merges, and one after the last epoch, of 50 epochs of 97 steps."""
     table = Timetable(97, 50, sync, 5, 10**6, as_original=True)
     found = merges(table)
+    batches = [step for epoch in range(50) for step in [*range(97 * epoch + 1, 97 * epoch + 98), 97 * (epoch + 1)]]
+    assert found == sorted({*batches[sync - 1 :: sync], 4850})
     assert len(found) == count
     assert found[-1] == table.total == 4850
     assert found[0] == sync - sync // 98  # the counter is ahead of the steps by one an epoch
