@@ -23,8 +23,9 @@ from benchmarks.measure import PACKAGES, Measured, measure
 from benchmarks.merge_cases import MergeCase
 from benchmarks.merges import MeasuredMerge, measure_merges
 from benchmarks.timing import Effort, one_core, one_thread
-from fishexp import hardware, record
 from fishexp.errors import FishexpError
+from fishexp.run import record
+from fishexp.system import hardware
 
 HOME = Path(__file__).parent
 QUICK = Path("outputs/benchmarks")  # a smoke test's numbers stay out of the repository

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from fishexp.masks import Mask, count
+from fishexp.masks.topk import Mask, count
 
 
 def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:

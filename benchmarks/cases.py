@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from benchmarks.merge_cases import MergeCase, merges
 from fishexp.fisher import diagonal_fisher
-from fishexp.inputs import Inputs
-from fishexp.masks import Mask, top_k
+from fishexp.fisher.batches import Inputs
+from fishexp.masks import top_k
+from fishexp.masks.topk import Mask
 from fishexp.models import bert, resnet
 
 Batch: TypeAlias = tuple[Inputs, Tensor]  # (inputs, labels)

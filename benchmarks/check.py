@@ -11,9 +11,9 @@ from benchmarks import fishers
 from benchmarks.cases import Batch, Case, batches
 from benchmarks.contenders import backward
 from fishexp.errors import FishexpError
-from fishexp.kept import weights
-from fishexp.masks import Mask
+from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
+from fishexp.sparse.parameter import weights
 
 
 def check_step(case: Case, model: nn.Module, mask: Mask) -> None:

@@ -11,9 +11,10 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks import adapters
 from benchmarks.cases import Batch
-from fishexp.inputs import logits_of
-from fishexp.masks import Mask
-from fishexp.sparse import mask_gradients, sparsify
+from fishexp.fisher.batches import logits_of
+from fishexp.masks.topk import Mask
+from fishexp.sparse import sparsify
+from fishexp.sparse.sparsify import mask_gradients
 
 LR, DECAY = 1e-5, 0.01
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks import adapters
 from benchmarks.delta_check import State, changed, check_same, state
-from fishexp.delta import Delta, Stack, Undo, positions
-from fishexp.masks import Mask
+from fishexp.delta import Delta, Stack, Undo
+from fishexp.masks import position_codec
+from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
 
 SCALE = 0.01  # of the random numbers that stand for training
@@ -143,7 +144,7 @@ class Ours(Stored):
         self._trained = {}
 
     def _encode(self) -> None:
-        self._encoded = [positions.encode(moved.where(), moved.shape) for moved in self._written]
+        self._encoded = [position_codec.encode(moved.where(), moved.shape) for moved in self._written]
 
     def _save(self) -> None:
         self._delta.save(self.file)
@@ -156,7 +157,7 @@ class Ours(Stored):
             self._loaded.positions(self._loaded.names[0])
         else:
             for moved, (coding, data) in zip(self._written, self._encoded, strict=True):
-                positions.decode(data, coding, len(moved.values), moved.shape)
+                position_codec.decode(data, coding, len(moved.values), moved.shape)
 
     def _apply(self) -> None:
         self._undo = self._loaded.apply_(self._model)

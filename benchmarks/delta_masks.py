@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from benchmarks.cases import Batch, DeltaCase
 from fishexp.data import default_root, glue
 from fishexp.fisher import diagonal_fisher
-from fishexp.kept import weights
-from fishexp.masks import Mask, Scores, random_scores, top_k
+from fishexp.masks import top_k
+from fishexp.masks.random_masks import random_scores
+from fishexp.masks.topk import Mask, Scores
 from fishexp.models import bert
+from fishexp.sparse.parameter import weights
 
 SENTENCES = 256  # of SST-2, that a fish mask is chosen by
 COLUMNS = 64  # one of so many is outlying, and about a third of its entries are kept

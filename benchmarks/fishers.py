@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from benchmarks.cases import Batch
 from fishexp.fisher import diagonal_fisher
-from fishexp.inputs import logits_of, select
-from fishexp.masks import Scores
+from fishexp.fisher.batches import logits_of, select
+from fishexp.masks.topk import Scores
 
 Scorer: TypeAlias = Callable[[Sequence[Batch]], Scores]
 

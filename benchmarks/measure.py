@@ -16,7 +16,7 @@ from benchmarks.cases import Batch, Case, batches, build, choose_mask
 from benchmarks.check import check_fisher, check_frozen, check_step
 from benchmarks.contenders import Contender
 from benchmarks.timing import Effort, Times, interleave, quartiles, ratios
-from fishexp.masks import Mask
+from fishexp.masks.topk import Mask
 
 PRECISIONS = ("fp32", "bf16")
 PACKAGES = {"SHiRA": "peft", "Super-Tuning": "peft", "BackPACK": "backpack"}

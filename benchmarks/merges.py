@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks.merge_cases import MergeCase
 from benchmarks.timing import Effort, interleave, quartiles
-from fishexp import hardware
-from fishexp.crew.processes import Processes
+from fishexp.distributed.torch_collectives import TorchCollectives
 from fishexp.errors import FishexpError
+from fishexp.system import hardware
 
 MANY, FEW = 10_000_000, 5  # with more values than these, few rounds
 TIMEOUT = 120.0  # seconds
@@ -83,7 +83,7 @@ def _worker(case: MergeCase, effort: Effort, store: str, rank: int, connection: 
     timeout = timedelta(seconds=TIMEOUT)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=case.workers, timeout=timeout)
     try:
-        found = _measured(case, effort, Processes(TIMEOUT))
+        found = _measured(case, effort, TorchCollectives(TIMEOUT))
     except FishexpError as error:
         found = error
     if rank == 0:
@@ -91,7 +91,7 @@ def _worker(case: MergeCase, effort: Effort, store: str, rank: int, connection: 
     dist.destroy_process_group()
 
 
-def _measured(case: MergeCase, effort: Effort, crew: Processes) -> list[MeasuredMerge]:
+def _measured(case: MergeCase, effort: Effort, crew: TorchCollectives) -> list[MeasuredMerge]:
     rows = {name: torch.full((case.values(name),), 1.0 + crew.local.start) for name in case.contenders}
     calls: dict[str, Callable[[], object]] = {}
     sent = {}
@@ -112,7 +112,7 @@ def _measured(case: MergeCase, effort: Effort, crew: Processes) -> list[Measured
     ]
 
 
-def _ours(crew: Processes, row: Tensor) -> Tensor:
+def _ours(crew: TorchCollectives, row: Tensor) -> Tensor:
     return crew.combine([row], _mean)
 
 
@@ -123,15 +123,15 @@ def _mean(values: Tensor, _: slice) -> Tensor:
     return total.div_(len(values))
 
 
-def _ring(crew: Processes, row: Tensor) -> Tensor:
+def _ring(crew: TorchCollectives, row: Tensor) -> Tensor:
     return crew.add([row]).div_(crew.size)
 
 
-def _dense(crew: Processes, row: Tensor) -> Tensor:
+def _dense(crew: TorchCollectives, row: Tensor) -> Tensor:
     """In place, as there is no room for a copy of all weights."""
     dist.all_reduce(row)
     crew.sent += 2 * (crew.size - 1) * -(-row.nbytes // crew.size)
     return row.div_(crew.size)
 
 
-WAYS: dict[str, Callable[[Processes, Tensor], Tensor]] = {"ours": _ours, "ring": _ring, "dense": _dense}
+WAYS: dict[str, Callable[[TorchCollectives, Tensor], Tensor]] = {"ours": _ours, "ring": _ring, "dense": _dense}

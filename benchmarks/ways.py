@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Effort, interleave, quartiles
-from fishexp import hardware
-from fishexp.gradients import Conv, convolution_gradient, linear_gradient
-from fishexp.kept import Kept, Way
+from fishexp.sparse.gradients import Conv, convolution_gradient, linear_gradient
+from fishexp.sparse.parameter import GradientMethod, SparseParameter
+from fishexp.system import hardware
 
-WAYS: tuple[Way, ...] = ("dense", "sampled", "touched")
+WAYS: tuple[GradientMethod, ...] = ("dense", "sampled", "touched")
 LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))  # (out, in)
 TOKENS = (512, 2048)
 CONVOLUTIONS = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1))
@@ -35,12 +35,12 @@ def patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     yield "4 columns", columns
 
 
-def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[Kept], Tensor]]]:
+def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[SparseParameter], Tensor]]]:
     """What to call it, the weight's shape, its user, and how the gradient is formed."""
     for out, width in LINEARS:
         for tokens in TOKENS:
             g, x = torch.randn(tokens, out).to(dtype), torch.randn(tokens, width).to(dtype)
-            form: Callable[[Kept], Tensor] = partial(linear_gradient, g=g, x=x)
+            form: Callable[[SparseParameter], Tensor] = partial(linear_gradient, g=g, x=x)
             yield f"Linear {width} to {out}, {tokens} tokens", (out, width), nn.Linear(1, 1), form
     for width, out, size, stride in CONVOLUTIONS:
         module = nn.Conv2d(width, out, 3, stride, padding=1)
@@ -62,7 +62,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for label, shape, user, form in layers(dtype):
             for pattern, mask in patterns(shape):
-                kept = Kept(nn.Parameter(torch.zeros(shape)), mask, user, None)
+                kept = SparseParameter(nn.Parameter(torch.zeros(shape)), mask, user, None)
                 calls: dict[str, Callable[[], Any]] = {way: partial(_form, kept, form, way) for way in WAYS}
                 times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
                 middle = {way: quartiles(times[way])[1] for way in WAYS}
@@ -80,7 +80,7 @@ def main() -> None:
     print(f"regret: median {median(regrets):.1%}, mean {sum(regrets) / len(regrets):.1%}, worst {max(regrets):.0%}")
 
 
-def _form(kept: Kept, form: Callable[[Kept], Tensor], way: Way | None) -> Tensor:
+def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], way: GradientMethod | None) -> Tensor:
     kept.way = way
     return form(kept)
 

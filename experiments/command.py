@@ -9,7 +9,7 @@ from experiments import sweep
 from experiments.study import Section, Study, plan, section
 from experiments.sweep import Command
 from fishexp.errors import FishexpError
-from fishexp.record import finished
+from fishexp.run.record import finished
 
 Profiles = Mapping[str, Sequence[Study[Any]]]
 

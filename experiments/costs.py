@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.sweep import Command, composed
-from fishexp.settings import Config, run_id
+from fishexp.run.settings import Config, run_id
 
 UNKNOWN = "not measured"
 

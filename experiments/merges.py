@@ -9,7 +9,7 @@ from experiments.study import Cell, Result, Section
 from experiments.wording import MISSING, NAMES, contest, progress, rate, score
 from fishexp.report.group import Group
 from fishexp.report.table import aligned
-from fishexp.settings import Config
+from fishexp.run.settings import Config
 
 C = TypeVar("C", bound=Cell)
 Columns = Mapping[str, Result[Any]]  # method -> its cell

@@ -10,7 +10,7 @@ from experiments.sweep import Command, OnRecord
 from fishexp.errors import FishexpError
 from fishexp.report.group import Group
 from fishexp.report.pool import differing
-from fishexp.settings import Config
+from fishexp.run.settings import Config
 
 
 class Cell(Protocol):

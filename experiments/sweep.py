@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fishexp import config
-from fishexp.record import finished
 from fishexp.report.group import Group, settings_of
 from fishexp.report.pool import load, pool
-from fishexp.settings import Config, run_id
+from fishexp.run import config
+from fishexp.run.record import finished
+from fishexp.run.settings import Config, run_id
 
 ROOT = Path(__file__).parents[1]
 RUN_FAILED = 1  # as `python -m fishexp` exits where a run broke down; the others of a sweep may still do

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.study import Result
 from fishexp.report.group import Group
 from fishexp.report.table import aligned
-from fishexp.settings import Config
+from fishexp.run.settings import Config
 
 MISSING = "missing"
 NAMES = {"fish": "FISH", "random": "random", "full": "dense training"}

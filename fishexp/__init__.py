@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from fishexp.delta import Delta
     from fishexp.fisher import diagonal_fisher
     from fishexp.masks import top_k
-    from fishexp.saved import load_run
+    from fishexp.run.artifacts import load_run
     from fishexp.sparse import sparsify
 
 __version__ = "0.1.0"
 __all__ = ["Delta", "DeltaError", "FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
 
 _HOMES = {
-    "Delta": "delta", "diagonal_fisher": "fisher", "load_run": "saved", "sparsify": "sparse", "top_k": "masks",
+    "Delta": "delta", "diagonal_fisher": "fisher", "load_run": "run.artifacts", "sparsify": "sparse", "top_k": "masks",
 }  # fmt: skip
 
 

@@ -16,10 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fishexp import config, interrupts, usage
 from fishexp.errors import BusyError, FishexpError, RunFailed, WorkerLost
-from fishexp.record import finished
-from fishexp.settings import GROUPS, Config, component, run_id, run_name
+from fishexp.run import config
+from fishexp.run.help import help_page
+from fishexp.run.record import finished
+from fishexp.run.settings import GROUPS, Config, component, run_id, run_name
+from fishexp.system import signals
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
 FAILURES = "FISHEXP_FAILURES"  # a file to which each failed run of a sweep, in whatever process, adds its exit status
@@ -31,13 +33,13 @@ def main() -> int:
     Returns:
         Exit status: 0, 1 if a run failed, 2 if what the user gave cannot be right, 130 if interrupted.
     """
-    interrupts.install()
+    signals.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, who put them in one line
     config.register_resolvers()
     try:
         args = _arguments()
         if args.help:
-            print(usage.page([Path(folder) for folder in (config.CONF, args.config_dir) if folder]))
+            print(help_page([Path(folder) for folder in (config.CONF, args.config_dir) if folder]))
             return 0
         return _run(args)
     except FishexpError as error:
@@ -137,7 +139,7 @@ def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | N
     done = name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"])))
     member = None
     if _of_torchrun():
-        from fishexp import torchrun
+        from fishexp.run.launch import torchrun
 
         member = torchrun.member(resolved, folder)
         done = member.decided(done or member.is_finished())
@@ -146,13 +148,13 @@ def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | N
         return {}
     regime = resolved["regime"]
     if member is None and regime.get("backend") == "processes" and regime["workers"] > 1:
-        from fishexp import launch
+        from fishexp.run.launch import local
 
-        metrics = launch.start(resolved, folder)["metrics"]
+        metrics = local.start(resolved, folder)["metrics"]
     else:
-        from fishexp.runner import ALONE, run
+        from fishexp.run.runner import ALONE, run
 
-        with interrupts.between_steps():
+        with signals.between_steps():
             metrics = run(resolved, folder, member or ALONE).metrics
     _finished.add(name)
     return metrics

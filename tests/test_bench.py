@@ -14,8 +14,8 @@ from benchmarks.__main__ import HOME, _say_what_disturbs, run
 from benchmarks.cases import Case
 from benchmarks.timing import Effort, quartiles, ratios
 from fishexp.errors import FishexpError
-from fishexp.kept import Kept
-from fishexp.masks import Mask
+from fishexp.masks.topk import Mask
+from fishexp.sparse.parameter import SparseParameter
 
 TWO = Effort(0.0, least=2, warmup=1)
 BERT = Case("step", "tiny-bert", 2, 8, cases.STEP_ALL, 0.02, "random")
@@ -70,8 +70,8 @@ def test_gradients_of_the_floor_flow_as_far_as_ours() -> None:
         contender = contenders.make(name, model, mask, ())
         outputs: dict[str, bool] = {}
         for key, module in contender.model.named_modules():
-            if not isinstance(module, Kept) and all(
-                isinstance(child, Kept) for child in module.children()
+            if not isinstance(module, SparseParameter) and all(
+                isinstance(child, SparseParameter) for child in module.children()
             ):  # after the floor's own hook, hence what the next layer gets
                 module.register_forward_hook(partial(note, outputs, key))
         contenders.step(contender, cases.batches(2, 2, 8, torch.device("cpu"))[0], "fp32")

@@ -17,9 +17,9 @@ from benchmarks.delta_masks import masks
 from benchmarks.deltas import MeasuredDelta, measure_deltas
 from benchmarks.timing import Effort, one_core
 from fishexp.delta import Delta, Stack
-from fishexp.delta.seeded import Seeded
 from fishexp.errors import FishexpError
-from fishexp.masks import count
+from fishexp.masks.random_masks import Seeded
+from fishexp.masks.topk import count
 
 TWO = Effort(0.0, least=2, warmup=1)
 KEEP = 0.005

@@ -9,9 +9,9 @@ from benchmarks.__main__ import run
 from benchmarks.merge_cases import MERGE_KEPT, MergeCase
 from benchmarks.merges import measure_merges
 from benchmarks.timing import Effort
-from fishexp.crew.processes import Processes
+from fishexp.distributed.torch_collectives import TorchCollectives
 from fishexp.errors import FishexpError
-from tests.workers import Workers
+from tests.support.workers import Workers
 
 TWO = Effort(0.0, least=2, warmup=1)
 SMALL = MergeCase(2, 20_000, keep=0.05)
@@ -29,7 +29,7 @@ def test_two_workers_merge_and_the_record_has_what_they_sent() -> None:
         assert 0 < one.seconds[0] <= one.seconds[1] <= one.seconds[2]
 
 
-def not_the_mean(crew: Processes) -> None:
+def not_the_mean(crew: TorchCollectives) -> None:
     merges.WAYS["ring"] = lambda crew, row: crew.add([row])
     merges._measured(SMALL, TWO, crew)
 

@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import fishexp
-from fishexp.config import CONF, options_in
-from fishexp.settings import ABOUT, GROUPS, Settings, component, options_of
+from fishexp.run.config import CONF, options_in
+from fishexp.run.settings import ABOUT, GROUPS, Settings, component, options_of
 
 PACKAGE = Path(__file__).parents[1] / "fishexp"
 # a file imports only from files above it

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from fishexp import config
-from fishexp.record import read
+from fishexp.run import config
+from fishexp.run.record import read
 
 ROOT = Path(__file__).parents[1]
 

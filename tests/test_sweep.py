@@ -16,8 +16,8 @@ import pytest
 
 from experiments import sweep
 from experiments.sweep import Command, composed
-from fishexp import record
-from fishexp.settings import run_id
+from fishexp.run import record
+from fishexp.run.settings import run_id
 
 
 class Runner:

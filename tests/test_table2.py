@@ -14,8 +14,8 @@ from experiments.command import sections
 from experiments.sweep import composed
 from experiments.table2 import cells, report, table2
 from experiments.table2.cells import Cell
-from fishexp.settings import run_id
-from tests.tables import chosen, noted, reported, rows, words
+from fishexp.run.settings import run_id
+from tests.support.tables import chosen, noted, reported, rows, words
 
 (CPU,) = cells.PROFILES["cpu"]
 SUM, MEAN = cells.PROFILES["paper"]

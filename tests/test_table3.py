@@ -14,10 +14,10 @@ from experiments.command import sections
 from experiments.sweep import composed
 from experiments.table3 import profiles, report, table3
 from experiments.table3.cells import Cell
-from fishexp import record
-from fishexp.settings import run_id
-from tests.cli import fishexp
-from tests.tables import chosen, noted, reported, rows, words
+from fishexp.run import record
+from fishexp.run.settings import run_id
+from tests.support.cli import fishexp
+from tests.support.tables import chosen, noted, reported, rows, words
 
 CPU, JUNE = profiles.PROFILES["cpu"]
 FISH, RANDOM, FULL = Cell("fish", 0.02, 21), Cell("random", 0.02, 21), Cell("full", 1.0, 21)

@@ -18,11 +18,11 @@ from experiments.study import Result, Section
 from experiments.sweep import composed
 from experiments.table4 import cells, dry, findings, picture, report, table4
 from experiments.table4.cells import Cell
-from fishexp import config, record
 from fishexp.errors import FishexpError
-from fishexp.settings import run_id
-from tests.cli import fishexp
-from tests.tables import chosen, line, noted, reported, rows, words
+from fishexp.run import config, record
+from fishexp.run.settings import run_id
+from tests.support.cli import fishexp
+from tests.support.tables import chosen, line, noted, reported, rows, words
 
 CPU, GPU = cells.PROFILES["cpu"][0], cells.PROFILES["gpu"][0]
 FISH = Cell("fish", 0.005, "fixed", cells.KEPT)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from experiments import costs
 from experiments.sweep import Command
-from fishexp.settings import Config
+from fishexp.run.settings import Config
 
 TRAIN, VALID = 50_000, 10_000  # images of CIFAR-10
 # model -> weights, bytes of BatchNorm statistics

@@ -8,10 +8,10 @@ import torch
 from annotated_types import Ge
 
 from fishexp.data import default_root
+from fishexp.data.datasets import Dataset
+from fishexp.data.images import Images
+from fishexp.data.metrics import accuracy
 from fishexp.errors import FishexpError
-from fishexp.examples import Data
-from fishexp.images import Images
-from fishexp.metrics import accuracy
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, per channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
@@ -23,7 +23,7 @@ def load(
     train_limit: Annotated[int, Ge(1)] | None,
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
-) -> Data:
+) -> Dataset:
     """The data set in torchvision's layout, every file's md5 checked before it is unpickled.
 
     Training images are augmented as in the paper's code: padded by 4 and cropped, flipped, an 8x8 square cut out.
@@ -46,7 +46,7 @@ def load(
         pixels = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()  # (examples, 3, 32, 32)
         labels = torch.tensor(raw.targets)
         parts.append(Images(pixels, labels, mean=MEAN, std=STD, crop=4, flip=True, cutout=8))
-    data = Data(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
+    data = Dataset(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
     return data.limited(train_limit, valid_limit, holdout)
 
 

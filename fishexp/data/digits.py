@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 
-from fishexp.examples import Data
-from fishexp.images import Images
-from fishexp.metrics import accuracy
+from fishexp.data.datasets import Dataset
+from fishexp.data.images import Images
+from fishexp.data.metrics import accuracy
 
 
 def load(
@@ -15,7 +15,7 @@ def load(
     train_limit: Annotated[int, Ge(1)] | None,
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
-) -> Data:
+) -> Dataset:
     """1,437 digits to train on, shifted by up to a pixel, and the last 360 to report on."""
     from sklearn.datasets import load_digits
 
@@ -27,5 +27,5 @@ def load(
     def part(chosen: slice) -> Images:
         return Images(pixels[chosen], labels[chosen], mean=(0.305,), std=(0.376,), crop=1)
 
-    data = Data(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
+    data = Dataset(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
     return data.limited(train_limit, valid_limit, holdout)

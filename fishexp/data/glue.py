@@ -11,11 +11,11 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fishexp.data import default_root
+from fishexp.data.datasets import Dataset, Metrics
+from fishexp.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from fishexp.data.text import Sentences
 from fishexp.errors import FishexpError
-from fishexp.examples import Data, Metrics
-from fishexp.hub import fail_fast_offline
-from fishexp.metrics import accuracy, accuracy_and_f1, correlations, matthews
-from fishexp.text import Sentences
+from fishexp.system.hub import fail_fast_offline
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def load(
     train_limit: Annotated[int, Ge(1)] | None,
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
-) -> Data:
+) -> Dataset:
     """A task's training sentences and its development set, which is what is reported.
 
     Args:
@@ -101,7 +101,7 @@ def load(
         }
     else:
         train, valid = _from_hub(task, layout, max_length)
-    data = Data(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
+    data = Dataset(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
     return data.limited(train_limit, valid_limit, holdout)
 
 

@@ -5,7 +5,7 @@ A file is a safetensors file of vectors:
 - ``values.F32``, ``values.BF16`` and so on, for each type that occurs: the new values of all tensors of that type, one
   tensor after the other by name, each in the order of its positions;
 - ``positions`` (uint8): the positions of all tensors, one after the other by name, each in a coding of its own, see
-  :mod:`fishexp.delta.positions`. Tensors stored whole have none.
+  :mod:`fishexp.masks.position_codec`. Tensors stored whole have none.
 
 Its metadata have one key, ``fishexp.delta``, with a JSON object in ASCII, keys sorted, without spaces:
 
@@ -17,7 +17,7 @@ Its metadata have one key, ``fishexp.delta``, with a JSON object in ASCII, keys 
 - ``removed``: names of the base's tensors that are there no more;
 - ``seed``: null, or the mask of those tensors whose coding is ``seed``: seed, threshold times 2**24, ties, SHA-256 of
   the positions in hexadecimal, and the numbers, among all names sorted, of the parameters that have scores, in the
-  order in which these are drawn; see :mod:`fishexp.delta.seeded`;
+  order in which these are drawn; see :mod:`fishexp.masks.random_masks`;
 - ``tied``: another name of a tensor -> the one that it has in ``base`` or ``moved``;
 - ``checksum``: SHA-256 of this object without ``checksum``, followed by the data of the vectors, in hexadecimal.
 

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from fishexp.atomic import sync
 from fishexp.delta.container import Slot, exactly, read_header, read_slot
 from fishexp.delta.fingerprint import CODES, Fingerprint
 from fishexp.delta.tensors import INDEX, Source, checkpoint_files, is_name
 from fishexp.errors import DeltaError
+from fishexp.system.atomic import sync
 
 PIECE = 1 << 23  # bytes read together; a multiple of all types' sizes
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")

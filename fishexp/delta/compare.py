@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fishexp.delta import checkpoint, positions
+from fishexp.delta import checkpoint
 from fishexp.delta.checkpoint import Checkpoint, Place
 from fishexp.delta.container import read_slot
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint
 from fishexp.delta.moved import Moved, whole
 from fishexp.errors import DeltaError
+from fishexp.masks import position_codec
 
 
 def compare(before: Checkpoint, after: Checkpoint) -> Content:
@@ -74,7 +75,7 @@ def _change(before: Place, after: Place) -> tuple[Fingerprint, Moved | None]:
         return base, None
     if count * size < least:
         where = torch.from_numpy(np.concatenate(places))
-        if count * size + len(positions.encode(where, after.slot.shape)[1]) < least:
+        if count * size + len(position_codec.encode(where, after.slot.shape)[1]) < least:
             found = torch.from_numpy(np.concatenate(values).view(np.uint8)).view(after.slot.dtype)
             return base, Moved(after.slot.shape, where, found, new_hash.hexdigest())
     places.clear()

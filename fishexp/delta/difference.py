@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fishexp.delta import positions
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint, bits, fingerprint, flat, in_threads, sha256
 from fishexp.delta.moved import Moved, whole
 from fishexp.delta.tensors import Source
 from fishexp.errors import DeltaError
+from fishexp.masks import position_codec
 
 
 def difference(before: Source, after: Source) -> Content:
@@ -54,7 +54,7 @@ def change(before: Tensor | None, after: Tensor) -> Moved | None:
         return None
     shape = tuple(after.shape)
     if len(found) < len(new):
-        size = len(found) * new.element_size() + len(positions.encode(found, shape)[1])
+        size = len(found) * new.element_size() + len(position_codec.encode(found, shape)[1])
         if size < len(new) * new.element_size():
             return Moved(shape, found, new[found], sha256(new))
     return whole(after)

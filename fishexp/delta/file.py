@@ -8,8 +8,6 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from fishexp.atomic import replacing
-from fishexp.delta import positions
 from fishexp.delta.container import Slot, header_bytes, read_header, read_slot
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import CODES, DTYPES, raw
@@ -17,6 +15,8 @@ from fishexp.delta.header import WHOLE, Entry, Header, unpack
 from fishexp.delta.moved import Moved
 from fishexp.delta.part import SEED, Mask, Part
 from fishexp.errors import DeltaError
+from fishexp.masks import position_codec
+from fishexp.system.atomic import replacing
 
 KEY = "fishexp.delta"  # of the metadata
 POSITIONS, VALUES = "positions", "values."
@@ -34,7 +34,7 @@ def save(delta: Content, path: Path) -> None:
         if isinstance(moved.places, Part):
             coding, mask = SEED, moved.places.mask
         elif moved.places is not None:
-            coding, encoded = positions.encode(moved.places, moved.shape)
+            coding, encoded = position_codec.encode(moved.places, moved.shape)
         entries[name] = Entry(coding, len(moved.values), len(encoded), moved.after)
         data[VALUES + CODES[moved.values.dtype]].append(raw(moved.values))
         data[POSITIONS].append(raw(encoded))
@@ -125,7 +125,7 @@ def _moved(header: Header, data: Mapping[str, Tensor]) -> Iterator[tuple[str, Mo
         if entry.coding == SEED and header.mask is not None:
             places = Part(header.mask, name)
         elif entry.coding != WHOLE:
-            places = positions.decode(encoded, entry.coding, entry.count, entry.after.shape)
+            places = position_codec.decode(encoded, entry.coding, entry.count, entry.after.shape)
             new = entry.after.entries - header.base[name].entries  # of new rows, each of which needs a value
             if new and int(places[-new]) != header.base[name].entries:
                 raise DeltaError("a new row has not all values")

@@ -7,8 +7,8 @@ from threading import Lock
 
 from torch import Tensor
 
-from fishexp.delta.seeded import FEWEST, STEPS, Drawn, Recipe, expand, recipe
 from fishexp.errors import DeltaError
+from fishexp.masks.random_masks import FEWEST, STEPS, Drawn, Recipe, expand, recipe
 
 SEED = "seed"  # the coding of the positions of a tensor that the mask of a file has
 

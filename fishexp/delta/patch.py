@@ -9,13 +9,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fishexp.atomic import replacing
 from fishexp.delta import checkpoint
 from fishexp.delta.checkpoint import Checkpoint, Place, copy_others, header, new_folder, write_index
 from fishexp.delta.content import Content
 from fishexp.delta.fingerprint import Fingerprint, raw
 from fishexp.delta.moved import Moved
 from fishexp.errors import DeltaError
+from fishexp.system.atomic import replacing
 
 
 class NotThis(DeltaError):

@@ -7,14 +7,14 @@ from typing import Annotated
 import torch
 from annotated_types import Ge
 
-from fishexp.crew.pooling import pooled
+from fishexp.distributed.pooled_topk import pooled_scores
 from fishexp.errors import FishexpError
-from fishexp.evaluation import is_untrained
 from fishexp.fisher import diagonal_fisher
-from fishexp.layers import Power
-from fishexp.masks import Scores
-from fishexp.problem import Problem
-from fishexp.scoring import Labels, Loss
+from fishexp.fisher.estimator import Labels, Loss
+from fishexp.fisher.eval_mode import is_untrained
+from fishexp.fisher.layer_rules import Power
+from fishexp.masks.topk import Scores
+from fishexp.training.problem import Problem
 
 log = logging.getLogger(__name__)
 
@@ -64,4 +64,4 @@ def _together(
         scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
     total = sum(score.numel() for score in scored[0].values())
     wanted = total if problem.wanted is None else problem.wanted
-    return pooled(crew, scored, [len(share) for share in shares.values()], wanted, problem.head)
+    return pooled_scores(crew, scored, [len(share) for share in shares.values()], wanted, problem.head)

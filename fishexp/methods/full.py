@@ -2,9 +2,9 @@
 
 import torch
 
-from fishexp.kept import weights
-from fishexp.masks import Mask
-from fishexp.problem import Problem
+from fishexp.masks.topk import Mask
+from fishexp.sparse.parameter import weights
+from fishexp.training.problem import Problem
 
 
 def mask(problem: Problem) -> Mask:

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from fishexp.kept import weights
-from fishexp.masks import Scores
-from fishexp.problem import Problem
+from fishexp.masks.topk import Scores
+from fishexp.sparse.parameter import weights
+from fishexp.training.problem import Problem
 
 
 def scores(problem: Problem, *, order: Literal["largest", "smallest"]) -> Scores:

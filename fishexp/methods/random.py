@@ -2,9 +2,10 @@
 
 import torch
 
-from fishexp.kept import weights
-from fishexp.masks import Scores, random_scores
-from fishexp.problem import Problem
+from fishexp.masks.random_masks import random_scores
+from fishexp.masks.topk import Scores
+from fishexp.sparse.parameter import weights
+from fishexp.training.problem import Problem
 
 
 def scores(problem: Problem) -> Scores:

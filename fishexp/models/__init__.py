@@ -8,10 +8,9 @@ from typing import Any, Protocol
 from safetensors.torch import load_model
 from torch import nn
 
-from fishexp.base import BASE
-from fishexp.checkpoints import Checkpoints
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError
+from fishexp.training.checkpoints import BASE, Checkpoints
 
 WEIGHTS, DELTA, PREPROCESSING = "model.safetensors", "delta.safetensors", "preprocessing.json"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from fishexp.base import BASE
 from fishexp.errors import FishexpError
-from fishexp.hub import fail_fast_offline
 from fishexp.models import Model, changes, origin, restore_
+from fishexp.system.hub import fail_fast_offline
+from fishexp.training.checkpoints import BASE
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fishexp.atomic import replacing
-from fishexp.base import BASE
 from fishexp.errors import FishexpError
 from fishexp.models import WEIGHTS, Model, changes, origin, restore_
+from fishexp.system.atomic import replacing
+from fishexp.training.checkpoints import BASE
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from fishexp.data.datasets import Metrics
 from fishexp.delta import Delta
-from fishexp.examples import Metrics
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge
 
-from fishexp.checkpoints import Checkpoints
-from fishexp.course import Course, Recipe, evaluated
 from fishexp.errors import FishexpError
-from fishexp.masks import Mask
-from fishexp.moving import Moving, carry, mask_of
-from fishexp.problem import Problem
+from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome
-from fishexp.settings import Decay
-from fishexp.snapshots import Snapshots
-from fishexp.tracking import Log
+from fishexp.training.checkpoints import Checkpoints
+from fishexp.training.evaluate import evaluated
+from fishexp.training.logger import Logger
+from fishexp.training.problem import Problem
+from fishexp.training.snapshots import Snapshots
+from fishexp.training.trainable import Decay, Trainable, snapshot_mask, transfer_optimizer_state
+from fishexp.training.trainer import Recipe, Trainer
 
 Momentum: TypeAlias = Literal["carry", "reset"]
 
@@ -22,7 +22,7 @@ Momentum: TypeAlias = Literal["carry", "reset"]
 def train(
     problem: Problem,
     choose: Callable[[], Mask],
-    log: Log,
+    log: Logger,
     snapshots: Snapshots,
     decay: Decay,
     *,
@@ -47,19 +47,19 @@ def train(
     """
     epochs = recipe["epochs"]
     if epochs == 0:
-        return Outcome(evaluated(problem, log, recipe))
+        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
     if warmup_epochs >= epochs:
         raise FishexpError(
             f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
         )
-    course = Course(problem, log, snapshots, recipe)
+    course = Trainer(problem, log, snapshots, recipe)
     kept = Checkpoints(log.folder)
     moving = None
     if snapshots.latest:
         epoch = snapshots.latest.about["epoch"]
         kept.restore_(problem.model, epoch - 1)
-        masked = mask_of(snapshots.latest, problem.model) if epoch > warmup_epochs else None
-        moving = Moving(problem.model, masked, decay)
+        masked = snapshot_mask(snapshots.latest, problem.model) if epoch > warmup_epochs else None
+        moving = Trainable(problem.model, masked, decay)
         course.take_up(moving)
     else:
         kept.begin(problem.model)
@@ -85,13 +85,13 @@ def _next(
     choose: Callable[[], Mask] | None,
     decay: Decay,
     momentum: Momentum,
-    course: Course,
-    before: Moving | None,
-) -> Moving:
+    course: Trainer,
+    before: Trainable | None,
+) -> Trainable:
     """The entries of the next mask (None: all), and their optimiser."""
     old = course.optimiser if before else None
-    moving = Moving.chosen(problem.model, choose, decay) if choose else Moving(problem.model, None, decay)
+    moving = Trainable.chosen(problem.model, choose, decay) if choose else Trainable(problem.model, None, decay)
     course.optimise(moving.parameters)
     if before and old and momentum == "carry":
-        carry(old, before, course.optimiser, moving)
+        transfer_optimizer_state(old, before, course.optimiser, moving)
     return moving

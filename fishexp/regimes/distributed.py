@@ -4,28 +4,29 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge, Gt
 
-from fishexp.choice import Choice
-from fishexp.conductor import Conductor
-from fishexp.course import Recipe, evaluated
-from fishexp.crew.traffic import Link, Traffic, foretell
+from fishexp.distributed.cost import Link, Traffic, foretell
+from fishexp.distributed.local_sgd import LocalSGD
+from fishexp.distributed.merge import Merge
+from fishexp.distributed.schedule import Plan
+from fishexp.distributed.synchronizer import Reduce, Wire
 from fishexp.errors import FishexpError
-from fishexp.kept import weights
-from fishexp.merging import Merge
-from fishexp.merging.exchange import Reduce, Wire
-from fishexp.merging.timetable import Plan
-from fishexp.problem import Problem
 from fishexp.regimes import Outcome
-from fishexp.settings import Decay
-from fishexp.snapshots import Snapshots
-from fishexp.tracking import Log
+from fishexp.sparse.parameter import weights
+from fishexp.training.evaluate import evaluated
+from fishexp.training.logger import Logger
+from fishexp.training.mask_selector import MaskSelector
+from fishexp.training.problem import Problem
+from fishexp.training.snapshots import Snapshots
+from fishexp.training.trainable import Decay
+from fishexp.training.trainer import Recipe
 
 Masks: TypeAlias = Literal["same", "disjoint"]
 
 
 def train(
     problem: Problem,
-    choose: Choice,
-    log: Log,
+    choose: MaskSelector,
+    log: Logger,
     snapshots: Snapshots,
     decay: Decay,
     *,
@@ -67,7 +68,7 @@ def train(
     """
     epochs = recipe["epochs"]
     if epochs == 0:
-        return Outcome(evaluated(problem, log, recipe))
+        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
     if masks == "disjoint":
         choose.check_disjoint()
     if reduce == "ring" and merge == "sum":
@@ -89,10 +90,10 @@ def train(
     if problem.crew.size > 1:
         for line in _costs(problem, choose, plan, decay, Link(bandwidth, latency)):
             log.say(line)
-    return Outcome(*Conductor(problem, choose, log, snapshots, decay, recipe, plan).go())
+    return Outcome(*LocalSGD(problem, choose, log, snapshots, decay, recipe, plan).go())
 
 
-def _costs(problem: Problem, choose: Choice, plan: Plan, decay: Decay, link: Link) -> list[str]:
+def _costs(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:
     """What merges are going to cost."""
     own = weights(problem.model)
     kept = choose.count(problem.crew.size if plan.disjoint else 1)

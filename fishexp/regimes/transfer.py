@@ -4,20 +4,20 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Unpack
 
-from fishexp.course import Course, Recipe, evaluated
-from fishexp.masks import Mask
-from fishexp.moving import Moving, mask_of
-from fishexp.problem import Problem
+from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome
-from fishexp.settings import Decay
-from fishexp.snapshots import Snapshots
-from fishexp.tracking import Log
+from fishexp.training.evaluate import evaluated
+from fishexp.training.logger import Logger
+from fishexp.training.problem import Problem
+from fishexp.training.snapshots import Snapshots
+from fishexp.training.trainable import Decay, Trainable, snapshot_mask
+from fishexp.training.trainer import Recipe, Trainer
 
 
 def train(
     problem: Problem,
     choose: Callable[[], Mask],
-    log: Log,
+    log: Logger,
     snapshots: Snapshots,
     decay: Decay,
     **recipe: Unpack[Recipe],
@@ -31,13 +31,13 @@ def train(
             original CIFAR-10 code; the optimiser's state is then as large as the model.
     """
     if recipe["epochs"] == 0:
-        return Outcome(evaluated(problem, log, recipe))
-    course = Course(problem, log, snapshots, recipe)
+        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
+    course = Trainer(problem, log, snapshots, recipe)
     if snapshots.latest:
-        moving = Moving(problem.model, mask_of(snapshots.latest, problem.model), decay)
+        moving = Trainable(problem.model, snapshot_mask(snapshots.latest, problem.model), decay)
         course.take_up(moving)
     else:
-        moving = Moving.chosen(problem.model, choose, decay)
+        moving = Trainable.chosen(problem.model, choose, decay)
         course.optimise(moving.parameters)
     with course.bar():
         while course.place.epoch <= recipe["epochs"]:
@@ -47,7 +47,7 @@ def train(
     return Outcome(course.metrics, moving.delta(problem.head) if decay == "kept" else None)
 
 
-def _say_ways(moving: Moving, log: Log) -> None:
+def _say_ways(moving: Trainable, log: Logger) -> None:
     if moving.sparse is not None and (ways := Counter(moving.sparse.ways().values())):
         counts = ", ".join(f"{ways[way]} {way}" for way in sorted(ways))
         log.say(f"gradients of {ways.total()} partly kept products in the last batch: {counts}")

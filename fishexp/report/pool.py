@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.errors import FishexpError
-from fishexp.record import read
 from fishexp.report.group import Group, single
+from fishexp.run.record import read
 
 # settings that every report shows, and those that follow from a component's name
 _SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")

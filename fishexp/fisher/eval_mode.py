@@ -1,0 +1,67 @@
+"""A model in evaluation mode for a while, and as it was afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeGuard
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fishexp.fisher.batches import Batches, logits_of
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
+    """The model in evaluation mode with usable BatchNorm statistics; modes, buffers and random streams are restored."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    untrained = [module for module in model.modules() if is_untrained(module)]
+    try:
+        with forked_random_streams(model):
+            model.eval()
+            if untrained:
+                batches = list(batches)
+                _calibrate(model, untrained, batches)
+            yield batches
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for buffer, saved in buffers.items():
+                buffer.copy_(saved)
+
+
+@contextmanager
+def forked_random_streams(model: nn.Module) -> Iterator[None]:
+    """The global random streams of the CPU and of the model's devices are restored afterwards."""
+    with torch.random.fork_rng(devices=list({p.device for p in model.parameters() if p.is_cuda})):
+        yield
+
+
+def is_untrained(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """A BatchNorm with its initial statistics. The counter alone does not tell: published weights may lack it."""
+    if (
+        not isinstance(norm, _BatchNorm)
+        or norm.running_mean is None
+        or norm.running_var is None
+        or norm.num_batches_tracked != 0
+    ):
+        return False
+    return not bool(norm.running_mean.any()) and bool((norm.running_var == 1).all())
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, norms: list[_BatchNorm], batches: Batches) -> None:
+    """Give ``norms`` the mean of the batches' statistics, each batch counting alike."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a cumulative mean instead of an exponential one
+        norm.train()
+    sizes = [len(targets) for _, targets in batches]
+    for (inputs, _), size in zip(batches, sizes, strict=True):
+        if size > 1 or max(sizes) == 1:  # a single example has no variance over a 1x1 map
+            logits_of(model, inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,251 @@
+"""One run: configuration -> data, model -> Problem -> scores -> mask -> training -> weights and a record."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from fishexp.data.datasets import Dataset
+from fishexp.delta.fingerprint import digest, fingerprint
+from fishexp.errors import BusyError, FishexpError, RunFailed
+from fishexp.models import WEIGHTS, Model
+from fishexp.regimes import Outcome
+from fishexp.run.artifacts import forget, save_run
+from fishexp.run.launch.context import ALONE, MENDABLE, Context
+from fishexp.run.record import Record, versions
+from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, run_id, run_name, shareable
+from fishexp.system import hardware
+from fishexp.system.atomic import replacing
+from fishexp.training.checkpoints import BASE, drop_base, store_base
+from fishexp.training.collectives import Collectives
+from fishexp.training.logger import Logger
+from fishexp.training.mask_selector import MaskSelector
+from fishexp.training.problem import Problem
+from fishexp.training.snapshots import Snapshots
+
+log = logging.getLogger(__name__)
+
+_THREADS = torch.get_num_threads()  # what torch decides, for the next run of a sweep over threads
+
+
+def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
+    """Carry out one run in ``folder`` and append its record; or, as one worker of several, this worker's part of it.
+
+    Args:
+        config: Fully resolved, as :func:`fishexp.run.config.resolved` gives it.
+
+    Returns:
+        The record of the finished run.
+
+    Raises:
+        FishexpError: If something in ``config`` does not fit, on this machine or with each other.
+        RunFailed: If training broke down.
+        WorkerLost: If another worker is gone, and nobody said why.
+    """
+    settings, regime = check_settings(config | {"resume": config["resume"] or bool(member.lost)}), config["regime"]
+    torch.set_num_threads(member.threads(settings.threads, _THREADS))
+    with member.meeting(settings.device), ExitStack() as stack:
+        crew = member.crew(regime.get("workers", 1))
+        snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
+        with member.agreeing():
+            folder.mkdir(parents=True, exist_ok=True)
+            if member.leads:
+                stack.enter_context(alone(folder))
+        with member.agreeing() as facts:
+            record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
+            facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
+            facts |= {"resume": settings.resume, **record.config}
+            load, build, method, train = (component(group, config[group]) for group in GROUPS)
+        if settings.resume:
+            snapshots.load()
+        with member.agreeing() as facts:
+            take_up(record, tracker, snapshots, device, member)
+            tracker.say(_headline(config, settings, device, member))
+            with tracker.clock("data"), member.first_here():
+                data: Dataset = load()
+            torch.manual_seed(settings.seed)
+            model: Model = build(data.classes, data.channels)
+            with tracker.clock("data"):
+                data = _fitted(data, model, device)
+            facts["initial weights"] = _digest(model) if member.size > 1 else ""
+            if member.leads and model.source is None and not (folder / BASE).exists():
+                store_base(model.network, folder, Path(settings.outputs))
+            problem = _problem(model, data, device, settings, tracker, crew)
+        record.total = sum(p.numel() for p in model.network.parameters())
+
+        def told(kept: int, each: int) -> None:
+            record.kept, record.kept_per_worker = kept, None if kept == each else each
+
+        choose = MaskSelector(problem, method, settings.keep, tracker, told)
+        outcome: Outcome = train(problem, choose, tracker, snapshots, settings.decay)
+        record.metrics = outcome.metrics
+        if member.leads:
+            record.bytes = _leave(folder, Path(settings.outputs), model, data, outcome)
+        record.status = "finished"
+        tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
+    return record
+
+
+def _headline(config: Config, settings: Settings, device: torch.device, member: Context) -> str:
+    workers, each = (f", {member.size} workers", " each") if member.size > 1 else ("", "")
+    threads = f"{torch.get_num_threads()} threads{each}"
+    return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
+
+
+def _digest(model: Model) -> str:
+    """Of all weights and buffers."""
+    return digest({name: fingerprint(tensor) for name, tensor in model.network.state_dict().items()})[:12]
+
+
+def _leave(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome) -> dict[str, int]:
+    """The weights, in ``folder``; the bytes of everything."""
+    sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
+    if (folder / WEIGHTS).exists():
+        drop_base(folder, outputs)
+    return sizes
+
+
+def _fitted(data: Dataset, model: Model, device: torch.device) -> Dataset:
+    """Images on the device; sentences as the tokens of the model's own tokenizer."""
+
+    def fit(examples: Any) -> Any:
+        return examples.to(device) if model.tokenizer is None else examples.tokenised(model.tokenizer)
+
+    if model.tokenizer is not None:
+        longest = model.tokenizer.model_max_length
+        if data.train.max_length > longest:
+            raise FishexpError(f"data.max_length={data.train.max_length}: this model reads at most {longest} tokens")
+    return replace(data, train=fit(data.train), valid={name: fit(part) for name, part in data.valid.items()})
+
+
+def _problem(
+    model: Model, data: Dataset, device: torch.device, settings: Settings, tracker: Logger, crew: Collectives
+) -> Problem:
+    return Problem(
+        model.network.to(device),
+        model.head,
+        data,
+        device,
+        generator=torch.Generator().manual_seed(2 * settings.seed),
+        order=torch.Generator().manual_seed(2 * settings.seed + 1),
+        crew=crew,
+        precision=settings.precision,
+        as_original=settings.compat == "fish",
+        progress=tracker.progress,
+    )
+
+
+log = logging.getLogger(__name__)
+
+
+def new_record(config: Config) -> Record:
+    """Of a run that has not begun."""
+    method, shared = config["method"]["name"], shareable(config)
+    return Record(run_id(config), shared, method=method, keep=config["keep"], seed=config["seed"])
+
+
+def opened(
+    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, member: Context
+) -> tuple[Record, Logger, torch.device]:
+    """What a run has until ``stack`` ends: the record, which is written then, its log and its device.
+
+    Raises:
+        FishexpError: If there is no such device.
+    """
+    record = new_record(config)
+    wandb, resumed = settings.wandb, settings.resume
+    tracker = stack.enter_context(
+        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=member.rank)
+    )
+    return record, tracker, stack.enter_context(_recorded(record, tracker, snapshots, settings, member))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process is at the run in ``folder``.
+
+    Raises:
+        BusyError: If one is.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
+        yield
+
+
+def take_up(record: Record, tracker: Logger, snapshots: Snapshots, device: torch.device, member: Context) -> None:
+    """Take up what the run had come to when it was cut short, or begin anew."""
+    conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
+    snapshots.about = lambda: {
+        "kept": [record.kept, record.kept_per_worker],
+        "conditions": conditions,
+        **tracker.about(),
+    }
+    if member.leads:
+        with replacing(tracker.folder / "config.yaml") as new:
+            new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
+        for left in tracker.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+    if snapshots.latest is None:
+        snapshots.clear()
+        if member.leads:
+            forget(tracker.folder)
+    about = snapshots.latest.about if snapshots.latest else {}
+    tracker.begin(about)
+    lost = f"{member.lost}; " if member.lost else ""
+    if about:
+        record.kept, record.kept_per_worker = about["kept"]
+        tracker.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
+        if about["conditions"] != conditions:
+            tracker.say("other threads, device or torch than before: the result may differ in its last bits")
+    elif lost:
+        tracker.say(f"{lost}begun anew, as there was no snapshot")
+
+
+@contextmanager
+def _recorded(
+    record: Record, tracker: Logger, snapshots: Snapshots, settings: Settings, member: Context
+) -> Iterator[torch.device]:
+    """The device for the run. Its record is written however the run ends, and its W&B run ended."""
+    device = torch.device("cpu")
+    due = member.leads
+    try:
+        with hardware.device(settings.device, member.local_rank, member.local_size) as device:
+            hardware.keep_freed_memory()
+            hardware.start_peak_memory(device)
+            yield device
+    except BaseException as error:
+        reason = member.reason(error)
+        due = due and not (member.retried and isinstance(reason, MENDABLE))
+        record.status = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
+        known = isinstance(reason, FishexpError | RunFailed)
+        record.error = str(reason) if known else f"{type(reason).__name__}: {reason}"
+        log.debug("the run ended here", exc_info=True)
+        if reason is error:
+            raise
+        raise reason from error
+    finally:
+        record.seconds = {what: round(tracker.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
+        record.peak_memory_bytes = hardware.peak_memory(device)
+        record.device, record.threads = hardware.name(device), torch.get_num_threads()
+        try:
+            if due:
+                record.write(Path(settings.records), tracker.folder)
+                member.tell_recorded(record.status)
+            if record.status == "finished" and member.is_recorded():  # so that nobody will want to continue it
+                snapshots.clear()
+        except OSError as error:
+            if record.error is None:
+                raise
+            log.warning("the record could not be written either: %s", error)  # the first error says what to do
+        finally:
+            tracker.finish(asdict(record))

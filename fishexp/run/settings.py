@@ -1,0 +1,184 @@
+"""What a run is told: its scalars, its parts, and the identity that follows. Neither torch nor Hydra."""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Lt
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from fishexp.errors import FishexpError, nearest
+from fishexp.masks.budget import check_keep
+
+Config: TypeAlias = dict[str, Any]  # fully resolved, plain Python
+
+# group -> (folder of its modules, the function that a module offers)
+GROUPS = {
+    "data": ("data", ("load",)),
+    "model": ("models", ("build",)),
+    "method": ("methods", ("scores", "mask")),
+    "regime": ("regimes", ("train",)),
+}
+# keys of a component's yaml that are about the component, not for its function
+ABOUT = ("name", "module", "ignores_keep")
+# what changes neither the numbers nor their meaning, so that a run keeps its identity
+NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
+NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Settings(BaseModel):
+    """The scalars beside the groups; conf/config.yaml says what each means."""
+
+    model_config = _STRICT
+
+    keep: float | None
+    seed: Annotated[int, Ge(0), Lt(2**62)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["fp32", "bf16"]
+    decay: Literal["kept", "all"]
+    compat: Literal["none", "fish"]
+    threads: Annotated[int, Ge(1)] | None
+    wandb: Literal["disabled", "offline", "online"]
+    outputs: str
+    records: str
+    resume: bool
+    snapshot_minutes: Annotated[float, Ge(0)]
+    snapshot_keep: Annotated[int, Ge(1)]
+    debug: bool
+
+
+def check_settings(config: Mapping[str, Any]) -> Settings:
+    """The scalars of ``config``, checked.
+
+    Raises:
+        FishexpError: If one is unknown, of the wrong type or out of range.
+    """
+    settings = _checked(Settings, {key: value for key, value in config.items() if key not in GROUPS}, "")
+    if settings.keep is not None:
+        check_keep(settings.keep)
+    elif not config["method"].get("ignores_keep"):
+        raise FishexpError(f"method={config['method']['name']} needs keep, the fraction of all weights that may move")
+    return settings
+
+
+def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that ``options["name"]`` stands for, with the other options bound to it.
+
+    ``name: fish`` is ``fishexp.methods.fish``; a name with a dot, or one that is not ours, is imported as it stands.
+
+    Args:
+        options: The component's yaml after overrides. ``module`` names the module where it is not ``name``.
+
+    Raises:
+        FishexpError: If there is no such module, or its function does not take these options.
+    """
+    name = options.get("module", options["name"])
+    module = _module(group, name)
+    _, functions = GROUPS[group]
+    found = [getattr(module, function) for function in functions if hasattr(module, function)]
+    if not found:
+        raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
+    function = found[0]
+    given = {key: value for key, value in options.items() if key not in ABOUT}
+    _checked(create_model(f"{group} options", __config__=_STRICT, **options_of(function)), given, f"{group}.")
+    return partial(function, **given)
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> (type, default) of its keyword-only arguments, those of ``**options: Unpack[...]`` included."""
+    hints = get_type_hints(function, include_extras=True)
+    found: dict[str, Any] = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            found[key] = hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(key)) is Unpack:
+            (fields,) = get_args(hints[key])
+            found |= {name: (hint, ...) for name, hint in get_type_hints(fields, include_extras=True).items()}
+    return found
+
+
+def _module(group: str, name: str) -> Any:
+    folder, _ = GROUPS[group]
+    inside = f"fishexp.{folder}.{name}"
+    for candidate in (name,) if "." in name else (inside, name):
+        try:
+            return importlib.import_module(candidate)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
+                raise FishexpError(f"{group}={name}: {candidate} needs {error.name}, which is not installed") from None
+        except (SyntaxError, ImportError) as error:
+            raise FishexpError(f"{group}={name}: {candidate} cannot be imported: {error}") from None
+    raise FishexpError(
+        f"{group}={name}: neither {inside} nor a module {name} can be imported; is its folder on PYTHONPATH?"
+    )
+
+
+def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key {prefix}{key}{nearest(key, list(model.model_fields))}"
+        elif first["type"] == "missing":
+            message = f"{prefix}{key} has no value; give {prefix}{key}=..."
+        else:
+            message = f"{prefix}{key}={first['input']} {first['msg'].removeprefix('Input ')}"
+            if first["input"] is None:
+                message = f"{prefix}{key} has no default here; give {prefix}{key}=..."
+        raise FishexpError(message) from None
+
+
+def shareable(config: Config) -> Config:
+    """``config`` without what belongs to this machine or to this call: paths, records, W&B, debugging."""
+    shared = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    shared["data"] = {key: value for key, value in config["data"].items() if key != "root"}
+    shared["regime"] = {key: value for key, value in config["regime"].items() if key not in NOT_IDENTITY_OF_REGIME}
+    path = config["model"].get("path")
+    if path is not None and Path(path).exists():
+        shared["model"] = {**config["model"], "path": f"{Path(path).name}@{_digest(Path(path))}"}
+    return shared
+
+
+@cache
+def _digest(path: Path) -> str:
+    """Of the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            file for kind in ("*.safetensors", "*.bin", "checkpoints/*.safetensors") for file in path.glob(kind)
+        )
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    """1.0 as 1: the same number is the same run however it was typed."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def run_id(config: Config) -> str:
+    """Eight hexadecimal digits that two runs share exactly if they are told to compute the same."""
+    return hashlib.sha256(json.dumps(_canonical(shareable(config)), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(config: Config) -> str:
+    """A readable path that is the run's own: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
+    data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
+    task = f"-{config['data']['task']}" if "task" in config["data"] else ""
+    keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
+    return f"{data}{task}/{model}/{method}{keep}/seed{config['seed']}-{run_id(config)}"

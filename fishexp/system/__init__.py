@@ -1,0 +1,1 @@
+"""What lies next to the operating system and the hub: files, signals, hardware, text tables."""

@@ -1,0 +1,1 @@
+"""The engine: one model, trained by one process."""

@@ -1,0 +1,66 @@
+"""Metrics of a model on the reported examples, in evaluation mode."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fishexp.data.datasets import Examples, Metrics
+from fishexp.errors import RunFailed
+from fishexp.training.logger import Logger
+from fishexp.training.problem import Problem
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, size: int) -> Metrics:
+    """The data set's metrics and the loss over its reported examples, in evaluation mode.
+
+    Workers in several processes, which have to hold the same weights, share the work.
+
+    Args:
+        size: Examples a batch; changes speed only.
+
+    Raises:
+        RunFailed: If the loss is not finite.
+    """
+    problem.model.eval()
+    metrics: Metrics = {}
+    for name, examples in problem.data.valid.items():
+        logits, labels = _outputs(problem, examples, size)
+        loss = problem.loss(logits, labels).item()
+        if not math.isfinite(loss):
+            raise RunFailed(f"the loss over the {len(labels)} reported examples is not finite; lower regime.lr")
+        found = problem.data.metrics(logits, labels) | {"loss": loss}
+        metrics |= {f"{metric}_{name}" if name else metric: value for metric, value in found.items()}
+    return metrics
+
+
+def _outputs(problem: Problem, examples: Examples, size: int) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all examples, on the CPU. A batch has the same bits whichever worker computes it."""
+    crew = problem.crew
+    shared = len(crew.local) < crew.size
+    share = slice(crew.local[0], None, crew.size) if shared else slice(None)
+    outputs = [problem.logits(inputs).cpu() for inputs, _ in problem.evaluation(examples, size, share)]
+    logits = torch.cat([torch.zeros(0, problem.data.classes), *outputs])
+    labels = examples.labels[problem.evaluation_order(examples)].cpu()
+    if not shared:
+        return logits, labels
+    batches = torch.arange(len(examples)).split(size)
+    shares = [torch.cat([torch.arange(0), *batches[rank :: crew.size]]) for rank in range(crew.size)]
+    padded = logits.new_zeros(len(shares[0]), logits.shape[1])
+    padded[: len(logits)] = logits
+    sent = crew.sent
+    rows = crew.gather([padded.flatten()]).view(crew.size, *padded.shape)
+    crew.sent = sent  # what training sends is counted, not what looking at it does
+    whole = logits.new_empty(len(examples), logits.shape[1])
+    for row, index in zip(rows, shares, strict=True):
+        whole[index] = row[: len(index)]
+    return whole, labels
+
+
+def evaluated(problem: Problem, log: Logger, batch_size: int) -> Metrics:
+    """The metrics of a model that is not to be trained at all."""
+    with log.clock("evaluate"):
+        metrics = evaluate(problem, batch_size)
+    log.epoch(0, metrics)
+    return metrics

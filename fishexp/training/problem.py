@@ -1,0 +1,143 @@
+"""What is to be learned and by what: the model, its data, its loss."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fishexp.data.datasets import Dataset, Examples, grouped_order
+from fishexp.fisher.batches import Inputs, logits_of
+from fishexp.training.collectives import Collectives, InProcessCollectives
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
+
+
+def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda examples: None)
+
+
+@dataclass
+class Problem:
+    """A model with the data it is to learn; what methods and regimes work on.
+
+    Attributes:
+        model: On ``device``; returns logits (examples, classes), or an object with ``.logits``.
+        head: Names of the parameters of the freshly initialised classifier, which always train.
+        generator: Draws the mask: scoring examples, sampled labels, random scores.
+        order: Draws the order of the training examples and their augmentation. It is another stream than ``generator``,
+            so that the method does not change the data the model sees.
+        precision: ``bf16`` computes under autocast; the weights stay float32.
+        as_original: Score as the original code does where ours is better (``compat=fish``).
+        crew: The workers of the run; most runs have one.
+        wanted: How many of the highest scores outside ``head`` decide the mask; None for all.
+        progress: Shows progress over so many examples: a context that gives what is told the examples done.
+    """
+
+    model: nn.Module
+    head: tuple[str, ...]
+    data: Dataset
+    device: torch.device
+    generator: torch.Generator
+    order: torch.Generator
+    precision: Precision = "fp32"
+    as_original: bool = False
+    crew: Collectives = field(default_factory=InProcessCollectives)
+    wanted: int | None = None
+    progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch: cross-entropy in nats, or the squared error of a regression."""
+        if self.data.classes == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
+
+    def autocast(self) -> torch.autocast:
+        """A context in which models compute in ``precision``."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def logits(self, inputs: Inputs) -> Tensor:
+        """(examples, classes) in float32 or better, computed in ``precision``."""
+        with self.autocast():
+            logits = logits_of(self.model, inputs)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def random_streams(self) -> dict[str, Tensor]:
+        """The states of torch's own generators, on the CPU and on ``device``."""
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"torch": torch.get_rng_state(), **cuda}
+
+    def set_random_streams(self, states: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`random_streams` gave."""
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    def batches(
+        self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False
+    ) -> Iterator[Batch]:
+        """Training examples on the device, each at most once, clean unless ``augment``; sentences longest first.
+
+        Args:
+            size: Examples a batch; the last one may be smaller.
+            shuffle: Draw them at random, from ``generator``.
+            limit: Stop after so many examples.
+        """
+        count = len(self.data.train)
+        index = self.sample(count) if shuffle else torch.arange(count)
+        yield from self.batches_of(index[:limit], size, self.generator if augment else None)
+
+    def sample(self, limit: int) -> Tensor:
+        """Which training examples, at most so many, in a random order from ``generator``."""
+        return torch.randperm(len(self.data.train), generator=self.generator)[:limit]
+
+    def batches_of(self, index: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """These training examples on the device, sentences longest first; augmented if a generator is given."""
+        if self.data.train.lengths is not None:  # little padding, and a batch that is too large fails at once
+            index = index[self.data.train.lengths[index].argsort(descending=True, stable=True)]
+        for chosen in index.split(size):
+            yield self._batch(self.data.train, chosen, generator)
+
+    def epoch(self, size: int, *, drop_last: bool, done: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
+        """One pass over the training examples in a new random order, augmented; sentences of like length together.
+
+        Args:
+            size: Examples a batch.
+            drop_last: Leave out a smaller last batch, unless it is the only one.
+            done: Batches to leave out at the beginning.
+            order: State of the generator after these.
+        """
+        train: Examples = self.data.train
+        if train.lengths is None:
+            index = torch.randperm(len(train), generator=self.order)
+        else:
+            index = grouped_order(train.lengths, size, self.order)
+        if order is not None:
+            self.order.set_state(order)
+        for chosen in index[: self.epoch_size(size, drop_last=drop_last)].split(size)[done:]:
+            yield self._batch(train, chosen, self.order)
+
+    def epoch_size(self, size: int, *, drop_last: bool) -> int:
+        """Number of examples that :meth:`epoch` yields."""
+        count = len(self.data.train)
+        return count // size * size if drop_last and count > size else count
+
+    def evaluation(self, examples: Examples, size: int, share: slice = slice(None)) -> Iterator[Batch]:
+        """All examples, clean, longest first; or some of the batches."""
+        for chosen in self.evaluation_order(examples).split(size)[share]:
+            yield self._batch(examples, chosen, None)
+
+    def evaluation_order(self, examples: Examples) -> Tensor:
+        """In which :meth:`evaluation` has them."""
+        return torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
+
+    def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:
+        inputs, labels = examples.batch(index, generator)
+        if isinstance(inputs, Tensor):
+            return inputs.to(self.device), labels.to(self.device)
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in inputs.items()}
+        return moved, labels.to(self.device, non_blocking=True)

@@ -1,0 +1,135 @@
+"""The weights that training moves, and what it has changed so far."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fishexp.delta import Delta
+from fishexp.masks.random_masks import Seeded
+from fishexp.masks.topk import Mask
+from fishexp.sparse import sparsify
+from fishexp.sparse.parameter import weights
+from fishexp.sparse.sparsify import Sparse, mask_gradients
+from fishexp.training.snapshots import Snapshot
+
+Decay: TypeAlias = Literal["kept", "all"]
+
+
+MASK = "mask."
+
+
+class Trainable:
+    """The kept entries of a model (``decay=kept``), or all of its weights with masked gradients (``decay=all``).
+
+    Args:
+        mask: None: every weight moves.
+
+    Attributes:
+        dense: Whether any weight may have moved.
+        seed: Of a mask that is nothing but that.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
+        self.dense = mask is None or decay == "all"
+        if mask is None:
+            mask, decay = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(model).items()}, "kept"
+        self._model = model
+        self.seed = mask.seed if isinstance(mask, Seeded) else None
+        self.sparse: Sparse | None = None
+        self._mask: Mask = {}  # where everything moves the entries that moved do not tell
+        if decay == "kept":
+            self.sparse = sparsify(model, mask)
+            self.parameters = list(self.sparse.parameters())
+        else:
+            self._mask = mask
+            self.parameters = mask_gradients(model, mask)
+
+    @classmethod
+    def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay) -> "Trainable":
+        """With the mask that ``choose`` gives.
+
+        The delta's base is the model before that: scoring as the original does moves running statistics.
+        """
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        mask = choose()
+        after = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        _set_buffers(model, before)
+        moving = cls(model, mask, decay)
+        _set_buffers(model, after)
+        return moving
+
+    def delta(self, fresh: Collection[str] = ()) -> Delta:
+        """The model as it is now, against what it was when this was made (or the last :meth:`rebase`).
+
+        Args:
+            fresh: Weights that began at random, so that the base is none of theirs.
+        """
+        return Delta.whole(self._model) if self.sparse is None else self.sparse.delta(fresh)
+
+    def rebase(self) -> None:
+        """Count changes from now on."""
+        if self.sparse is not None:
+            self.sparse.rebase()
+
+    def places(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """Name -> what the optimiser moves of this weight, and where in the flattened weight its entries are."""
+        if self.sparse is None:
+            return {name: (p, torch.arange(p.numel(), device=p.device)) for name, p in weights(self._model).items()}
+        positions = self.sparse.positions()
+        return {name: (p, positions[name]) for name, p in zip(positions, self.sparse.parameters(), strict=True)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What :func:`snapshot_mask` needs beside the delta."""
+        return {
+            MASK + name: torch.from_numpy(np.packbits(kept.cpu().numpy().reshape(-1)))
+            for name, kept in self._mask.items()
+        }
+
+
+def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.copy_(values[name])
+
+
+def snapshot_mask(snapshot: Snapshot, model: nn.Module) -> Mask:
+    """The mask that the run of this snapshot had chosen."""
+    seed = snapshot.about.get("mask_seed")
+    packed = {name.removeprefix(MASK): t for name, t in snapshot.tensors.items() if name.startswith(MASK)}
+    if not packed:
+        mask = snapshot.delta.mask(model)
+        return mask if seed is None else Seeded(mask, seed)
+    return {
+        name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=p.numel())).bool().view(p.shape).to(p.device)
+        for name, p in weights(model).items()
+    }
+
+
+def transfer_optimizer_state(old: Optimizer, before: Trainable, new: Optimizer, after: Trainable) -> None:
+    """Give entries that move under both masks the state in ``new`` that they had in ``old``; others begin at zero.
+
+    What an optimiser counts per tensor, such as AdamW's steps, goes on counting where any entry of a tensor stays.
+    """
+    if before.sparse is None and after.sparse is None:  # every weight moves, whatever the mask
+        new.load_state_dict(old.state_dict())
+        return
+    earlier = before.places()
+    like = next((q for q, _ in earlier.values() if q in old.state), None)
+    if like is None:
+        return
+    for name, (p, positions) in after.places().items():
+        q, places = earlier.get(name, (like, positions[:0]))
+        if q not in old.state:  # it had no gradient
+            q, places = like, positions[:0]
+        order = places.argsort()
+        nearest = torch.searchsorted(places, positions, sorter=order).clamp(max=max(len(places) - 1, 0))
+        stays = places[order[nearest]] == positions if len(places) else torch.zeros_like(positions, dtype=torch.bool)
+        for key, value in old.state[q].items():
+            if value.shape != q.shape:
+                new.state[p][key] = value.clone() if len(places) else torch.zeros_like(value)
+                continue
+            new.state[p][key] = torch.zeros_like(p, dtype=value.dtype)
+            new.state[p][key].put_(stays.nonzero().squeeze(1), value.take(order[nearest[stays]]))

@@ -1,0 +1,76 @@
+"""Against scikit-learn, scipy and the formulas; None, silently, where a metric is undefined."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+from sklearn.metrics import accuracy_score, f1_score
+
+from fishexp.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+
+BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
+# few distinct values, so that ties are common
+NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 5)), min_size=1, max_size=40)
+
+
+def logits_for(predicted: list[int], classes: int) -> torch.Tensor:
+    """Random logits whose largest is that of ``predicted``."""
+    logits = torch.randn(len(predicted), classes, generator=torch.Generator().manual_seed(0))
+    logits[torch.arange(len(predicted)), predicted] = 10.0
+    return logits
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_accuracy(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = map(list, zip(*pairs, strict=True))
+    found = accuracy(logits_for(predicted, 4), torch.tensor(labels))
+    assert found == {"accuracy": accuracy_score(labels, predicted)}  # exactly: no float32 rounding in records
+
+
+@given(pairs=BINARY)
+def test_f1_is_that_of_label_1(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = map(list, zip(*pairs, strict=True))
+    found = accuracy_and_f1(logits_for(predicted, 2), torch.tensor(labels))
+    assert list(found) == ["accuracy", "f1"]
+    assert found["accuracy"] == accuracy_score(labels, predicted)
+    if 1 in labels or 1 in predicted:
+        assert found["f1"] == pytest.approx(f1_score(labels, predicted), abs=1e-12)
+    else:
+        assert found["f1"] is None
+
+
+@given(pairs=BINARY)
+def test_matthews(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = map(list, zip(*pairs, strict=True))
+    found = matthews(logits_for(predicted, 2), torch.tensor(labels))
+    assert list(found) == ["matthews", "accuracy"]
+    assert found["accuracy"] == accuracy_score(labels, predicted)
+    tp, tn, fp, fn = (sum(pair == kind for pair in pairs) for kind in [(1, 1), (0, 0), (1, 0), (0, 1)])
+    below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    if below:
+        assert found["matthews"] == pytest.approx((tp * tn - fp * fn) / math.sqrt(below), abs=1e-12)
+    else:
+        assert found["matthews"] is None
+
+
+@given(pairs=NUMBERS)
+def test_correlations(pairs: list[tuple[int, int]]) -> None:
+    outputs, labels = (np.array(side, dtype=float) / 7 for side in zip(*pairs, strict=True))
+    found = correlations(torch.from_numpy(outputs).float()[:, None], torch.from_numpy(labels).float())
+    assert list(found) == ["pearson", "spearman"]
+    if len(set(outputs)) == 1 or len(set(labels)) == 1:
+        assert found == {"pearson": None, "spearman": None}
+        return
+    assert found["pearson"] == pytest.approx(np.corrcoef(outputs, labels)[0, 1], abs=1e-6)
+    assert found["spearman"] == pytest.approx(np.corrcoef(rankdata(outputs), rankdata(labels))[0, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_have_no_pearson(bad: float) -> None:
+    found = correlations(torch.tensor([[0.0], [1.0], [bad]]), torch.tensor([0.0, 1.0, 2.0]))
+    assert found["pearson"] is None
+    assert found["spearman"] == (None if math.isnan(bad) else 1.0)  # inf is the largest of them

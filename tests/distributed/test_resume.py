@@ -1,0 +1,82 @@
+"""Runs of several workers that are cut short, and continued, end as those that were not."""
+
+from pathlib import Path
+
+import pytest
+
+from fishexp.delta import Delta
+from fishexp.training.collectives import InProcessCollectives
+from fishexp.training.snapshots import Snapshot, Snapshots
+from tests.run.test_resume import SMALL, Cut, assert_alike, cut_after
+from tests.support.cli import fishexp
+
+TWO = (
+    "regime=distributed",
+    "regime.backend=simulated",
+    "regime.sync_every=3",
+    "regime.refresh_every=2",
+    "regime.snapshot_steps=1",
+    "regime.epochs=3",
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="random"),
+        pytest.param(("method=fish", "method.samples=8", "regime.masks=disjoint", "regime.wire=bf16"), id="disjoint"),
+        pytest.param(("regime.warmup_epochs=1", "regime.merge=sum"), id="warm-up"),
+        pytest.param(
+            ("method=full", "regime.optimiser=adamw", "regime.lr=0.01", "regime.shard=false"),
+            id="full",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("method=fish", "method.samples=8", "decay=all", "compat=fish"), id="all-compat"),
+        pytest.param(("compat=fish", "regime.warmup_epochs=1", "regime.workers=3"), id="stale", marks=pytest.mark.slow),
+        pytest.param(("regime.workers=1",), id="alone"),
+        pytest.param(("snapshot_keep=1", "regime.sync_every=1"), id="one-snapshot", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only some of the workers have written the last snapshot."""
+    assert fishexp(*SMALL, *TWO, *options, "outputs=whole").status == 0
+    for saves in (7, 2, 5, 4):
+        with monkeypatch.context() as patch:
+            cut_after(saves, patch)
+            with pytest.raises(Cut):
+                fishexp(*SMALL, *TWO, *options, "outputs=cut", "resume=true")
+    assert fishexp(*SMALL, *TWO, *options, "outputs=cut", "resume=true").status == 0
+    assert_alike("whole", "cut")
+
+
+def test_snapshots_that_only_some_workers_have_are_forgotten(tmp_path: Path) -> None:
+    """Or those of two attempts would count as one."""
+    crew = InProcessCollectives(2)
+    state = Snapshot(Delta({}, {}), {}, {"steps": 0})
+    both = Snapshots(tmp_path, 1, crew=crew)
+    for rank, steps in (0, (4, 8, 12)), (1, (4, 8)):
+        for step in steps:
+            both.workers[rank].save(step, state, settled=4)
+    (tmp_path / "worker0" / "000000008" / "state.safetensors").write_bytes(b"damaged")
+    again = Snapshots(tmp_path, 1, crew=crew)
+    again.load()
+    assert again.latest is again.workers[0].latest is not None
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/0*")) == [
+        "worker0/000000004",
+        "worker1/000000004",
+    ]
+    again.clear()
+    assert not tmp_path.exists()
+
+
+def test_a_snapshot_stays_until_all_workers_have_a_younger_one(tmp_path: Path) -> None:
+    store = Snapshots(tmp_path, 1, keep=1)
+    state = Snapshot(Delta({}, {}), {}, {})
+    for step, settled, left in (10, 0, [10]), (20, 10, [10, 20]), (30, 30, [20, 30]), (40, 30, [20, 30, 40]):
+        store.save(step, state, settled)
+        assert [int(folder.name) for folder in store._folders()] == left

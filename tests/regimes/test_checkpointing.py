@@ -1,0 +1,208 @@
+"""Every epoch of a run comes back bit for bit, from files as small as what moved."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fishexp as library
+from fishexp.delta import Delta
+from fishexp.training.checkpoints import BASE
+from fishexp.training.trainable import Trainable
+from fishexp.training.trainer import Trainer
+from tests.support.cli import fishexp, records
+
+SMALL = ("regime=checkpointing", "data.train_limit=160", "data.valid_limit=64", "regime.batch_size=16", "threads=1")
+RANDOM = ("method=random", "keep=0.02")
+KEPT, TOTAL = 6_161, 308_074
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """The model before the first epoch and after each, as it was in the run's memory."""
+    found: list[dict[str, Tensor]] = []
+    original = Trainer.epoch
+
+    def epoch(self: Trainer, moving: Trainable) -> None:
+        model = self._problem.model
+        if not found:
+            found.append({name: t.clone() for name, t in model.state_dict().items()})
+        original(self, moving)
+        found.append({name: t.clone() for name, t in model.state_dict().items()})
+
+    monkeypatch.setattr(Trainer, "epoch", epoch)
+    return found
+
+
+def folder() -> Path:
+    (found,) = Path("outputs").glob("*/*/*/*")
+    return found
+
+
+def names() -> list[str]:
+    return sorted(file.stem for file in (folder() / "checkpoints").iterdir())
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
+    """Weights, without the statistics of BatchNorms."""
+    return sum(int((before[n] != after[n]).sum()) for n in before if "running" not in n and "tracked" not in n)
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        (("regime.epochs=3",), ["epoch-0001", "epoch-0002", "epoch-0003"]),
+        (
+            ("regime.epochs=5", "regime.mask=every_epoch", "regime.keyframe_every=2"),
+            ["epoch-0001", "epoch-0003", "epoch-0005", "keyframe-0002", "keyframe-0004"],
+        ),
+        (
+            ("regime.epochs=5", "regime.mask=every_epoch", "regime.keyframe_every=2", "regime.warmup_epochs=1"),
+            ["dense-0001", "epoch-0003", "epoch-0005", "keyframe-0002", "keyframe-0004"],
+        ),
+        (("regime.epochs=2", "regime.mask=every_epoch", "regime.keyframe_every=1"), ["keyframe-0001", "keyframe-0002"]),
+        (("regime.epochs=2", "decay=all", "regime.keyframe_every=2"), ["dense-0001", "dense-0002"]),
+        (
+            ("regime.epochs=3", "regime.mask=every_epoch", "compat=fish", "method=fish", "method.samples=8"),
+            ["epoch-0001", "epoch-0002", "epoch-0003"],
+        ),
+    ],
+    ids=["fixed", "keyframes", "warm-up", "keyframes-only", "decay-all", "compat"],
+)
+def test_any_epoch_is_rebuilt_bit_for_bit(
+    options: tuple[str, ...], files: list[str], epochs: list[dict[str, Tensor]]
+) -> None:
+    assert fishexp(*SMALL, *RANDOM, *options).status == 0
+    assert names() == files
+    for number, expected in enumerate(epochs):
+        model, _ = library.load_run(folder(), epoch=number)
+        state = model.state_dict()
+        if number or "compat=fish" not in options:  # whose scoring moves statistics before the first step
+            assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
+    last, _ = library.load_run(folder())
+    assert all(torch.equal(last.state_dict()[name], epochs[-1][name]) for name in epochs[-1])
+
+
+def test_what_moves_and_what_it_costs(epochs: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    """A mask for all epochs moves its entries only; a new one each epoch moves as many, but others."""
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=4").status == 0
+    assert all(0.9 * KEPT < moved(a, b) <= KEPT for a, b in pairwise(epochs))
+    assert moved(epochs[0], epochs[4]) <= KEPT
+    sizes = [file.stat().st_size for file in (folder() / "checkpoints").iterdir()]
+    (record,) = records(tmp_path)
+    assert record["bytes"]["checkpoints"] == sum(sizes)
+    assert record["bytes"]["delta"] == sum(sizes) // 4
+    assert record["bytes"]["largest_checkpoint"] == max(sizes)
+    assert record["bytes"]["dense"] == sum(t.nbytes for t in epochs[0].values())
+    assert record["bytes"]["delta"] < 4 * KEPT + 25_000  # values; positions, statistics, fingerprints
+    assert not list(folder().glob("model.safetensors"))
+    assert (folder() / BASE).stat().st_nlink == 2  # the sweep's runs share it
+
+
+def test_a_mask_each_epoch(epochs: list[dict[str, Tensor]]) -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=4", "regime.mask=every_epoch").status == 0
+    assert all(0.9 * KEPT < moved(a, b) <= KEPT for a, b in pairwise(epochs))
+    assert moved(epochs[0], epochs[4]) > 3 * KEPT
+
+
+@pytest.mark.parametrize(("momentum", "alike"), [("carry", False), ("reset", True)])
+def test_momentum_after_the_warm_up(momentum: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset, the second phase begins as if the optimiser were new; carried, it does not."""
+    states: list[Any] = []
+    original = Trainer.epoch
+
+    def epoch(self: Trainer, moving: Trainable) -> None:
+        states.append([dict(self.optimiser.state[p]) for p in moving.parameters if p in self.optimiser.state])
+        original(self, moving)
+
+    monkeypatch.setattr(Trainer, "epoch", epoch)
+    options = ("regime.epochs=3", "regime.warmup_epochs=1", f"regime.momentum={momentum}")
+    assert fishexp(*SMALL, *RANDOM, *options).status == 0
+    assert states[0] == []
+    buffers = [state["momentum_buffer"] for state in states[1] if state]
+    assert (not buffers) == alike
+    if buffers:
+        assert all(bool(buffer.any()) for buffer in buffers)
+        assert sum(buffer.numel() for buffer in buffers) == KEPT
+    assert states[2] != []  # a fixed mask is chosen once: momentum goes on
+
+
+def test_deltas_of_a_chain_name_each_other() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=3", "regime.mask=every_epoch").status == 0
+    deltas = [Delta.load(folder() / "checkpoints" / f"{name}.safetensors") for name in names()]
+    assert [delta.before for delta in deltas[1:]] == [delta.after for delta in deltas[:-1]]
+    assert len({delta.after for delta in deltas}) == 3
+
+
+def test_a_run_after_another_forgets_the_epochs_of_that() -> None:
+    options = (*SMALL, *RANDOM, "regime.epochs=2")
+    assert fishexp(*options).status == 0
+    (folder() / "checkpoints" / "epoch-0007.safetensors").write_bytes(b"left over")
+    assert fishexp(*options).status == 0
+    assert names() == ["epoch-0001", "epoch-0002"]
+
+
+def test_a_missing_epoch_is_missed_only_where_it_is_needed() -> None:
+    options = ("regime.epochs=5", "regime.mask=every_epoch", "regime.keyframe_every=2")
+    assert fishexp(*SMALL, *RANDOM, *options).status == 0
+    fifth = library.load_run(folder(), epoch=5)[0].state_dict()
+    for name in ("epoch-0001", "epoch-0003"):
+        (folder() / "checkpoints" / f"{name}.safetensors").unlink()
+    again = library.load_run(folder(), epoch=5)[0].state_dict()
+    assert all(torch.equal(again[name], fifth[name]) for name in fifth)
+    with pytest.raises(library.FishexpError, match=r"epoch=3: .*checkpoints lacks epoch 3, on which it is built"):
+        library.load_run(folder(), epoch=3)
+
+
+def test_runs_that_differ_in_their_last_epochs_are_two_places_to_start_from(tmp_path: Path) -> None:
+    """They share the base, and have another last epoch."""
+    for place, epochs in (("p", 1), ("q", 2)):
+        assert fishexp(*SMALL, *RANDOM, f"regime.epochs={epochs}").status == 0
+        Path(place).mkdir()
+        folder().rename(Path(place) / "run")
+        assert fishexp(*RANDOM, "regime.epochs=0", "data.valid_limit=64", f"model.path={place}/run").status == 0
+        shutil.rmtree(next(Path("outputs").glob("*/*/*/*")))
+    first, second = (record for record in records(tmp_path) if record["kept"] is None)
+    assert first["run_id"] != second["run_id"]
+    assert first["metrics"] != second["metrics"]
+
+
+def test_another_architecture_is_refused_in_a_line() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=1").status == 0
+    mistake = fishexp("model=resnet18", "regime.epochs=0", f"model.path={folder()}").mistake()
+    assert mistake.endswith("was it trained with another model=?")
+
+
+def test_no_epochs_evaluate_only() -> None:
+    assert "epoch 0: accuracy" in fishexp(*SMALL, *RANDOM, "regime.epochs=0").out
+
+
+def test_training_goes_on_from_a_run_with_checkpoints(tmp_path: Path) -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=2").status == 0
+    assert fishexp(*RANDOM, "regime.epochs=0", "data.valid_limit=64", f"model.path={folder()}", "outputs=o").status == 0
+    first, again = records(tmp_path)[0], json.loads((tmp_path / "o" / "records.jsonl").read_text())
+    assert first["metrics"] == again["metrics"]
+
+
+def test_mistakes() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=2", "regime.warmup_epochs=2").mistake() == (
+        "regime.warmup_epochs=2 leaves no epoch with a mask: regime.epochs=2; lower it"
+    )
+    assert "regime.keyframe_every=0" in fishexp(*SMALL, "regime.keyframe_every=0").mistake()
+    shutil.rmtree("outputs")
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=2").status == 0
+    with pytest.raises(library.FishexpError, match=r"epoch=3: .*checkpoints has the epochs 0 to 2"):
+        library.load_run(folder(), epoch=3)
+    (folder() / BASE).unlink()
+    with pytest.raises(library.FishexpError, match="holds what training changed in a base, which is not there any"):
+        library.load_run(folder())

@@ -1,0 +1,153 @@
+"""What a run leaves behind gives the same logits again."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from fishexp.data import digits
+from fishexp.data.datasets import Dataset
+from fishexp.data.metrics import accuracy
+from fishexp.data.text import Sentences
+from fishexp.models import Model, bert, resnet
+from fishexp.run import runner
+from fishexp.run.artifacts import load_run, save_run
+from fishexp.run.config import CONF
+from fishexp.run.record import read
+from tests.support.checks import refusal, same_weights
+from tests.support.cli import fishexp
+
+FIRST = ["the cat runs .", "a dog ?", "the dog sees the cat and the dog runs"]
+SECOND = ["the cats", "a dog runs and a dog runs and a dog runs", "?"]
+
+
+def configure(folder: Path, name: str, **options: Any) -> None:
+    """config.yaml as the runner leaves it: conf/model/NAME.yaml with ``options``."""
+    folder.mkdir(exist_ok=True)
+    model = OmegaConf.merge(OmegaConf.load(f"{CONF}/model/{name}.yaml"), options)
+    OmegaConf.save({"model": model, "data": {"name": "mine"}}, folder / "config.yaml")
+
+
+@pytest.fixture(params=[8, 9])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Model, Dataset]:
+    """A ResNet with running statistics of its own, the digits, and the folder of their run."""
+    model = resnet.build(10, 1, layers=request.param, path=None)
+    data = digits.load(train_limit=32, valid_limit=16, holdout=0)
+    if request.param == 9:
+        data.train.pixels = data.train.pixels.repeat(1, 1, 4, 4)
+        data.valid[""].pixels = data.valid[""].pixels.repeat(1, 1, 4, 4)
+    for _ in range(3):
+        model.network(data.train.batch(torch.arange(32))[0])
+    configure(tmp_path / "run", f"resnet{request.param}")
+    save_run(tmp_path / "run", model, data)
+    return tmp_path / "run", model, data
+
+
+def test_images(images: tuple[Path, Model, Dataset]) -> None:
+    folder, model, data = images
+    network, prepare = load_run(folder)
+    assert not network.training
+    assert same_weights(network, model.network)
+    examples = data.valid[""]
+    inputs, _ = examples.batch(torch.arange(len(examples)))
+    assert torch.equal(prepare(examples.pixels), inputs)
+    assert torch.equal(network(prepare(examples.pixels)), model.network.eval()(inputs))
+
+
+def sentences(model: Model, *, pair: bool, max_length: int) -> Dataset:
+    part = Sentences(FIRST, SECOND if pair else None, torch.arange(3), max_length).tokenised(model.tokenizer)
+    return Dataset(part, {"": part}, classes=3, channels=0, metrics=accuracy)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("max_length", [20, 6])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_sentences(bert_folder: Path, pretrained: bool, pair: bool, max_length: int) -> None:
+    """Whatever the weights began as, and cut where training cut them, with no option of the data set's."""
+    model = bert.build(3, 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    data = sentences(model, pair=pair, max_length=max_length)
+    folder = bert_folder / "run"
+    configure(folder, "bert_base", pretrained=pretrained, path="gone")
+    save_run(folder, model, data)
+    assert json.loads((folder / "preprocessing.json").read_text())["max_length"] == max_length
+
+    network, prepare = load_run(str(folder))
+    assert not network.training
+    assert same_weights(network, model.network)
+    inputs, _ = data.train.batch(torch.arange(3))
+    prepared = prepare(FIRST, SECOND) if pair else prepare(FIRST)
+    assert prepared.keys() == inputs.keys()
+    assert all(torch.equal(prepared[key], inputs[key]) for key in inputs)
+    assert torch.equal(network(**prepared).logits, model.network.eval()(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["preprocessing.json", "config.yaml"])
+def test_folders_of_no_finished_run(images: tuple[Path, Model, Dataset], name: str) -> None:
+    file = images[0] / name
+    file.unlink()
+    assert refusal(load_run, images[0]) == f"{images[0]} is not the folder of a finished run: {file} is missing"
+    assert refusal(load_run, "/no/such/run").startswith("/no/such/run is not the folder of a finished run: ")
+
+
+def test_a_run_without_its_weights(images: tuple[Path, Model, Dataset]) -> None:
+    (images[0] / "model.safetensors").unlink()
+    assert refusal(load_run, images[0]).startswith(f"model.path={images[0]}: {images[0] / 'model.safetensors'} is no ")
+
+
+def sst2(folder: Path) -> Path:
+    (folder / "glue" / "SST-2").mkdir(parents=True)
+    for file, count in (("train", 24), ("dev", 8)):
+        rows = "".join(f"the cat sees a {'dog' if i % 3 else 'cat'} .\t{i % 2}\n" for i in range(count))
+        (folder / "glue" / "SST-2" / f"{file}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    return folder / "glue"
+
+
+def test_a_run_from_a_checkpoint_leaves_the_change_alone(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found again through the checkpoint, from which others can start too; refused once that is another."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    start = bert.build(2, 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    start.network.get_submodule("bert").save_pretrained(tmp_path / "start")  # type: ignore[operator]
+    start.tokenizer.save_pretrained(tmp_path / "start")
+    options = ("data=glue", "data.task=sst2", f"data.root={sst2(tmp_path)}", "data.max_length=16", "model=bert_base")
+    options += ("regime.lr=0.01", "method=random", "keep=0.2", "threads=1", "regime.epochs=2")
+    with monkeypatch.context() as patch:
+        trained: list[Model] = []
+        original = runner.save_run
+        patch.setattr(runner, "save_run", lambda *a: (trained.append(a[1]), original(*a))[1])
+        assert fishexp(*options, f"model.path={tmp_path / 'start'}").status == 0
+    (folder,) = tmp_path.glob("outputs/*/*/*/*")
+    assert not list(folder.glob("model*")) + list(folder.glob("base*"))
+    network, prepare = load_run(folder)
+    assert same_weights(network, trained[0].network)
+    assert network(**prepare(["the cat runs ."])).logits.shape == (1, 2)
+
+    assert fishexp(*options, "regime.epochs=0", f"model.path={folder}", "outputs=again").status == 0
+    first, again = (list(read(Path(name) / "records.jsonl"))[-1] for name in ("outputs", "again"))
+    assert first["metrics"] == again["metrics"]
+    assert first["bytes"]["delta"] == (folder / "delta.safetensors").stat().st_size
+
+    assert fishexp(*options, f"model.path={folder}", "seed=1", "outputs=second").status == 0
+    (second,) = tmp_path.glob("second/*/*/*/*")
+    assert fishexp(*options, f"model.path={second}", "seed=2", "outputs=third").status == 0
+    (third,) = tmp_path.glob("third/*/*/*/*")
+    loaded = [load_run(one)[0] for one in (folder, second, third)]
+    assert not any(same_weights(one, other) for one, other in pairwise(loaded))
+    assert fishexp(*options, "regime.epochs=0", f"model.path={third}", "outputs=last").status == 0
+    once, again = (list(read(Path(name) / "records.jsonl"))[-1] for name in ("third", "last"))
+    assert once["metrics"] == again["metrics"]
+    assert "kept its last epoch only" in refusal(load_run, folder, epoch=0)
+
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, tmp_path / "start" / "model.safetensors", {"format": "pt"})
+    assert refusal(load_run, folder).startswith("the delta is for another base: ")
+    (tmp_path / "start").rename(tmp_path / "elsewhere")
+    assert refusal(load_run, folder).endswith("start, which is not there any more")

@@ -1,0 +1,358 @@
+"""Runs that are cut short at any moment, and continued, end as those that were not."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import fishexp as library
+from fishexp.run.record import Record, read
+from fishexp.training.snapshots import Snapshots
+from tests.support.cli import fishexp
+
+SMALL = (
+    "data.train_limit=160",
+    "data.valid_limit=64",
+    "regime.batch_size=16",
+    "method=random",
+    "keep=0.02",
+    "threads=1",
+)
+EVERY_STEP = ("snapshot_minutes=0", "resume=true")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Cut(BaseException):
+    """What no part of a run catches, as it would not catch a kill."""
+
+
+def cut_after(saves: int, patch: pytest.MonkeyPatch) -> None:
+    """End the process, as it were, right after so many snapshots."""
+    original, left = Snapshots.save, [saves]
+
+    def save(self: Snapshots, *arguments: Any) -> None:
+        original(self, *arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Cut
+
+    patch.setattr(Snapshots, "save", save)
+
+
+def run_folder(outputs: str) -> Path:
+    (folder,) = Path(outputs).glob("*/*/*/*")
+    return folder
+
+
+def left_behind(outputs: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """Every tensor of every epoch, the metrics of each, and what the record says of the result."""
+    folder = run_folder(outputs)
+    epochs = len(list((folder / "checkpoints").glob("*"))) or None
+    tensors = {}
+    for epoch in [None] if epochs is None else range(epochs + 1):
+        model, _ = library.load_run(folder, epoch)
+        tensors |= {f"{epoch}.{name}": value for name, value in model.state_dict().items()}
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    record = list(read(Path(outputs) / "records.jsonl"))[-1]
+    if (folder / "delta.safetensors").exists():
+        record["delta"] = (folder / "delta.safetensors").read_bytes()
+    return (
+        tensors,
+        metrics,
+        {key: record.get(key) for key in ("status", "metrics", "kept", "total", "bytes", "run_id", "delta")},
+    )
+
+
+def assert_alike(first: str, second: str) -> None:
+    (a, metrics_a, record_a), (b, metrics_b, record_b) = left_behind(first), left_behind(second)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert metrics_a == metrics_b
+    assert record_a == record_b
+    assert record_a["status"] == "finished"
+    assert not (run_folder(second) / "snapshots").exists()
+
+
+def every_regime() -> list[Any]:
+    checkpointing = ("regime=checkpointing", "regime.mask=every_epoch")
+    compat = ("compat=fish", "method=fish", "method.samples=8")
+    return [
+        pytest.param(("regime.epochs=3",), id="transfer"),
+        pytest.param(("regime.epochs=3", "decay=all"), id="decay-all"),
+        pytest.param(("regime.epochs=3", "regime.optimiser=adamw", "regime.lr=0.01", "regime.clip=1.0"), id="adamw"),
+        pytest.param(("regime.epochs=3", "method=full", "regime.accumulate=2"), id="full"),
+        pytest.param(("regime.epochs=3", *compat), id="compat"),
+        pytest.param(("regime.epochs=4", *checkpointing, "regime.keyframe_every=2"), id="keyframes"),
+        pytest.param(("regime.epochs=4", *checkpointing, "regime.warmup_epochs=2"), id="warm-up"),
+        pytest.param(("regime.epochs=3", *checkpointing, "decay=all"), id="checkpointing-decay-all"),
+        pytest.param(("regime.epochs=3", "regime=checkpointing", "regime.momentum=reset"), id="fixed"),
+        pytest.param(
+            ("regime.epochs=3", *checkpointing, "compat=fish", "method=fish", "method.samples=8"), id="all-compat"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("options", every_regime())
+def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of epochs and at their ends, more than once."""
+    assert fishexp(*SMALL, *options, "outputs=whole").status == 0
+    steps = 0
+    for saves in (3, 1, 5, 4):
+        with monkeypatch.context() as patch:
+            cut_after(saves, patch)
+            with pytest.raises(Cut):
+                fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP)
+        steps += saves
+        assert int(max(folder.name for folder in run_folder("cut").glob("snapshots/*"))) == steps
+    assert fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP).status == 0
+    assert_alike("whole", "cut")
+
+
+def test_dropout_goes_on_where_it_was(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    for file, count in (("train", 48), ("dev", 8)):
+        rows = "".join(f"the cat sees a {'dog' if i % 3 else 'cat and the dog'} .\t{i % 2}\n" for i in range(count))
+        (tmp_path / "glue" / "SST-2" / f"{file}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    options = (
+        "data=glue", "data.task=sst2", f"data.root={tmp_path / 'glue'}", "model=bert_base", "model.pretrained=false",
+        f"model.path={bert_folder}", "method=random", "keep=0.2", "regime.epochs=2", "regime.batch_size=8",
+        "regime.lr=0.01", "threads=1", "data.max_length=16",
+    )  # fmt: skip
+    assert fishexp(*options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    assert fishexp(*options, "outputs=cut", *EVERY_STEP).status == 0
+    assert_alike("whole", "cut")
+
+
+def start(*arguments: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fishexp", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+
+
+def kill_and_continue(kills: int, draw: random.Random, options: tuple[str, ...]) -> int:
+    """Kill the run at so many random moments, then let it end; the number of kills that it did not outrun."""
+    in_training = 0
+    while kills:
+        with start(*SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
+            ready = time.monotonic() + 120
+            while not list(Path("killed").glob("*/*/*/*/snapshots")) and time.monotonic() < ready:
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.4) if kills % 2 else draw.uniform(2, 5))
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            in_training += process.returncode == -signal.SIGKILL
+        kills -= 1
+    with start(*SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
+        _, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")
+    return in_training
+
+
+KILLED = ("regime=checkpointing", "regime.mask=every_epoch", "regime.epochs=12", "regime.keyframe_every=3")
+
+
+def test_three_kills(tmp_path: Path) -> None:
+    """A real SIGKILL at moments of chance, in the middle of writing too: every step writes."""
+    assert fishexp(*SMALL, *KILLED, "outputs=whole").status == 0
+    assert kill_and_continue(3, random.Random(0), KILLED) > 0
+    assert_alike("whole", "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [KILLED, ("regime.epochs=40",)], ids=["checkpointing", "transfer"])
+def test_thirty_kills(options: tuple[str, ...], tmp_path: Path) -> None:
+    assert fishexp(*SMALL, *options, "outputs=whole").status == 0
+    draw, kills = random.Random(1), 0
+    while kills < 15:
+        shutil.rmtree("killed", ignore_errors=True)
+        kills += kill_and_continue(3, draw, options)
+        assert_alike("whole", "killed")
+
+
+def test_snapshots_hold_nothing_dense_and_the_newest_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and delta and k-sized moments: with decay=kept the state is as small as the mask."""
+    with monkeypatch.context() as patch:
+        cut_after(7, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "keep=0.01", "regime.epochs=3", "regime.optimiser=adamw", "outputs=cut", *EVERY_STEP)
+    folders = sorted(run_folder("cut").glob("snapshots/*"))
+    assert [int(folder.name) for folder in folders] == [6, 7]
+    kept = 3_080
+    state = load_file(folders[1] / "state.safetensors")
+    moments = sum(t.numel() for name, t in state.items() if "exp_avg" in name)
+    assert moments == 2 * kept
+    sizes = sum(file.stat().st_size for file in folders[1].glob("*"))
+    assert sizes < 3 * 4 * kept + 50_000  # values and two moments; streams, names, fingerprints
+    assert sizes < 0.1 * 4 * 308_074
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fishexp(*SMALL, "regime.epochs=3", "outputs=whole").status == 0
+    for damaged in ("state.safetensors", "delta.safetensors"):
+        shutil.rmtree("cut", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            cut_after(7, patch)
+            with pytest.raises(Cut):
+                fishexp(*SMALL, "regime.epochs=3", "outputs=cut", *EVERY_STEP)
+        file = run_folder("cut") / "snapshots" / f"{7:09d}" / damaged
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+        result = fishexp(*SMALL, "regime.epochs=3", "outputs=cut", *EVERY_STEP)
+        assert "cannot be used" in result.out
+        assert "continued from a snapshot after 6 steps" in result.out
+        assert_alike("whole", "cut")
+
+
+def test_without_resume_a_run_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "regime.epochs=2", *EVERY_STEP)
+    result = fishexp(*SMALL, "regime.epochs=2")
+    assert result.status == 0
+    assert "continued" not in result.out
+    assert "continued" not in (run_folder("outputs") / "log.txt").read_text()
+
+
+def test_other_threads_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP)
+    before = torch.get_num_threads()
+    monkeypatch.setattr("fishexp.run.runner._THREADS", before + 1)
+    assert "other threads, device or torch" in fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP).out
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not grow further stands for a disk that is full: the system refuses the write either way."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_250_000, 1_250_000))  # a base, but not the moments of all weights
+
+    options = (*SMALL, "regime.epochs=2", "method=full")
+    assert fishexp(*options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    with start(*options, "outputs=cut", *EVERY_STEP, limit=limit) as process:
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"fishexp: no snapshot can be written to .*snapshots \(.*File too large.*\); "
+        r"the snapshot after 4 steps is whole; continue with resume=true\n",
+        err,
+    )
+    assert "continued from a snapshot after 4 steps" in fishexp(*options, "outputs=cut", *EVERY_STEP).out
+    assert_alike("whole", "cut")
+
+
+def test_a_kill_before_the_record_is_written_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=2", "regime=checkpointing")
+    assert fishexp(*options, "outputs=whole").status == 0
+
+    def cut(*_: Any) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", cut)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    assert "continued from a snapshot after 20 steps" in fishexp(*options, "outputs=cut", *EVERY_STEP).out
+    assert_alike("whole", "cut")
+
+
+def test_what_a_cut_repetition_left_is_no_finished_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it keep names of files beside those that count."""
+    options = (*SMALL, "regime.epochs=2")
+    assert fishexp(*options, "outputs=cut").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", "snapshot_minutes=0")
+    with pytest.raises(library.FishexpError, match="is not the folder of a finished run"):
+        library.load_run(run_folder("cut"))
+    (run_folder("cut") / ".left.safetensors.0.tmp").touch()
+    assert fishexp(*options, "outputs=cut").status == 0
+    assert not list(run_folder("cut").glob(".*.tmp"))
+    assert (run_folder("cut") / "base.safetensors").stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("where", ["about", "key"])
+def test_a_snapshot_is_checked_in_all_its_parts(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=2", "snapshot_keep=1", "outputs=cut")
+    assert fishexp(*SMALL, "regime.epochs=2", "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(7, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, *EVERY_STEP)
+    file = run_folder("cut") / "snapshots" / f"{7:09d}" / "state.safetensors"
+    old, new = {"about": (rb"\"steps\": 7", rb"\"steps\": 3"), "key": (b"fishexp.snap", b"fishexp.snip")}[where]
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+    result = fishexp(*options, *EVERY_STEP)
+    assert "cannot be used" in result.out
+    assert "continued" not in result.out
+    assert_alike("whole", "cut")
+
+
+def test_a_snapshot_that_cannot_be_written_is_an_error_that_says_what_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder of the snapshots cannot be written from the fifth step on."""
+    import fishexp.training.snapshots as module
+
+    assert fishexp(*SMALL, "regime.epochs=3", "outputs=whole").status == 0
+    original, calls = module.save_file, [0]
+
+    def full(*arguments: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 4:
+            raise OSError(28, "No space left on device")
+        original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        result = fishexp(*SMALL, "regime.epochs=3", "outputs=cut", *EVERY_STEP)
+    assert result.status == 1
+    assert result.err.count("\n") == 1
+    assert "(No space left on device); the snapshot after 4 steps is whole; continue with resume=true" in result.err
+    assert fishexp(*SMALL, "regime.epochs=3", "outputs=cut", *EVERY_STEP).status == 0
+    assert_alike("whole", "cut")
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        cut_after(14, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "regime.epochs=2", "wandb=offline", "outputs=cut", *EVERY_STEP)
+    assert fishexp(*SMALL, "regime.epochs=2", "wandb=offline", "outputs=cut", *EVERY_STEP).status == 0
+    ids = {folder.name.rpartition("-")[2] for folder in run_folder("cut").glob("wandb/offline-run-*")}
+    assert len(list(run_folder("cut").glob("wandb/offline-run-*"))) == 2
+    assert len(ids) == 1

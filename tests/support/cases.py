@@ -1,0 +1,80 @@
+"""Tiny seeded models in float64 that cover the layers of ResNets and BERTs."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from fishexp.fisher.batches import Inputs, logits_of, select
+from fishexp.fisher.estimator import Labels
+from fishexp.fisher.layer_rules import Power
+
+CLASSES = 3
+
+
+def conv_net() -> nn.Module:
+    """Convolution, BatchNorm in evaluation mode with statistics of its own, linear."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, stride=2, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(4 * 4, CLASSES),
+    ).double()
+    for _ in range(3):
+        model(torch.randn(8, 2, 4, 4).double())  # trains the running statistics
+    return model
+
+
+def tiny_bert(classes: int = CLASSES) -> nn.Module:
+    """Two layers of a BERT; returns an object with ``.logits``."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    config.num_labels = classes
+    return BertForSequenceClassification(config).double()
+
+
+def images(count: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, 2, 4, 4, generator=generator).double()
+    return inputs, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def sentences(count: int = 7) -> tuple[dict[str, Tensor], Tensor]:
+    """Padded to 6 tokens, some repeated within a sentence."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 8, (count, 6), generator=generator)
+    lengths = torch.randint(2, 7, (count, 1), generator=generator)
+    mask = (torch.arange(6) < lengths).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def batched(inputs: Inputs, labels: Tensor, size: int = 3) -> list[tuple[Inputs, Tensor]]:
+    """Batches of ``size``, the last one ragged."""
+    cuts = range(0, len(labels), size)
+    if isinstance(inputs, Tensor):
+        return [(inputs[i : i + size], labels[i : i + size]) for i in cuts]
+    return [({key: value[i : i + size] for key, value in inputs.items()}, labels[i : i + size]) for i in cuts]
+
+
+def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
+    """Sum over examples and classes of p * |d log p / d w|^n, one forward and backward pass for each, over examples."""
+    model = copy.deepcopy(model).eval()
+    fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for i in range(len(labels)):
+        example = select(inputs, slice(i, i + 1), len(labels))
+        for c in range(CLASSES):
+            model.zero_grad()
+            log_probs = logits_of(model, example)[0].log_softmax(-1)
+            weight = float(c == labels[i]) if kind == "true_label" else log_probs[c].exp().item()
+            log_probs[c].backward()
+            for name, p in model.named_parameters():
+                gradient = torch.zeros_like(p) if p.grad is None else p.grad
+                fisher[name] += weight * (gradient.square() if power == "square" else gradient.abs()) / len(labels)
+    return fisher

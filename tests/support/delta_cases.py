@@ -1,0 +1,122 @@
+"""Tensors of random bits, and models made of them."""
+
+import copy
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fishexp.delta.fingerprint import CODES, bits
+from tests.support.cases import conv_net, tiny_bert
+
+TYPES = list(CODES)
+SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (5, 9), (4, 3, 2, 2), (60, 50)]
+
+
+def noise(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Any bits: NaN of all kinds, infinities and -0.0 among the floats."""
+    size = torch.Size(shape).numel() * dtype.itemsize
+    most = 2 if dtype == torch.bool else 256
+    return torch.randint(most, (size,), dtype=torch.uint8, generator=generator).view(dtype).view(shape)
+
+
+def disturbed(tensor: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Other bits in about that share of the entries, in the same order of memory."""
+    result = tensor.clone()
+    other = bits(noise(tensor.dtype, tuple(tensor.shape), generator))
+    chosen = torch.rand(tensor.shape, generator=generator) < density
+    bits(result).copy_(torch.where(chosen, other, bits(tensor)))
+    return result
+
+
+def snapshot(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of all tensors."""
+    found = target.state_dict() if isinstance(target, nn.Module) else target
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def same_bits(one: nn.Module | Mapping[str, Tensor], other: nn.Module | Mapping[str, Tensor]) -> bool:
+    """Names, types, shapes and bits."""
+    a, b = snapshot(one), snapshot(other)
+    return a.keys() == b.keys() and all(
+        (t.dtype, t.shape) == (b[name].dtype, b[name].shape) and torch.equal(bits(t), bits(b[name]))
+        for name, t in a.items()
+    )
+
+
+class Tied(nn.Module):
+    """An embedding that is the output's weight too, a buffer that is saved and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 4)
+        self.output = nn.Linear(4, 11)
+        self.output.weight = self.embedding.weight
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("cache", torch.ones(2), persistent=False)
+
+
+def channels_last() -> nn.Module:
+    return conv_net().float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+MODELS = {"conv": conv_net, "bert": tiny_bert, "tied": Tied, "channels_last": channels_last}
+
+
+def tuned(model: nn.Module, seed: int, density: float = 0.2) -> nn.Module:
+    """A copy with other weights and buffers."""
+    result, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in {id(t): t for t in result.state_dict().values()}.values():
+            change = torch.randn(tensor.shape, generator=generator) * 3
+            chosen = torch.rand(tensor.shape, generator=generator) < density
+            tensor.add_(torch.where(chosen, change, 0.0).to(tensor.dtype))
+    return result
+
+
+def example() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Before and after: few changes and many, of three types, a new tensor, new rows, a tensor that goes."""
+    generator = torch.Generator().manual_seed(0)
+    before = {
+        "a.weight": torch.rand(20, 30, generator=generator),
+        "a.bias": torch.rand(30, generator=generator).bfloat16(),
+        "b.flags": torch.tensor([True, False, True]),
+        "b.rows": torch.rand(4, 3, generator=generator),
+        "b.steps": torch.tensor(7),
+        "c.gone": torch.ones(3),
+        "c.same": torch.ones(3),
+    }
+    after = {name: tensor.clone() for name, tensor in before.items()}
+    after["a.weight"][2:19:4, 7] += 1
+    after["a.bias"][[1, 17, 20]] += 1
+    after["b.flags"] = ~after["b.flags"]
+    after["b.rows"] = torch.cat([after["b.rows"], torch.rand(2, 3, generator=generator)])
+    after["b.steps"] += 1
+    after["d.new"] = torch.rand(2, 2, generator=generator)
+    del after["c.gone"]
+    return before, after
+
+
+def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header, metadata and vectors of a file."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    return header, json.loads(header["__metadata__"]["fishexp.delta"]), data[8 + size :]
+
+
+def dumped(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def joined(header: dict[str, Any], about: Any, vectors: bytes, repair: bool = True) -> bytes:
+    """The file again; ``repair`` gives it the checksum of what is in it."""
+    if repair and isinstance(about, dict):
+        rest = {key: value for key, value in about.items() if key != "checksum"}
+        about = rest | {"checksum": hashlib.sha256(dumped(rest).encode() + vectors).hexdigest()}
+    text = about if isinstance(about, str) else dumped(about)
+    encoded = json.dumps(header | {"__metadata__": {"fishexp.delta": text}}).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + vectors

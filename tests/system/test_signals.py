@@ -1,0 +1,75 @@
+"""A signal waits for the end of a step, but not for ever."""
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fishexp.system import signals
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    signals.install()
+    yield
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_outside_a_run_it_is_raised_at_once(kind: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(kind)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_in_a_run_it_waits_for_the_end_of_the_step(kind: signal.Signals) -> None:
+    done: list[str] = []
+
+    def run() -> None:
+        with signals.between_steps():
+            signal.raise_signal(kind)
+            done.append("the step")
+            signals.check()
+            done.append("the next")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert done == ["the step"]
+    signals.check()  # and is forgotten
+
+
+def test_asked_twice_means_now() -> None:
+    done: list[str] = []
+
+    def run() -> None:
+        with signals.between_steps():
+            signal.raise_signal(signal.SIGINT)
+            done.append("the step")
+            signal.raise_signal(signal.SIGINT)
+            done.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert done == ["the step"]
+
+
+def test_a_step_that_does_not_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "GRACE", 0.2)
+    start = time.monotonic()
+
+    def run() -> None:
+        with signals.between_steps():
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert time.monotonic() - start < 10
+
+
+def test_one_that_comes_as_the_run_ends_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt), signals.between_steps():
+        signal.raise_signal(signal.SIGINT)
