@@ -36,7 +36,7 @@ class LocalSGD:
     ) -> None:
         self.problem, self.choose, self.log, self.recipe = problem, choose, log, recipe
         self.decay: Decay = decay
-        self.crew, self.disjoint = problem.crew, plan.disjoint and problem.crew.size > 1
+        self.collectives, self.disjoint = problem.collectives, plan.disjoint and problem.collectives.world_size > 1
         self.refresh_every = None if choose.fixed else plan.refresh_every
         self.snapshots, self.stores = snapshots, snapshots.workers or {0: snapshots}
         for store in self.stores.values():
@@ -48,13 +48,17 @@ class LocalSGD:
                 log,
                 self.stores[r],
                 recipe,
-                quiet=r != self.crew.local[0],
+                quiet=r != self.collectives.local_ranks[0],
             )
-            for r in self.crew.local
+            for r in self.collectives.local_ranks
         ]
-        self.common = SharedState([worker.problem.model for worker in self.workers], self.crew.local, problem.head)
+        self.common = SharedState(
+            [worker.problem.model for worker in self.workers], self.collectives.local_ranks, problem.head
+        )
         original = problem.as_original
-        self.exchange = Synchronizer(self.crew, self.common, plan.merge, plan.wire, plan.reduce, as_original=original)
+        self.exchange = Synchronizer(
+            self.collectives, self.common, plan.merge, plan.wire, plan.reduce, as_original=original
+        )
         steps = self.workers[0].course.epoch_steps, recipe["epochs"], plan.sync_every
         self.timetable = Schedule(*steps, plan.warmup_epochs, plan.snapshot_steps, as_original=original)
         self.moving: list[Places] = []  # the entries of the masks, of all workers; empty in the warm-up
@@ -65,8 +69,8 @@ class LocalSGD:
 
     def go(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """All epochs, or what is left of them: metrics, delta and bytes of an :class:`fishexp.regimes.Outcome`."""
-        self.crew.sent = 0  # what the workers had to agree on before is no training
-        if self.stores[self.crew.local[0]].latest:
+        self.collectives.bytes_sent = 0  # what the workers had to agree on before is no training
+        if self.stores[self.collectives.local_ranks[0]].latest:
             self._resume()
         elif self.timetable.warmup == 0:
             self._remask()
@@ -123,7 +127,7 @@ class LocalSGD:
         model, step = self.problem.model, self.workers[0].course.place.steps
         mode = model.training
         with self.common.restored():
-            masks = self.choose.disjoint(self.crew.size) if self.disjoint else [self.choose()]
+            masks = self.choose.disjoint(self.collectives.world_size) if self.disjoint else [self.choose()]
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train(mode)
         self.moving = [places(mask, model) for mask in masks]
@@ -147,7 +151,7 @@ class LocalSGD:
     def _end_epoch(self) -> None:
         """Evaluate what the workers have in common, unless that is what it was."""
         first = self.workers[0]
-        alone = self.crew.size == 1  # what it has is what all have
+        alone = self.collectives.world_size == 1  # what it has is what all have
         if self.metrics is None or alone:
             with self.log.clock("evaluate"), nullcontext() if alone else self.common.restored():
                 self.metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
@@ -159,11 +163,11 @@ class LocalSGD:
         about = {
             "dense": self.dense,
             "merges": [self.exchange.count, self.masked_merges, self.merged],
-            "sent": [self.crew.sent, self.sent_sparse],
+            "sent": [self.collectives.bytes_sent, self.sent_sparse],
             "common_metrics": self.metrics,
         }
         tensors = stored(self.moving) | self.common.state()
-        settled = self.settled if self.crew.size > 1 else None
+        settled = self.settled if self.collectives.world_size > 1 else None
         for worker, digest in zip(self.workers, self.exchange.digests, strict=True):
             worker.save(tensors, {**about, "digest": digest}, settled)
 
@@ -182,20 +186,20 @@ class LocalSGD:
         self.dense, self.metrics = about["dense"], about["common_metrics"]
         self.exchange.count, self.masked_merges, self.merged = about["merges"]
         self.settled = about["steps"]
-        self.crew.sent, self.sent_sparse = about["sent"]
+        self.collectives.bytes_sent, self.sent_sparse = about["sent"]
         self.exchange.begin(None if self.dense else self.moving)
         self.common.resume(read[0].tensors)
         self.exchange.digests = [snapshot.about["digest"] for snapshot in read]
 
     def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """What the workers have in common now."""
-        model, size = self.problem.model, self.crew.size
+        model, size = self.problem.model, self.collectives.world_size
         entries = sum(p.numel() for p in weights(model).values()) + sum(len(b.flatten()) for b in self.common.buffers)
         dense = 8 * entries * (size - 1) // size
         sent = {
             "per_merge": self.exchange.bytes if self.sent_sparse is None else self.sent_sparse,
             "dense_merge": dense,
-            "sent": self.crew.sent,
+            "sent": self.collectives.bytes_sent,
             "dense_sent": self.exchange.count * dense,
             "merges": self.exchange.count,
         }

@@ -27,7 +27,7 @@ MANY = 0.5  # a larger share of all entries is not worth its positions
 
 
 def pooled_scores(
-    crew: Collectives, scores: Sequence[Scores], examples: Sequence[int], best: int, always: Collection[str] = ()
+    collectives: Collectives, scores: Sequence[Scores], examples: Sequence[int], best: int, always: Collection[str] = ()
 ) -> Scores:
     """The mean over all workers' examples, of the entries that may be among the ``best`` highest.
 
@@ -49,13 +49,13 @@ def pooled_scores(
         FishexpError: If what a worker sent is not what it should send.
         WorkerLost: If a worker is not there any more, or silent for too long.
     """
-    if crew.size == 1:
+    if collectives.world_size == 1:
         return scores[0]
-    texts = crew.messages([str(number) for number in examples])
+    texts = collectives.all_gather_text([str(number) for number in examples])
     weights = [int(_fields(rank, text, r"(\d{1,18})")[0]) for rank, text in enumerate(texts)]
     if not sum(weights):
         raise FishexpError("no worker has an example to score; take at least as many as there are workers")
-    pool = _Pool(crew, scores, weights, always)
+    pool = _Pool(collectives, scores, weights, always)
     best = min(best, pool.numel)
     if best == 0:
         return pool.means
@@ -66,7 +66,7 @@ def pooled_scores(
     if len(found) < best:  # whatever is above 0 is known
         return pool.means
     bound = found.topk(best).values[-1].item()
-    parts = [bound * sum(weights) / crew.size / max(weights[rank], 1) for rank in crew.local]
+    parts = [bound * sum(weights) / collectives.world_size / max(weights[rank], 1) for rank in collectives.local_ranks]
     second = pool.where_any([_above(own, part, first) for own, part in zip(pool.scores, parts, strict=True)])
     if second is None:
         return pool.all_means()
@@ -78,16 +78,16 @@ class _Pool:
     """The workers' scores as one row of entries each, and the means found so far."""
 
     def __init__(
-        self, crew: Collectives, scores: Sequence[Scores], weights: list[int], always: Collection[str]
+        self, collectives: Collectives, scores: Sequence[Scores], weights: list[int], always: Collection[str]
     ) -> None:
-        self.crew, self.weights = crew, weights
+        self.collectives, self.weights = collectives, weights
         self.means = {name: torch.zeros(s.shape, dtype=torch.float32, device=s.device) for name, s in scores[0].items()}
         self.names = [name for name in self.means if name not in always]
         self.ends = torch.tensor([0] + [self.means[name].numel() for name in self.names]).cumsum(0)
         self.numel = int(self.ends[-1])
         self.scores = [
             [own[name] if weights[rank] else torch.zeros(()).expand(own[name].shape) for name in self.names]
-            for rank, own in zip(crew.local, scores, strict=True)
+            for rank, own in zip(collectives.local_ranks, scores, strict=True)
         ]
 
     def where_any(self, places: Sequence[Tensor | None]) -> Tensor | None:
@@ -103,7 +103,7 @@ class _Pool:
             for own in places
         ]
         texts = ["" if code is None else f"{code[0]} {len(code[2])} {code[1]}" for code in codes]
-        heads = self.crew.messages(texts)
+        heads = self.collectives.all_gather_text(texts)
         if not all(heads):
             return None
         fields = [_fields(rank, head, r"(\d{1,18}) (\d{1,18}) ([a-z ]+)") for rank, head in enumerate(heads)]
@@ -112,7 +112,9 @@ class _Pool:
             return None
         if not any(counts):
             return torch.zeros(0, dtype=torch.int64)
-        rows = self.crew.gather([F.pad(code[2], (0, max(sizes) - len(code[2]))) for code in codes if code is not None])
+        rows = self.collectives.all_gather(
+            [F.pad(code[2], (0, max(sizes) - len(code[2]))) for code in codes if code is not None]
+        )
         found = [
             position_codec.decode(row[:size], coding, count, (self.numel,))
             for row, size, count, (_, _, coding) in zip(rows, sizes, counts, fields, strict=True)
@@ -126,7 +128,7 @@ class _Pool:
             torch.cat([s.flatten()[piece.to(s.device)].cpu() for s, piece in zip(own, pieces, strict=True)])
             for own in self.scores
         ]
-        found = self.crew.combine(rows, self._mean)
+        found = self.collectives.ordered_all_reduce(rows, self._mean)
         for name, piece, values in zip(self.names, pieces, found.split([*map(len, pieces)]), strict=True):
             mean = self.means[name]
             mean.view(-1)[piece.to(mean.device)] = values.to(mean.device)
@@ -136,7 +138,7 @@ class _Pool:
         """The means of all entries."""
         for index, name in enumerate(self.names):
             rows = [own[index].flatten().cpu() for own in self.scores]
-            self.means[name].view(-1).copy_(self.crew.combine(rows, self._mean))
+            self.means[name].view(-1).copy_(self.collectives.ordered_all_reduce(rows, self._mean))
         return self.means
 
     def _split(self, places: Tensor) -> tuple[Tensor, ...]:

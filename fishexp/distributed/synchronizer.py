@@ -34,7 +34,7 @@ class Synchronizer:
 
     def __init__(
         self,
-        crew: Collectives,
+        collectives: Collectives,
         common: SharedState,
         how: Merge,
         wire: Wire,
@@ -42,7 +42,7 @@ class Synchronizer:
         *,
         as_original: bool = False,
     ) -> None:
-        self._crew, self._common, self._original = crew, common, as_original
+        self._collectives, self._common, self._original = collectives, common, as_original
         self._how: Merge = how
         self._wire = torch.bfloat16 if wire == "bf16" else None
         self._ring = reduce == "ring"
@@ -56,7 +56,7 @@ class Synchronizer:
 
     def _note(self) -> None:
         """What each local worker holds now, for the next :meth:`meet`."""
-        workers = range(len(self._crew.local) if self._crew.size > 1 else 0)
+        workers = range(len(self._collectives.local_ranks) if self._collectives.world_size > 1 else 0)
         self.digests = [self._common.digest(worker) for worker in workers] or [0]
 
     def merge(self, step: int, failures: Sequence[str]) -> None:
@@ -70,14 +70,14 @@ class Synchronizer:
             AllFailed: If a worker cannot go on, or the workers do not hold the same.
             WorkerLost: If one is gone.
         """
-        common, sent = self._common, self._crew.sent
+        common, sent = self._common, self._collectives.bytes_sent
         shared, own = common.read_shared(), common.read_own()
         finite = [bool(row.isfinite().all()) for row in shared]
         for worker, row in enumerate(own):
             finite[worker] &= bool(row.isfinite().all())
         broken = f"a weight is not finite after step {step}; lower regime.lr"
         moved = self.meet(step, [why or ("" if fine else broken) for why, fine in zip(failures, finite, strict=True)])
-        if self._crew.size == 1:
+        if self._collectives.world_size == 1:
             common.set_shared(shared[0])
         else:
             common.set_shared(self._merged(shared))
@@ -85,10 +85,12 @@ class Synchronizer:
                 common.set_own(rank, values)
         if moved:
             rows = common.read_buffers(moved)
-            common.set_buffers(moved, self._crew.combine(rows, lambda values, _: merged(values, values[0], "mean")))
+            common.set_buffers(
+                moved, self._collectives.ordered_all_reduce(rows, lambda values, _: merged(values, values[0], "mean"))
+            )
         self._note()
         self.count += 1
-        self.bytes = self._crew.sent - sent
+        self.bytes = self._collectives.bytes_sent - sent
 
     def meet(self, step: int, failures: Sequence[str]) -> list[int]:
         """See that all workers are well, have taken so many steps, and held the same after the last merge.
@@ -105,11 +107,11 @@ class Synchronizer:
             chunks = [moved[start : start + FLAGS] for start in range(0, len(moved), FLAGS)]
             flags = [sum(flag << place for place, flag in enumerate(chunk)) for chunk in chunks]
             headers.append(torch.tensor([failure != "", step, self._common.masks, self.digests[worker], *flags]))
-        table = self._crew.gather(headers).tolist()
+        table = self._collectives.all_gather(headers).tolist()
         if any(row[0] for row in table):
-            reasons = self._crew.messages(failures)
+            reasons = self._collectives.all_gather_text(failures)
             rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
-            raise AllFailed(f"worker {rank}: {reason}" if self._crew.size > 1 else reason)
+            raise AllFailed(f"worker {rank}: {reason}" if self._collectives.world_size > 1 else reason)
         for rank, row in enumerate(table):
             for what, number, first in zip(("steps", "masks", "weights"), row[1:4], table[0][1:4], strict=True):
                 if number != first:
@@ -120,16 +122,18 @@ class Synchronizer:
 
     def _merged(self, rows: Sequence[Tensor]) -> Tensor:
         """What becomes of the workers' values of the shared entries."""
-        before, crew = self._common.shared, self._crew
+        before, collectives = self._common.shared, self._collectives
         if self._wire is None and not self._ring:
-            return crew.combine(rows, lambda values, where: self._apart(values, where, before[where]))
+            return collectives.ordered_all_reduce(rows, lambda values, where: self._apart(values, where, before[where]))
         changes = [(row - before).to(self._wire or row.dtype) for row in rows]
         if self._ring:
-            change = crew.add(changes)
+            change = collectives.all_reduce(changes)
             ways = self._ways(slice(0, len(before)))
-            parts = [change[part] / crew.size if how == "mean" else change[part] for part, how in ways]
+            parts = [change[part] / collectives.world_size if how == "mean" else change[part] for part, how in ways]
             return before + torch.cat(parts).to(before.dtype)
-        return before + crew.combine(changes, lambda values, where: self._apart(values, where, None)).to(before.dtype)
+        return before + collectives.ordered_all_reduce(
+            changes, lambda values, where: self._apart(values, where, None)
+        ).to(before.dtype)
 
     def _apart(self, values: Tensor, where: slice, before: Tensor | None) -> Tensor:
         """The values, or changes if there is no ``before``, of a piece merged."""
@@ -149,12 +153,12 @@ class Synchronizer:
         """For each worker what it alone moved, as all get it."""
         if not rows:
             return []
-        before, local = self._common.own, self._crew.local
+        before, local = self._common.own, self._collectives.local_ranks
         if self._wire is not None:
             rows = [(row - before[rank]).to(self._wire) for row, rank in zip(rows, local, strict=True)]
-        found = list(self._crew.gather(rows))
+        found = list(self._collectives.all_gather(rows))
         if self._wire is not None:
             found = [old + change.to(old.dtype) for old, change in zip(before, found, strict=True)]
         if self._original and self._how == "mean":
-            found = [old + (new - old) / self._crew.size for old, new in zip(before, found, strict=True)]
+            found = [old + (new - old) / self._collectives.world_size for old, new in zip(before, found, strict=True)]
         return found

@@ -1,4 +1,4 @@
-"""Workers that are processes, on one machine or several: a crew on torch.distributed."""
+"""Workers that are processes, on one machine or several: a collectives on torch.distributed."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fishexp.errors import WorkerLost
-from fishexp.training.collectives import Reduction, check_lengths, pieces
+from fishexp.training.collectives import Reduction, check_text_lengths, pieces
 
 _Begin: TypeAlias = Callable[[], dist.Work | None]
 
@@ -27,61 +27,63 @@ class TorchCollectives:
     def __init__(self, timeout: float) -> None:
         """``timeout``: seconds that a worker may be silent; the group, made before this, has the same timeout."""
         self._rank, self._timeout = dist.get_rank(), timeout
-        self.size, self.local, self.sent = dist.get_world_size(), range(self._rank, self._rank + 1), 0
+        self.world_size, self.local_ranks, self.bytes_sent = dist.get_world_size(), range(self._rank, self._rank + 1), 0
         self._nccl = "cuda:nccl" in dist.get_backend_config()
 
-    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+    def all_gather(self, rows: Sequence[Tensor]) -> Tensor:
         """See :class:`Collectives`."""
         (row,) = rows
-        result = row.new_empty(self.size, len(row))
+        result = row.new_empty(self.world_size, len(row))
         self._collect(row, result.view(-1))
         return result
 
-    def combine(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
+    def ordered_all_reduce(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
         """See :class:`Collectives`."""
         (row,) = rows
         result = None
-        for piece, part in pieces(len(row), self.size):
+        for piece, part in pieces(len(row), self.world_size):
             first = piece.start + self._rank * part
             mine = slice(min(first, piece.stop), min(first + part, piece.stop))
             reduced = reduction(self._exchange(row[piece], part)[:, : mine.stop - mine.start], mine)
             if result is None:
-                result = reduced.new_empty(len(row) + self.size)  # the padding of a piece ends where the next begins
-            self._collect(_padded(reduced, part), result[piece.start : piece.start + self.size * part])
-        return reduction(row.new_empty(self.size, 0), slice(0, 0)) if result is None else result[: len(row)]
+                result = reduced.new_empty(
+                    len(row) + self.world_size
+                )  # the padding of a piece ends where the next begins
+            self._collect(_padded(reduced, part), result[piece.start : piece.start + self.world_size * part])
+        return reduction(row.new_empty(self.world_size, 0), slice(0, 0)) if result is None else result[: len(row)]
 
-    def add(self, rows: Sequence[Tensor]) -> Tensor:
+    def all_reduce(self, rows: Sequence[Tensor]) -> Tensor:
         """See :class:`Collectives`. gloo passes the entries round a ring; NCCL decides for itself."""
         (row,) = rows
         total = row.to(self._carrier(row), copy=True)
         self._wait(lambda: dist.all_reduce(total, async_op=True))
-        self.sent += 2 * (self.size - 1) * -(-row.nbytes // self.size)
+        self.bytes_sent += 2 * (self.world_size - 1) * -(-row.nbytes // self.world_size)
         return total.to(row.device)
 
-    def messages(self, texts: Sequence[str]) -> list[str]:
+    def all_gather_text(self, texts: Sequence[str]) -> list[str]:
         """See :class:`Collectives`. Always by gloo, which notices at once when another process ends."""
         (text,) = texts
         data = text.encode()
-        lengths = self.gather([torch.tensor([len(data)])])[:, 0].tolist()
-        check_lengths(lengths)
+        lengths = self.all_gather([torch.tensor([len(data)])])[:, 0].tolist()
+        check_text_lengths(lengths)
         padded = data.ljust(max(lengths), b"\0")
-        rows = self.gather([torch.tensor(list(padded), dtype=torch.uint8)]).tolist()
+        rows = self.all_gather([torch.tensor(list(padded), dtype=torch.uint8)]).tolist()
         return [bytes(row[:length]).decode(errors="replace") for row, length in zip(rows, lengths, strict=True)]
 
     def _exchange(self, row: Tensor, part: int) -> Tensor:
         """(workers, part): this worker's part of everybody's row, padded."""
-        sent = _bytes(_padded(row, self.size * part)).to(self._carrier(row))
+        sent = _bytes(_padded(row, self.world_size * part)).to(self._carrier(row))
         received = torch.empty_like(sent)
         self._wait(lambda: dist.all_to_all_single(received, sent, async_op=True))
-        self.sent += (self.size - 1) * part * row.element_size()
-        return received.to(row.device).view(row.dtype).view(self.size, part)
+        self.bytes_sent += (self.world_size - 1) * part * row.element_size()
+        return received.to(row.device).view(row.dtype).view(self.world_size, part)
 
     def _collect(self, part: Tensor, result: Tensor) -> None:
         """Everybody's part, one after the other, into ``result``."""
         sent, wanted = _bytes(part).to(self._carrier(part)), _bytes(result)
         received = wanted if wanted.device == sent.device else torch.empty_like(wanted, device=sent.device)
         self._wait(lambda: dist.all_gather_into_tensor(received, sent, async_op=True))
-        self.sent += (self.size - 1) * part.nbytes
+        self.bytes_sent += (self.world_size - 1) * part.nbytes
         if received is not wanted:
             wanted.copy_(received)
 

@@ -26,7 +26,7 @@ def worker_problem(problem: Problem, rank: int, *, shard: bool) -> Problem:
     Args:
         shard: It has every n-th example of a random order, a few twice where the workers' parts would not be equal.
     """
-    size = problem.crew.size
+    size = problem.collectives.world_size
     if size == 1:
         return problem
     seed = problem.order.initial_seed()
@@ -37,7 +37,7 @@ def worker_problem(problem: Problem, rank: int, *, shard: bool) -> Problem:
         data = replace(data, train=data.train.subset(index[rank::size]))
     if rank > 0:
         order = torch.Generator().manual_seed(_other(seed, rank))
-    model = problem.model if rank == problem.crew.local[0] else copy.deepcopy(problem.model)
+    model = problem.model if rank == problem.collectives.local_ranks[0] else copy.deepcopy(problem.model)
     return replace(problem, model=model, data=data, order=order)
 
 

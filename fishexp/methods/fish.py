@@ -40,7 +40,7 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
         problem.model.train(any(map(is_untrained, problem.model.modules())))
     loss = problem.loss if labels == "true_label" else None
     with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
-        if problem.crew.size > 1 and not original:
+        if problem.collectives.world_size > 1 and not original:
             return _together(problem, samples, labels, power, loss, advance)
         batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
         return diagonal_fisher(
@@ -52,11 +52,12 @@ def _together(
     problem: Problem, samples: int, labels: Labels, power: Power, loss: Loss | None, advance: Callable[[int], None]
 ) -> Scores:
     """Each worker scores its share of the same sample; all get the scores of all."""
-    crew, index = problem.crew, problem.sample(samples)
-    if len(index) < crew.size:
-        raise FishexpError(f"method.samples={samples} leaves some of {crew.size} workers nothing to score; raise it")
+    collectives, index = problem.collectives, problem.sample(samples)
+    world_size = collectives.world_size
+    if len(index) < world_size:
+        raise FishexpError(f"method.samples={samples} leaves some of {world_size} workers nothing to score; raise it")
     seed = int(torch.randint(2**62, (), generator=problem.generator))
-    shares = {rank: index[rank :: crew.size] for rank in crew.local}
+    shares = {rank: index[rank::world_size] for rank in collectives.local_ranks}
     scored = []
     for rank, share in shares.items():
         generator = torch.Generator().manual_seed(seed + rank)
@@ -64,4 +65,4 @@ def _together(
         scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
     total = sum(score.numel() for score in scored[0].values())
     wanted = total if problem.wanted is None else problem.wanted
-    return pooled_scores(crew, scored, [len(share) for share in shares.values()], wanted, problem.head)
+    return pooled_scores(collectives, scored, [len(share) for share in shares.values()], wanted, problem.head)

@@ -53,7 +53,7 @@ def train(
         choose: Scores the weights that the workers have in common.
         snapshots: If the latest is there, training goes on from it.
         decay: ``all`` moves every weight at every step, so that every merge is dense.
-        workers: As many as ``problem.crew`` has.
+        workers: As many as ``problem.collectives`` has.
         merge: Of the workers' changes. The head and running statistics are averaged in any case.
         masks: ``disjoint``: of the best workers x k scores each worker moves k of its own, and the head.
         warmup_epochs: Before the first mask every weight trains for so many epochs, and merges are dense.
@@ -87,7 +87,7 @@ def train(
     if problem.as_original and choose.method == "random":
         disjoint = True  # the original's random masks always are
     plan = Plan(sync_every, merge, disjoint, warmup_epochs, refresh_every, shard, wire, reduce, snapshot_steps)
-    if problem.crew.size > 1:
+    if problem.collectives.world_size > 1:
         for line in _costs(problem, choose, plan, decay, Link(bandwidth, latency)):
             log.say(line)
     return Outcome(*LocalSGD(problem, choose, log, snapshots, decay, recipe, plan).go())
@@ -96,7 +96,7 @@ def train(
 def _costs(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:
     """What merges are going to cost."""
     own = weights(problem.model)
-    kept = choose.count(problem.crew.size if plan.disjoint else 1)
+    kept = choose.count(problem.collectives.world_size if plan.disjoint else 1)
     total, head = sum(p.numel() for p in own.values()), sum(own[name].numel() for name in problem.head)
     traffic = Traffic(
         total,
@@ -106,4 +106,4 @@ def _costs(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, lin
         plan.disjoint and decay == "kept",
         2 if plan.wire == "bf16" else 4,
     )
-    return foretell(traffic, problem.crew.size, plan.sync_every, plan.warmup_epochs, link)
+    return foretell(traffic, problem.collectives.world_size, plan.sync_every, plan.warmup_epochs, link)

@@ -52,8 +52,8 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
     settings, regime = check_settings(config | {"resume": config["resume"] or bool(member.lost)}), config["regime"]
     torch.set_num_threads(member.threads(settings.threads, _THREADS))
     with member.meeting(settings.device), ExitStack() as stack:
-        crew = member.crew(regime.get("workers", 1))
-        snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, crew)
+        collectives = member.collectives(regime.get("workers", 1))
+        snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, collectives)
         with member.agreeing():
             folder.mkdir(parents=True, exist_ok=True)
             if member.leads:
@@ -77,7 +77,7 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
             facts["initial weights"] = _digest(model) if member.size > 1 else ""
             if member.leads and model.source is None and not (folder / BASE).exists():
                 store_base(model.network, folder, Path(settings.outputs))
-            problem = _problem(model, data, device, settings, tracker, crew)
+            problem = _problem(model, data, device, settings, tracker, collectives)
         record.total = sum(p.numel() for p in model.network.parameters())
 
         def told(kept: int, each: int) -> None:
@@ -126,7 +126,7 @@ def _fitted(data: Dataset, model: Model, device: torch.device) -> Dataset:
 
 
 def _problem(
-    model: Model, data: Dataset, device: torch.device, settings: Settings, tracker: Logger, crew: Collectives
+    model: Model, data: Dataset, device: torch.device, settings: Settings, tracker: Logger, collectives: Collectives
 ) -> Problem:
     return Problem(
         model.network.to(device),
@@ -135,7 +135,7 @@ def _problem(
         device,
         generator=torch.Generator().manual_seed(2 * settings.seed),
         order=torch.Generator().manual_seed(2 * settings.seed + 1),
-        crew=crew,
+        collectives=collectives,
         precision=settings.precision,
         as_original=settings.compat == "fish",
         progress=tracker.progress,

@@ -37,21 +37,22 @@ def evaluate(problem: Problem, size: int) -> Metrics:
 
 def _outputs(problem: Problem, examples: Examples, size: int) -> tuple[Tensor, Tensor]:
     """Logits and labels of all examples, on the CPU. A batch has the same bits whichever worker computes it."""
-    crew = problem.crew
-    shared = len(crew.local) < crew.size
-    share = slice(crew.local[0], None, crew.size) if shared else slice(None)
+    collectives = problem.collectives
+    shared = len(collectives.local_ranks) < collectives.world_size
+    share = slice(collectives.local_ranks[0], None, collectives.world_size) if shared else slice(None)
     outputs = [problem.logits(inputs).cpu() for inputs, _ in problem.evaluation(examples, size, share)]
     logits = torch.cat([torch.zeros(0, problem.data.classes), *outputs])
     labels = examples.labels[problem.evaluation_order(examples)].cpu()
     if not shared:
         return logits, labels
     batches = torch.arange(len(examples)).split(size)
-    shares = [torch.cat([torch.arange(0), *batches[rank :: crew.size]]) for rank in range(crew.size)]
+    world_size = collectives.world_size
+    shares = [torch.cat([torch.arange(0), *batches[rank::world_size]]) for rank in range(world_size)]
     padded = logits.new_zeros(len(shares[0]), logits.shape[1])
     padded[: len(logits)] = logits
-    sent = crew.sent
-    rows = crew.gather([padded.flatten()]).view(crew.size, *padded.shape)
-    crew.sent = sent  # what training sends is counted, not what looking at it does
+    bytes_sent = collectives.bytes_sent
+    rows = collectives.all_gather([padded.flatten()]).view(world_size, *padded.shape)
+    collectives.bytes_sent = bytes_sent  # what training sends is counted, not what looking at it does
     whole = logits.new_empty(len(examples), logits.shape[1])
     for row, index in zip(rows, shares, strict=True):
         whole[index] = row[: len(index)]

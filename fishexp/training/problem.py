@@ -33,7 +33,7 @@ class Problem:
             so that the method does not change the data the model sees.
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
-        crew: The workers of the run; most runs have one.
+        collectives: Connects the workers of the run; most runs have only one worker.
         wanted: How many of the highest scores outside ``head`` decide the mask; None for all.
         progress: Shows progress over so many examples: a context that gives what is told the examples done.
     """
@@ -46,7 +46,7 @@ class Problem:
     order: torch.Generator
     precision: Precision = "fp32"
     as_original: bool = False
-    crew: Collectives = field(default_factory=InProcessCollectives)
+    collectives: Collectives = field(default_factory=InProcessCollectives)
     wanted: int | None = None
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 

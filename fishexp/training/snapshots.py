@@ -48,7 +48,7 @@ class Snapshots:
         folder: Made when the first is written.
         minutes: Between two of them.
         keep: How many stay on disk.
-        crew: Of the run. Each of several workers has its own snapshots, at the same steps.
+        collectives: Connects the workers of the run. Each of several workers has its own snapshots, at the same steps.
 
     Attributes:
         about: Asked at each snapshot what else the run wants to find in :attr:`Snapshot.about`.
@@ -58,13 +58,15 @@ class Snapshots:
 
     about: Callable[[], dict[str, Any]] = dict
 
-    def __init__(self, folder: Path, minutes: float, keep: int = 2, crew: Collectives | None = None) -> None:
-        self.folder, self.minutes, self.keep, self._crew = folder, minutes, keep, crew or InProcessCollectives()
+    def __init__(self, folder: Path, minutes: float, keep: int = 2, collectives: Collectives | None = None) -> None:
+        self.folder, self.minutes, self.keep = folder, minutes, keep
+        self._collectives = collectives or InProcessCollectives()
         self._last = time.monotonic()
         self.latest: Snapshot | None = None
         self.workers: dict[int, Snapshots] = {}
-        if self._crew.size > 1:
-            self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep) for rank in self._crew.local}
+        if self._collectives.world_size > 1:
+            ranks = self._collectives.local_ranks
+            self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep) for rank in ranks}
 
     def due(self) -> bool:
         """Whether it is time for another."""
@@ -114,10 +116,11 @@ class Snapshots:
                     return
             return
         own = [sorted(int(f.name) for f in worker._folders()) for worker in self.workers.values()]
-        steps = set[int].intersection(*(set(json.loads(m)) for m in self._crew.messages([json.dumps(s) for s in own])))
+        texts = self._collectives.all_gather_text([json.dumps(own_steps) for own_steps in own])
+        steps = set[int].intersection(*(set(json.loads(text)) for text in texts))
         for step in sorted(steps, reverse=True):
             read = [worker._can_read(worker.folder / f"{step:09d}") for worker in self.workers.values()]
-            if bool(self._crew.gather([torch.tensor([done]) for done in read]).all()):
+            if bool(self._collectives.all_gather([torch.tensor([done]) for done in read]).all()):
                 self.latest = next(iter(self.workers.values())).latest
                 for worker in self.workers.values():
                     worker._forget_after(step)

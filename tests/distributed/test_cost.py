@@ -1,4 +1,4 @@
-"""The cost of merges, against figures worked out by hand and against what a crew counts."""
+"""The cost of merges, against figures worked out by hand and against what a collectives counts."""
 
 import pytest
 import torch
@@ -46,23 +46,23 @@ def test_all_weights() -> None:
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
 @pytest.mark.parametrize("disjoint", [False, True])
-def test_it_is_what_a_crew_counts(workers: int, disjoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_what_collectives_count(workers: int, disjoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fishexp.training.collectives.PIECE", 64)
     merge = Traffic(weights=301, kept=83, head=11, buffers=7, disjoint=disjoint, value_bytes=2)
     shared, own = (11, min(72, 290 // workers)) if disjoint else (83, 0)
-    crew, everything = InProcessCollectives(workers), InProcessCollectives(workers)
+    collectives, everything = InProcessCollectives(workers), InProcessCollectives(workers)
 
-    def combined(crew: InProcessCollectives, entries: int, dtype: torch.dtype) -> None:
-        crew.combine([torch.zeros(entries, dtype=dtype)] * workers, lambda values, piece: values[0])
+    def combined(collectives: InProcessCollectives, entries: int, dtype: torch.dtype) -> None:
+        collectives.ordered_all_reduce([torch.zeros(entries, dtype=dtype)] * workers, lambda values, piece: values[0])
 
-    combined(crew, shared, torch.bfloat16)
-    crew.gather([torch.zeros(own, dtype=torch.bfloat16)] * workers)
+    combined(collectives, shared, torch.bfloat16)
+    collectives.all_gather([torch.zeros(own, dtype=torch.bfloat16)] * workers)
     combined(everything, 301, torch.float32)
-    for each in (crew, everything):
-        each.gather([torch.zeros(5, dtype=torch.int64)] * workers)
+    for each in (collectives, everything):
+        each.all_gather([torch.zeros(5, dtype=torch.int64)] * workers)
         combined(each, 7, torch.float32)
-    assert merge.cost(workers, LINK).bytes == crew.sent
-    assert merge.dense(workers, LINK).bytes == everything.sent
+    assert merge.cost(workers, LINK).bytes == collectives.bytes_sent
+    assert merge.dense(workers, LINK).bytes == everything.bytes_sent
 
 
 def test_what_is_told_before_a_run() -> None:

@@ -42,7 +42,7 @@ class Rows(plain.Rows):
 
 
 def problem(workers: int, **options: Any) -> Problem:
-    ours = plain.problem(plain.mlp(), (5,), crew=InProcessCollectives(workers), **options)
+    ours = plain.problem(plain.mlp(), (5,), collectives=InProcessCollectives(workers), **options)
     rows = Rows(ours.data.train.inputs, ours.data.train.labels)
     return replace(ours, head=HEAD, data=replace(ours.data, train=rows))
 
@@ -82,10 +82,16 @@ class Masks:
 
 
 def run(ours: Problem, folder: Path, **options: Any) -> Any:
-    settings = {"workers": ours.crew.size, "merge": "mean", "masks": "same", "warmup_epochs": 0, "shard": True}
+    settings = {
+        "workers": ours.collectives.world_size,
+        "merge": "mean",
+        "masks": "same",
+        "warmup_epochs": 0,
+        "shard": True,
+    }
     settings |= {"refresh_every": None, "sync_every": 2}
     with Logger(folder, "", {}, "disabled") as log:
-        snapshots = Snapshots(folder / "snapshots", math.inf, crew=ours.crew)
+        snapshots = Snapshots(folder / "snapshots", math.inf, collectives=ours.collectives)
         choose: Any = Masks()
         return distributed.train(
             ours, choose, log, snapshots, options.pop("decay", "kept"), **OPTIONS | settings | options

@@ -66,23 +66,23 @@ class Apart(InProcessCollectives):
 
     def __init__(self, rank: int, table: dict[int, object], barrier: threading.Barrier) -> None:
         super().__init__(barrier.parties)
-        self.local, self.table, self.barrier = range(rank, rank + 1), table, barrier
+        self.local_ranks, self.table, self.barrier = range(rank, rank + 1), table, barrier
 
     def all(self, mine: Sequence[object]) -> list:
-        (self.table[self.local[0]],) = mine
+        (self.table[self.local_ranks[0]],) = mine
         self.barrier.wait()
-        everything = [self.table[rank] for rank in range(self.size)]
+        everything = [self.table[rank] for rank in range(self.world_size)]
         self.barrier.wait()
         return everything
 
-    def gather(self, rows: Sequence[Tensor]) -> Tensor:
-        return super().gather(self.all(rows))
+    def all_gather(self, rows: Sequence[Tensor]) -> Tensor:
+        return super().all_gather(self.all(rows))
 
-    def combine(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
-        return super().combine(self.all(rows), reduction)
+    def ordered_all_reduce(self, rows: Sequence[Tensor], reduction: Reduction) -> Tensor:
+        return super().ordered_all_reduce(self.all(rows), reduction)
 
-    def messages(self, texts: Sequence[str]) -> list[str]:
-        return super().messages(self.all(texts))
+    def all_gather_text(self, texts: Sequence[str]) -> list[str]:
+        return super().all_gather_text(self.all(texts))
 
 
 def apart(
@@ -93,8 +93,11 @@ def apart(
     table: dict[int, object] = {}
 
     def work(rank: int) -> None:
-        crew: Collectives = Apart(rank, table, barrier)
-        results[rank] = pooled_scores(crew, [scores[rank]], [examples[rank]], best, always), crew.sent
+        collectives: Collectives = Apart(rank, table, barrier)
+        results[rank] = (
+            pooled_scores(collectives, [scores[rank]], [examples[rank]], best, always),
+            collectives.bytes_sent,
+        )
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(scores))]
     for thread in threads:
@@ -121,8 +124,8 @@ def test_the_masks_are_those_of_the_mean_of_everything(
     always = ["p0"] if head else []
     total = sum(score.numel() for name, score in scores[0].items() if name not in always)
     best = int(share**2 * total)
-    crew = InProcessCollectives(len(examples))
-    found, expected = pooled_scores(crew, scores, examples, best, always), dense(scores, examples)
+    collectives = InProcessCollectives(len(examples))
+    found, expected = pooled_scores(collectives, scores, examples, best, always), dense(scores, examples)
 
     assert_same_masks(found, expected, best, always)
     assert list(found) == list(expected)
@@ -133,12 +136,14 @@ def test_the_masks_are_those_of_the_mean_of_everything(
     assert ((row == mean) | (row == 0)).all()
     if best:
         assert row[mean >= mean.topk(best).values[-1]].equal(mean[mean >= mean.topk(best).values[-1]] + 0.0)
-    if crew.size > 1:
+    if collectives.world_size > 1:
         assert not any(found[name].any() for name in always)
         for other, sent in apart(scores, examples, best, always):
             assert all(found[name].equal(other[name]) for name in expected)
-            assert sent == crew.sent
-        assert crew.sent <= (crew.size - 1) * (2 * 8 * (total / crew.size + len(shapes)) + 60)  # twice that of all
+            assert sent == collectives.bytes_sent
+        assert collectives.bytes_sent <= (collectives.world_size - 1) * (
+            2 * 8 * (total / collectives.world_size + len(shapes)) + 60
+        )  # twice that of all
 
 
 @pytest.mark.parametrize("kind", ["heavy tails", "uniform", "ties by rounding", "few above zero"])
@@ -148,8 +153,8 @@ def test_many_scores(kind: str, workers: int) -> None:
     scores = drawn(kind, [(300, 50), (5000,)], workers, seed=workers)
     for own in scores:
         own["p0"] = own["p0"].T.contiguous().T  # not in the order of memory
-    crew = InProcessCollectives(workers)
-    found, expected = pooled_scores(crew, scores, examples, 100), dense(scores, examples)
+    collectives = InProcessCollectives(workers)
+    found, expected = pooled_scores(collectives, scores, examples, 100), dense(scores, examples)
     for k in (1, 37, 100):
         mask, other = (top_k(s, (k + 0.5) / 20_000) for s in (found, expected))
         assert all(mask[name].equal(other[name]) for name in expected)
@@ -206,23 +211,27 @@ def test_equal_scores_are_all_among_the_best() -> None:
 
 
 def test_positions_are_not_sent_where_they_cost_more_than_scores() -> None:
-    crew, everything = InProcessCollectives(40), InProcessCollectives(40)
+    collectives, everything = InProcessCollectives(40), InProcessCollectives(40)
     scores = drawn("heavy tails", [(1000,)], 40, seed=0)
     expected = dense(scores, [1] * 40)
-    assert pooled_scores(crew, scores, [1] * 40, 450)["p0"].equal(expected["p0"])
-    everything.combine([own["p0"] for own in scores], lambda values, piece: values.mean(0))
-    assert crew.sent < 1.2 * everything.sent
+    assert pooled_scores(collectives, scores, [1] * 40, 450)["p0"].equal(expected["p0"])
+    everything.ordered_all_reduce([own["p0"] for own in scores], lambda values, piece: values.mean(0))
+    assert collectives.bytes_sent < 1.2 * everything.bytes_sent
 
 
-def mine(crew: Collectives) -> list[tuple[dict[str, Any], int]]:
+def mine(collectives: Collectives) -> list[tuple[dict[str, Any], int]]:
     """What a process gets of some scores, and the bytes that it has sent by then."""
     results = []
     for kind in ("heavy tails", "uniform", "negative", "zeros"):
-        scores = drawn(kind, [(70, 50), (3000,), (10,)], crew.size, seed=1)
+        scores = drawn(kind, [(70, 50), (3000,), (10,)], collectives.world_size, seed=1)
         found = pooled_scores(
-            crew, [scores[rank] for rank in crew.local], [1 + rank for rank in crew.local], 50, ["p2"]
+            collectives,
+            [scores[rank] for rank in collectives.local_ranks],
+            [1 + rank for rank in collectives.local_ranks],
+            50,
+            ["p2"],
         )
-        results.append(({name: mean.numpy() for name, mean in found.items()}, crew.sent))
+        results.append(({name: mean.numpy() for name, mean in found.items()}, collectives.bytes_sent))
     return results
 
 
@@ -241,10 +250,10 @@ def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: in
     g = torch.Generator().manual_seed(0)
     weights = 3 * torch.randn(200_000, generator=g)
     scores = [{"p": (weights + 0.7 * torch.randn(200_000, generator=g)).exp()} for _ in range(workers)]
-    crew, everything = InProcessCollectives(workers), InProcessCollectives(workers)
-    pooled_scores(crew, scores, [128] + [64] * (workers - 1), 1000)
-    everything.combine([own["p"] for own in scores], lambda values, piece: values.mean(0))
-    assert factor < everything.sent / crew.sent < 2 * factor
+    collectives, everything = InProcessCollectives(workers), InProcessCollectives(workers)
+    pooled_scores(collectives, scores, [128] + [64] * (workers - 1), 1000)
+    everything.ordered_all_reduce([own["p"] for own in scores], lambda values, piece: values.mean(0))
+    assert factor < everything.bytes_sent / collectives.bytes_sent < 2 * factor
 
 
 def test_negative_scores_are_all_exact() -> None:
@@ -267,9 +276,9 @@ def test_a_nan_is_refused_where_the_mask_is_made() -> None:
 
 
 def test_one_worker_sends_nothing() -> None:
-    crew, (scores,) = InProcessCollectives(), drawn("negative", [(9,)], 1, seed=0)
-    assert pooled_scores(crew, [scores], [5], 2) is scores
-    assert crew.sent == 0
+    collectives, (scores,) = InProcessCollectives(), drawn("negative", [(9,)], 1, seed=0)
+    assert pooled_scores(collectives, [scores], [5], 2) is scores
+    assert collectives.bytes_sent == 0
 
 
 def test_no_examples_at_all() -> None:
@@ -284,19 +293,19 @@ class Lying(InProcessCollectives):
         super().__init__(2)
         self.old, self.new, self.bytes_ = old, new, bytes_
 
-    def messages(self, texts: Sequence[str]) -> list[str]:
+    def all_gather_text(self, texts: Sequence[str]) -> list[str]:
         return [texts[0], self.new if texts[1] == self.old else texts[1]]
 
-    def gather(self, rows: Sequence[Tensor]) -> Tensor:
+    def all_gather(self, rows: Sequence[Tensor]) -> Tensor:
         return (
             torch.stack([rows[0], torch.full_like(rows[1], self.bytes_)])
             if self.bytes_ is not None
-            else super().gather(rows)
+            else super().all_gather(rows)
         )
 
 
 @pytest.mark.parametrize(
-    ("crew", "message"),
+    ("collectives", "message"),
     [
         (Lying("7", "-7"), "worker 1 sent '-7' instead of its scores; does it run the same version"),
         (Lying("7", "9" * 5000), "worker 1 sent '9999"),
@@ -309,7 +318,7 @@ class Lying(InProcessCollectives):
         (Lying("7", "7", 255), "bits follow the last of 2 numbers"),
     ],
 )
-def test_what_others_send_is_checked(crew: Lying, message: str) -> None:
+def test_what_others_send_is_checked(collectives: Lying, message: str) -> None:
     scores = [{"p": torch.arange(100.0)}, {"p": torch.arange(100.0)}]
     with pytest.raises(FishexpError, match=message):
-        pooled_scores(crew, scores, [7, 7], 2)
+        pooled_scores(collectives, scores, [7, 7], 2)

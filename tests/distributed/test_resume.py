@@ -56,14 +56,14 @@ def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], m
 
 def test_snapshots_that_only_some_workers_have_are_forgotten(tmp_path: Path) -> None:
     """Or those of two attempts would count as one."""
-    crew = InProcessCollectives(2)
+    collectives = InProcessCollectives(2)
     state = Snapshot(Delta({}, {}), {}, {"steps": 0})
-    both = Snapshots(tmp_path, 1, crew=crew)
+    both = Snapshots(tmp_path, 1, collectives=collectives)
     for rank, steps in (0, (4, 8, 12)), (1, (4, 8)):
         for step in steps:
             both.workers[rank].save(step, state, settled=4)
     (tmp_path / "worker0" / "000000008" / "state.safetensors").write_bytes(b"damaged")
-    again = Snapshots(tmp_path, 1, crew=crew)
+    again = Snapshots(tmp_path, 1, collectives=collectives)
     again.load()
     assert again.latest is again.workers[0].latest is not None
     assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/0*")) == [

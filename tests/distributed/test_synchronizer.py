@@ -42,9 +42,9 @@ def masks(count: int) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("original", [False, True])
 def test_every_way_is_the_mean_or_the_sum(how: Any, wire: Any, reduce: Any, disjoint: bool, original: bool) -> None:
     models = [model() for _ in range(WORKERS)]
-    crew = InProcessCollectives(WORKERS)
-    common = SharedState(models, crew.local, () if original and not disjoint else HEAD)
-    exchange = Synchronizer(crew, common, how, wire, reduce, as_original=original)
+    collectives = InProcessCollectives(WORKERS)
+    common = SharedState(models, collectives.local_ranks, () if original and not disjoint else HEAD)
+    exchange = Synchronizer(collectives, common, how, wire, reduce, as_original=original)
     kept = masks(WORKERS if disjoint else 1)
     exchange.begin([places(mask, models[0]) for mask in kept])
     before = {name: p.detach().double() for name, p in models[0].state_dict().items()}

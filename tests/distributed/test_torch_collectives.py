@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fishexp.errors import RunFailed, WorkerLost
-from fishexp.training import collectives as crews
-from fishexp.training.collectives import LONGEST, Collectives, InProcessCollectives, pieces
+from fishexp.training import collectives as module
+from fishexp.training.collectives import LONGEST_TEXT, Collectives, InProcessCollectives, pieces
 from tests.support.workers import Workers, bytes_on_loopback, isolated
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -56,35 +56,45 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     assert torch.equal(*(tensor.unsqueeze(-1).contiguous().view(torch.uint8) for tensor in (ours, theirs)))
 
 
-def as_together(crew: Collectives) -> None:
-    """All that a crew does, beside workers that are together."""
-    crews.PIECE = PIECE
-    together = InProcessCollectives(crew.size)
-    (rank,) = crew.local
+def as_together(collectives: Collectives) -> None:
+    """All that a collectives does, beside workers that are together."""
+    module.PIECE = PIECE
+    together = InProcessCollectives(collectives.world_size)
+    (rank,) = collectives.local_ranks
     for dtype in FLOATS + OTHERS:
         for entries in LENGTHS:
-            rows = list(noise(crew.size, entries, dtype))
-            assert_same(crew.gather([rows[rank]]), together.gather(rows))
-            assert_same(crew.combine([rows[rank]], picked), together.combine(rows, picked))
-            assert crew.sent == together.sent
+            rows = list(noise(collectives.world_size, entries, dtype))
+            assert_same(collectives.all_gather([rows[rank]]), together.all_gather(rows))
+            assert_same(collectives.ordered_all_reduce([rows[rank]], picked), together.ordered_all_reduce(rows, picked))
+            assert collectives.bytes_sent == together.bytes_sent
     for dtype in FLOATS:
         for entries in LENGTHS:
-            whole = torch.randn(crew.size, 2 * entries, generator=torch.Generator().manual_seed(entries)).to(dtype)
+            whole = torch.randn(
+                collectives.world_size, 2 * entries, generator=torch.Generator().manual_seed(entries)
+            ).to(dtype)
             rows = list(whole[:, ::2])  # not contiguous
             before = rows[rank].clone()
-            assert_same(crew.gather([rows[rank]]), together.gather(rows))
+            assert_same(collectives.all_gather([rows[rank]]), together.all_gather(rows))
             for reduction in (ordered, ordered_mean):
-                assert_same(crew.combine([rows[rank]], reduction), together.combine(rows, reduction))
-            ours, theirs = crew.add([rows[rank]]), together.add(rows)
-            if crew.size == 2:
+                assert_same(
+                    collectives.ordered_all_reduce([rows[rank]], reduction),
+                    together.ordered_all_reduce(rows, reduction),
+                )
+            ours, theirs = collectives.all_reduce([rows[rank]]), together.all_reduce(rows)
+            if collectives.world_size == 2:
                 assert_same(ours, theirs)
-            error = crew.size * torch.finfo(dtype).eps * whole.abs().sum(0)[::2]
+            error = collectives.world_size * torch.finfo(dtype).eps * whole.abs().sum(0)[::2]
             assert ((ours - theirs).abs() <= error).all()
-            assert crew.sent == together.sent
+            assert collectives.bytes_sent == together.bytes_sent
             assert_same(rows[rank], before)
-    for texts in (TEXTS[: crew.size], TEXTS[1 : 1 + crew.size], [""] * crew.size, ["é" * (LONGEST // 2)] * crew.size):
-        assert crew.messages([texts[rank]]) == together.messages(texts) == list(texts)
-        assert crew.sent == together.sent
+    for texts in (
+        TEXTS[: collectives.world_size],
+        TEXTS[1 : 1 + collectives.world_size],
+        [""] * collectives.world_size,
+        ["é" * (LONGEST_TEXT // 2)] * collectives.world_size,
+    ):
+        assert collectives.all_gather_text([texts[rank]]) == together.all_gather_text(texts) == list(texts)
+        assert collectives.bytes_sent == together.bytes_sent
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -95,7 +105,7 @@ def test_processes_do_what_workers_together_do(size: int, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_pieces_cover_all_entries_once_and_parts_a_piece(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "PIECE", PIECE)
+    monkeypatch.setattr(module, "PIECE", PIECE)
     for entries in LENGTHS:
         found = list(pieces(entries, size))
         assert [place for piece, _ in found for place in range(entries)[piece]] == list(range(entries))
@@ -105,50 +115,50 @@ def test_pieces_cover_all_entries_once_and_parts_a_piece(size: int, monkeypatch:
             assert length <= size * part < length + size
 
 
-def bad_messages(crew: Collectives) -> list[str]:
+def bad_messages(collectives: Collectives) -> list[str]:
     """What worker 0 says of messages that no worker of ours sends."""
     said = []
-    for length in (LONGEST + 1, 1 << 50, -1):
-        if crew.local.start:
-            crew.gather([torch.tensor([length])])
+    for length in (LONGEST_TEXT + 1, 1 << 50, -1):
+        if collectives.local_ranks.start:
+            collectives.all_gather([torch.tensor([length])])
             continue
         with pytest.raises(RunFailed) as raised:
-            crew.messages(["fine"])
+            collectives.all_gather_text(["fine"])
         said.append(str(raised.value))
-    if crew.local.start:
-        crew.gather([torch.tensor([3])])
-        crew.gather([torch.tensor([65, 255, 66], dtype=torch.uint8)])
+    if collectives.local_ranks.start:
+        collectives.all_gather([torch.tensor([3])])
+        collectives.all_gather([torch.tensor([65, 255, 66], dtype=torch.uint8)])
     else:
-        said += crew.messages(["abc"])
+        said += collectives.all_gather_text(["abc"])
     return said
 
 
 def test_sizes_of_messages_are_checked_and_so_is_their_text(tmp_path: Path) -> None:
     with Workers(2, tmp_path, bad_messages) as workers:
         said = workers.results()[0]
-    lengths = (LONGEST + 1, 1 << 50, -1)
+    lengths = (LONGEST_TEXT + 1, 1 << 50, -1)
     assert said[:3] == [f"worker 1 has a message of {n} bytes, and the limit is 1048576" for n in lengths]
     assert said[3:] == ["abc", "A\N{REPLACEMENT CHARACTER}B"]
-    with pytest.raises(RunFailed, match=f"worker 1 has a message of {LONGEST + 1} bytes"):
-        InProcessCollectives(2).messages(["", "x" * (LONGEST + 1)])
+    with pytest.raises(RunFailed, match=f"worker 1 has a message of {LONGEST_TEXT + 1} bytes"):
+        InProcessCollectives(2).all_gather_text(["", "x" * (LONGEST_TEXT + 1)])
 
 
 OPERATIONS: dict[str, Callable[[Collectives], object]] = {
-    "combine": lambda crew: crew.combine([torch.ones(1000)], ordered),
-    "gather": lambda crew: crew.gather([torch.ones(1000)]),
-    "add": lambda crew: crew.add([torch.ones(1000)]),
-    "messages": lambda crew: crew.messages(["hello"]),
+    "combine": lambda collectives: collectives.ordered_all_reduce([torch.ones(1000)], ordered),
+    "gather": lambda collectives: collectives.all_gather([torch.ones(1000)]),
+    "add": lambda collectives: collectives.all_reduce([torch.ones(1000)]),
+    "messages": lambda collectives: collectives.all_gather_text(["hello"]),
 }
 
 
-def lose_the_last(crew: Collectives, operation: str, name: str) -> tuple[str, float]:
+def lose_the_last(collectives: Collectives, operation: str, name: str) -> tuple[str, float]:
     """The others' message, and the seconds until they have it."""
-    OPERATIONS[operation](crew)
-    if crew.local.start == crew.size - 1:
+    OPERATIONS[operation](collectives)
+    if collectives.local_ranks.start == collectives.world_size - 1:
         os.kill(os.getpid(), getattr(signal, name))
     start = time.monotonic()
     with pytest.raises(WorkerLost) as raised:
-        OPERATIONS[operation](crew)
+        OPERATIONS[operation](collectives)
     return str(raised.value), time.monotonic() - start
 
 
@@ -172,9 +182,9 @@ def test_a_worker_that_hangs_is_noticed_when_the_time_is_over(operation: str, tm
         assert workers.processes[0].exitcode == 0
 
 
-def combine_for_ever(crew: Collectives) -> None:
+def combine_for_ever(collectives: Collectives) -> None:
     while True:
-        crew.combine([torch.ones(100_000)], ordered)
+        collectives.ordered_all_reduce([torch.ones(100_000)], ordered)
 
 
 def test_a_worker_killed_in_the_midst_of_its_work(tmp_path: Path) -> None:
@@ -185,17 +195,17 @@ def test_a_worker_killed_in_the_midst_of_its_work(tmp_path: Path) -> None:
             assert isinstance(workers.result(rank, within=10), WorkerLost)
 
 
-def traffic(crew: Collectives, entries: int, dtype: torch.dtype, times: int) -> tuple[int, int]:
+def traffic(collectives: Collectives, entries: int, dtype: torch.dtype, times: int) -> tuple[int, int]:
     """Bytes on the network of all workers' combines, and what this one counts."""
     row = torch.ones(entries, dtype=dtype)
-    crew.combine([row], ordered)
-    crew.gather([row[:1]])  # all are here
-    before, sent = bytes_on_loopback(), crew.sent
-    crew.gather([row[:1]])  # nobody is ahead
+    collectives.ordered_all_reduce([row], ordered)
+    collectives.all_gather([row[:1]])  # all are here
+    before, sent = bytes_on_loopback(), collectives.bytes_sent
+    collectives.all_gather([row[:1]])  # nobody is ahead
     for _ in range(times):
-        crew.combine([row], ordered)
-    crew.gather([row[:1]])
-    return bytes_on_loopback() - before, crew.sent - sent
+        collectives.ordered_all_reduce([row], ordered)
+    collectives.all_gather([row[:1]])
+    return bytes_on_loopback() - before, collectives.bytes_sent - sent
 
 
 def traffic_of(size: int, folder: Path, *arguments: object) -> tuple[int, int]:

@@ -20,7 +20,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 class Workers:
-    """``function(crew, *arguments)`` in ``size`` processes that form a group; they end with the ``with`` block.
+    """``function(collectives, *arguments)`` in ``size`` processes that form a group; they end with the ``with`` block.
 
     ``seconds`` is how long one may be silent; ``folder`` is empty at first. ``function`` and its arguments are pickled.
     """

@@ -65,7 +65,7 @@ class Context:
         """CPU threads: what is wanted; else ``usual``, or its share of the machine where it has others beside it."""
         return wanted or (usual if self.local_size == 1 else max(1, _cores() // self.local_size))
 
-    def crew(self, size: int) -> Collectives:
+    def collectives(self, size: int) -> Collectives:
         """The workers of a run of ``size``: all in this process, or those of the group."""
         return InProcessCollectives(size) if self.store is None else TorchCollectives(self.timeout)
 
@@ -146,7 +146,7 @@ class Context:
         if self.store is not None:
             error = None if failure is None else failures.note_of(failure)
             if note := failures.verdict(
-                TorchCollectives(self.timeout).messages([json.dumps({"error": error, "facts": facts})])
+                TorchCollectives(self.timeout).all_gather_text([json.dumps({"error": error, "facts": facts})])
             ):
                 raise failures.error_of(failures.leave(self.store, note)) from failure
 

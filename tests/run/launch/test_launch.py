@@ -253,12 +253,12 @@ def test_waiting_for_workers_has_an_end(tmp_path: Path) -> None:
         torchrun._lead(FileStore(str(tmp_path / "store")), 2, 0.3)
 
 
-def act(crew: Any, folder: Path, case: str) -> str:
+def act(collectives: Any, folder: Path, case: str) -> str:
     """A worker that meets the others, is set up and trains, as :func:`fishexp.run.runner.run` would have it."""
-    crew.gather([torch.zeros(1)])  # all are connected
+    collectives.all_gather([torch.zeros(1)])  # all are connected
     dist.destroy_process_group()
     pickle.loads = pickle.load = pickle.Unpickler = None  # type: ignore[assignment]  # what others send is no pickle
-    rank, size = crew.local[0], crew.size
+    rank, size = collectives.local_ranks[0], collectives.world_size
     store, met = FileStore(str(folder / "notes")), FileStore(str(folder / "met"))
     member = Context(rank, size, rank, size, store=store, met=met, launched=True, retried=True, timeout=5)
     done: list[str] = []
@@ -273,8 +273,8 @@ def act(crew: Any, folder: Path, case: str) -> str:
                 if (case, rank) == ("bug", 0):
                     raise TypeError("of ours")
             done.append("set up")
-            together = member.crew(size)
-            together.gather([torch.zeros(3)])
+            together = member.collectives(size)
+            together.all_gather([torch.zeros(3)])
             if (case, rank) == ("nan", 1):
                 raise RunFailed("the loss is not finite")
             if (case, rank) == ("lost", 1):
@@ -283,7 +283,7 @@ def act(crew: Any, folder: Path, case: str) -> str:
                 raise KeyboardInterrupt
             if case == "decided":
                 return str(member.decided(rank == 0))
-            together.gather([torch.zeros(3)])
+            together.all_gather([torch.zeros(3)])
             if member.leads:
                 member.tell_recorded("finished")
             return f"{member.is_recorded()} {store.get(RECORDED).decode()} {met.get('order1').decode()}"
