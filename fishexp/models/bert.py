@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from fishexp.errors import FishexpError
-from fishexp.models import Model, changes, origin, restore_
+from fishexp.models import Model
 from fishexp.system.hub import fail_fast_offline
-from fishexp.training.checkpoints import BASE
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
     """
     if channels:
         raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
-    source = path if path is not None else str(_minilm())
+    source = str(_minilm()) if path in (None, MINILM) else path
     network, tokenizer, complete = _load(source, classes, pretrained)
     if activation_checkpointing:
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
@@ -48,7 +47,7 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
             tokenizer.save_pretrained(folder)
 
     head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
-    place = MINILM if path is None else str(Path(path).resolve()) if Path(path).exists() else path
+    place = MINILM if path in (None, MINILM) else str(Path(path).resolve()) if Path(path).exists() else path
     return Model(network, head, save, place if complete else None, tokenizer)
 
 
@@ -67,19 +66,15 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
         if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
             raise FishexpError(f"model.path={source} is not a folder")
         fail_fast_offline()
-    weights, folders = source, [Path(source)]
-    while before := origin(folders[-1]):  # a run that began with a run that began with ...
-        weights = str(_minilm()) if before == MINILM else before
-        folders.append(Path(weights))
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source)
             _check_head(source, config, classes if pretrained else None)
             config.num_labels = classes
             tokenizer = AutoTokenizer.from_pretrained(source)
-            if pretrained and not (changes(folders[-1]) and (folders[-1] / BASE).exists()):
+            if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
-                    weights, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
                 )
             else:
                 network, info = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), {}
@@ -99,8 +94,6 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
     lacking = sorted(name for name in info.get("missing_keys", ()) if not name.startswith(f"{HEAD}."))
     if lacking:
         log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
-    for folder in reversed(folders):
-        restore_(network, folder)
     return network, tokenizer, pretrained and not lacking
 
 

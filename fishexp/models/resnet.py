@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
-from fishexp.models import WEIGHTS, Model, changes, origin, restore_
+from fishexp.models import WEIGHTS, Model
 from fishexp.system.atomic import replacing
-from fishexp.training.checkpoints import BASE
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
@@ -23,7 +22,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
         channels: Of the images.
         layers: 18 and 34 are torchvision's, with a 3x3 stem of stride 1 and the max-pool, as in the paper's code; 9 is
             Page's; 8 has one block a stage and suits images of 8x8 pixels.
-        path: Safetensors file, folder with a model.safetensors, or the folder of a run; None for random weights.
+        path: Safetensors file, or folder with a model.safetensors; None for random weights.
 
     Raises:
         FishexpError: If the data set is no set of images, or the weights at ``path`` do not fit.
@@ -128,10 +127,6 @@ def _resnet9(classes: int, channels: int) -> nn.Module:
 
 
 def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
-    if changes(path):
-        _load(network, Path(origin(path) or path / BASE), head, classes)
-        restore_(network, path)
-        return
     file = path / WEIGHTS if path.is_dir() else path
     try:
         weights = load_file(file)

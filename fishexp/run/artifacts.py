@@ -1,12 +1,14 @@
-"""The weights a run leaves behind, and how to use them again."""
+"""Run folders: the weights that a run leaves behind, and how to use them again or go on from them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from fishexp.data.datasets import Dataset
@@ -14,10 +16,89 @@ from fishexp.data.images import Images
 from fishexp.data.text import Tokens
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError
-from fishexp.models import DELTA, PREPROCESSING, WEIGHTS, Model, restore_
+from fishexp.models import WEIGHTS, Model
 from fishexp.run.settings import component
 from fishexp.system.atomic import replacing, sync
 from fishexp.training.checkpoints import BASE, Checkpoints
+
+DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
+
+
+def build_model(options: Mapping[str, Any], classes: int, channels: int) -> Model:
+    """Build the model that a configuration names, from random weights, from a pre-trained model or from a run.
+
+    Where ``path`` is the folder of a run that holds only what training changed, the model that training began with is
+    built first, and the change is then applied to it.
+
+    Args:
+        options: The ``model`` group of a configuration.
+        classes: Number of labels; 1 is a regression.
+        channels: Channels of the images; 0 for text.
+
+    Raises:
+        FishexpError: If the model does not suit the data set, or its weights cannot be found or do not fit.
+    """
+    path, pretrained = options.get("path"), options.get("pretrained")
+    if path is None or pretrained is False or not _holds_change(folder := Path(path)):
+        return component("model", options)(classes, channels)
+    _check_classes(folder, classes)
+    if not (folder / BASE).exists():
+        model = build_model({**options, "path": _source(folder)}, classes, channels)
+    elif pretrained is None:
+        model = component("model", {**options, "path": str(folder / BASE)})(classes, channels)
+    else:  # configuration and tokenizer lie in the folder; the weights are read below
+        model = component("model", {**options, "pretrained": False})(classes, channels)
+    _restore_(model.network, folder)
+    return replace(model, source=str(folder.resolve()))
+
+
+def _holds_change(folder: Path) -> bool:
+    """Tell whether a run left what training changed in this folder, instead of all weights."""
+    return not (folder / WEIGHTS).exists() and ((folder / DELTA).exists() or Checkpoints(folder).last > 0)
+
+
+def _check_classes(folder: Path, classes: int) -> None:
+    about = _preprocessing(folder)
+    if about.get("classes", classes) != classes:
+        raise FishexpError(
+            f"model.path={folder} has a classifier of {about['classes']} labels, the data set has {classes}; "
+            "give a model with as many, or one without a classifier"
+        )
+
+
+def _source(folder: Path) -> str:
+    """Return where the weights came from that the run in ``folder`` changed.
+
+    Raises:
+        FishexpError: If they are not there any more.
+    """
+    source = _preprocessing(folder).get("source")
+    if source is None or (Path(source).is_absolute() and not Path(source).exists()):
+        raise FishexpError(f"{folder} holds what training changed in {source or 'a base'}, which is not there any more")
+    return source
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    file = folder / PREPROCESSING
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _restore_(network: nn.Module, folder: Path, epoch: int | None = None) -> None:
+    """Give ``network``, which has the weights that training began with, those of the run in ``folder``.
+
+    Args:
+        epoch: The epoch to restore, of a run with checkpoints; None for the last.
+
+    Raises:
+        FishexpError: If the run has no such epoch, or its base has changed since.
+    """
+    if (folder / BASE).exists():
+        load_model(network, folder / BASE)
+    if (folder / DELTA).exists():
+        Delta.load(folder / DELTA).apply_(network)
+    else:
+        checkpoints = Checkpoints(folder)
+        checkpoints.restore_(network, checkpoints.last if epoch is None else epoch)
 
 
 def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = None) -> dict[str, int]:
@@ -86,12 +167,11 @@ def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, C
     options["model"] |= {"path": str(folder)}
     if "pretrained" in options["model"]:
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
-    build = component("model", options["model"])
-    model: Model = build(about["classes"], about["channels"])
+    model = build_model(options["model"], about["classes"], about["channels"])
     if epoch is not None:
         if not Checkpoints(folder).last:
             raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")
-        restore_(model.network, folder, epoch)
+        _restore_(model.network, folder, epoch)
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
         return model.network.eval(), images.normalise

@@ -17,7 +17,7 @@ from fishexp.delta.fingerprint import digest, fingerprint
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
-from fishexp.run.artifacts import forget, save_run
+from fishexp.run.artifacts import build_model, forget, save_run
 from fishexp.run.launch.context import ALONE, MENDABLE, Context
 from fishexp.run.record import Record, versions
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, run_id, run_name, shareable
@@ -62,7 +62,7 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
             record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
             facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
             facts |= {"resume": settings.resume, **record.config}
-            load, build, method, train = (component(group, config[group]) for group in GROUPS)
+            load, _, method, train = (component(group, config[group]) for group in GROUPS)
         if settings.resume:
             snapshots.load()
         with member.agreeing() as facts:
@@ -71,7 +71,7 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
             with tracker.clock("data"), member.first_here():
                 data: Dataset = load()
             torch.manual_seed(settings.seed)
-            model: Model = build(data.classes, data.channels)
+            model = build_model(config["model"], data.classes, data.channels)
             with tracker.clock("data"):
                 data = _fitted(data, model, device)
             facts["initial weights"] = _digest(model) if member.size > 1 else ""
