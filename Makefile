@@ -37,10 +37,11 @@ test: setup  ## all but the slow tests
 test-slow: setup  ## all tests
 	$(BIN)/python -m pytest --timeout=3600
 
-check: setup  ## style and types
+check: setup  ## style, types, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo --no-cache
 
 bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside other ways to them, in 25 minutes; DEVICE=cuda on a GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
