@@ -137,17 +137,17 @@ def _job(cfg: DictConfig) -> float | None:
 def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | None]:
     """The run's metrics; none if it was done already. Torch is imported here, after all that needs none."""
     done = name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"])))
-    member = None
+    context = None
     if _of_torchrun():
         from fishexp.run.launch import torchrun
 
-        member = torchrun.member(resolved, folder)
-        done = member.decided(done or member.is_finished())
+        context = torchrun.join(resolved, folder)
+        done = context.broadcast_decision(done or context.is_finished())
     if done:
         print(f"{name} is done already")
         return {}
     regime = resolved["regime"]
-    if member is None and regime.get("backend") == "processes" and regime["workers"] > 1:
+    if context is None and regime.get("backend") == "processes" and regime["workers"] > 1:
         from fishexp.run.launch import local
 
         metrics = local.start(resolved, folder)["metrics"]
@@ -155,7 +155,7 @@ def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | N
         from fishexp.run.runner import ALONE, run
 
         with signals.between_steps():
-            metrics = run(resolved, folder, member or ALONE).metrics
+            metrics = run(resolved, folder, context or ALONE).metrics
     _finished.add(name)
     return metrics
 

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from fishexp.data.datasets import Dataset
 from fishexp.delta.fingerprint import digest, fingerprint
+from fishexp.distributed.context import ALONE, RECOVERABLE, Context
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
 from fishexp.run.artifacts import build_model, forget, save_run
-from fishexp.run.launch.context import ALONE, MENDABLE, Context
 from fishexp.run.record import Record, versions
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, run_id, run_name, shareable
 from fishexp.system import hardware
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _THREADS = torch.get_num_threads()  # what torch decides, for the next run of a sweep over threads
 
 
-def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
+def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
     """Carry out one run in ``folder`` and append its record; or, as one worker of several, this worker's part of it.
 
     Args:
@@ -49,33 +49,34 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
         RunFailed: If training broke down.
         WorkerLost: If another worker is gone, and nobody said why.
     """
-    settings, regime = check_settings(config | {"resume": config["resume"] or bool(member.lost)}), config["regime"]
-    torch.set_num_threads(member.threads(settings.threads, _THREADS))
-    with member.meeting(settings.device), ExitStack() as stack:
-        collectives = member.collectives(regime.get("workers", 1))
+    settings = check_settings(config | {"resume": config["resume"] or bool(context.restart_reason)})
+    regime = config["regime"]
+    torch.set_num_threads(context.threads(settings.threads, _THREADS))
+    with context.process_group(settings.device), ExitStack() as stack:
+        collectives = context.collectives(regime.get("workers", 1))
         snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, collectives)
-        with member.agreeing():
+        with context.agreement():
             folder.mkdir(parents=True, exist_ok=True)
-            if member.leads:
+            if context.is_main:
                 stack.enter_context(alone(folder))
-        with member.agreeing() as facts:
-            record, tracker, device = opened(stack, config, settings, snapshots, folder, member)
+        with context.agreement() as facts:
+            record, tracker, device = opened(stack, config, settings, snapshots, folder, context)
             facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
             facts |= {"resume": settings.resume, **record.config}
             load, _, method, train = (component(group, config[group]) for group in GROUPS)
         if settings.resume:
             snapshots.load()
-        with member.agreeing() as facts:
-            take_up(record, tracker, snapshots, device, member)
-            tracker.say(_headline(config, settings, device, member))
-            with tracker.clock("data"), member.first_here():
+        with context.agreement() as facts:
+            take_up(record, tracker, snapshots, device, context)
+            tracker.say(_headline(config, settings, device, context))
+            with tracker.clock("data"), context.local_main_first():
                 data: Dataset = load()
             torch.manual_seed(settings.seed)
             model = build_model(config["model"], data.classes, data.channels)
             with tracker.clock("data"):
                 data = _fitted(data, model, device)
-            facts["initial weights"] = _digest(model) if member.size > 1 else ""
-            if member.leads and model.source is None and not (folder / BASE).exists():
+            facts["initial weights"] = _digest(model) if context.world_size > 1 else ""
+            if context.is_main and model.source is None and not (folder / BASE).exists():
                 store_base(model.network, folder, Path(settings.outputs))
             problem = _problem(model, data, device, settings, tracker, collectives)
         record.total = sum(p.numel() for p in model.network.parameters())
@@ -86,15 +87,15 @@ def run(config: Config, folder: Path, member: Context = ALONE) -> Record:
         choose = MaskSelector(problem, method, settings.keep, tracker, told)
         outcome: Outcome = train(problem, choose, tracker, snapshots, settings.decay)
         record.metrics = outcome.metrics
-        if member.leads:
+        if context.is_main:
             record.bytes = _leave(folder, Path(settings.outputs), model, data, outcome)
         record.status = "finished"
         tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
     return record
 
 
-def _headline(config: Config, settings: Settings, device: torch.device, member: Context) -> str:
-    workers, each = (f", {member.size} workers", " each") if member.size > 1 else ("", "")
+def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
+    workers, each = (f", {context.world_size} workers", " each") if context.world_size > 1 else ("", "")
     threads = f"{torch.get_num_threads()} threads{each}"
     return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
 
@@ -152,7 +153,7 @@ def new_record(config: Config) -> Record:
 
 
 def opened(
-    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, member: Context
+    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, context: Context
 ) -> tuple[Record, Logger, torch.device]:
     """What a run has until ``stack`` ends: the record, which is written then, its log and its device.
 
@@ -162,9 +163,9 @@ def opened(
     record = new_record(config)
     wandb, resumed = settings.wandb, settings.resume
     tracker = stack.enter_context(
-        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=member.rank)
+        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=context.rank)
     )
-    return record, tracker, stack.enter_context(_recorded(record, tracker, snapshots, settings, member))
+    return record, tracker, stack.enter_context(_recorded(record, tracker, snapshots, settings, context))
 
 
 @contextmanager
@@ -182,26 +183,26 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def take_up(record: Record, tracker: Logger, snapshots: Snapshots, device: torch.device, member: Context) -> None:
+def take_up(record: Record, tracker: Logger, snapshots: Snapshots, device: torch.device, context: Context) -> None:
     """Take up what the run had come to when it was cut short, or begin anew."""
     conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
     snapshots.about = lambda: {
         "kept": [record.kept, record.kept_per_worker],
         "conditions": conditions,
-        **tracker.about(),
+        **tracker.state(),
     }
-    if member.leads:
+    if context.is_main:
         with replacing(tracker.folder / "config.yaml") as new:
             new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
         for left in tracker.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
     if snapshots.latest is None:
         snapshots.clear()
-        if member.leads:
+        if context.is_main:
             forget(tracker.folder)
     about = snapshots.latest.about if snapshots.latest else {}
     tracker.begin(about)
-    lost = f"{member.lost}; " if member.lost else ""
+    lost = f"{context.restart_reason}; " if context.restart_reason else ""
     if about:
         record.kept, record.kept_per_worker = about["kept"]
         tracker.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
@@ -213,19 +214,19 @@ def take_up(record: Record, tracker: Logger, snapshots: Snapshots, device: torch
 
 @contextmanager
 def _recorded(
-    record: Record, tracker: Logger, snapshots: Snapshots, settings: Settings, member: Context
+    record: Record, tracker: Logger, snapshots: Snapshots, settings: Settings, context: Context
 ) -> Iterator[torch.device]:
     """The device for the run. Its record is written however the run ends, and its W&B run ended."""
     device = torch.device("cpu")
-    due = member.leads
+    due = context.is_main
     try:
-        with hardware.device(settings.device, member.local_rank, member.local_size) as device:
+        with hardware.device(settings.device, context.local_rank, context.local_world_size) as device:
             hardware.keep_freed_memory()
             hardware.start_peak_memory(device)
             yield device
     except BaseException as error:
-        reason = member.reason(error)
-        due = due and not (member.retried and isinstance(reason, MENDABLE))
+        reason = context.root_cause(error)
+        due = due and not (context.may_restart and isinstance(reason, RECOVERABLE))
         record.status = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
         known = isinstance(reason, FishexpError | RunFailed)
         record.error = str(reason) if known else f"{type(reason).__name__}: {reason}"
@@ -240,8 +241,8 @@ def _recorded(
         try:
             if due:
                 record.write(Path(settings.records), tracker.folder)
-                member.tell_recorded(record.status)
-            if record.status == "finished" and member.is_recorded():  # so that nobody will want to continue it
+                context.announce_record(record.status)
+            if record.status == "finished" and context.await_record():  # so that nobody will want to continue it
                 snapshots.clear()
         except OSError as error:
             if record.error is None:

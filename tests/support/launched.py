@@ -18,18 +18,18 @@ ROOT = Path(__file__).parents[2]
 # as small as they come: neither scikit-learn nor torchvision is imported
 _DATA = '''
 import torch
-from fishexp.examples import Data
-from fishexp.images import Images
-from fishexp.metrics import accuracy
+from fishexp.data.datasets import Dataset
+from fishexp.data.images import Images
+from fishexp.data.metrics import accuracy
 
 
-def load(*, examples: int) -> Data:
-    """Two kinds of noise."""
+def load(*, examples: int) -> Dataset:
+    """Make two classes of noise."""
     labels = torch.arange(examples) % 2
     pixels = torch.randint(0, 200, (examples, 1, 4, 4), generator=torch.Generator().manual_seed(0))
     pixels = (pixels + 50 * labels[:, None, None, None]).to(torch.uint8)
     part = Images(pixels, labels, mean=(0.5,), std=(0.3,), crop=0)
-    return Data(part, {"": part}, classes=2, channels=1, metrics=accuracy)
+    return Dataset(part, {"": part}, classes=2, channels=1, metrics=accuracy)
 '''
 _MODEL = """
 import os, signal, time, warnings
@@ -91,7 +91,7 @@ TINY = (
 
 
 def lay_out(folder: Path) -> None:
-    """The components, in ``folder``."""
+    """Write a data set and a model into ``folder``, as components of a run."""
     for group, source, options in (("data", _DATA, "examples: 96"), ("model", _MODEL, "pause: 0.0\nfault: null")):
         (folder / f"tiny_{group}.py").write_text(source)
         (folder / "conf" / group).mkdir(parents=True)
@@ -102,11 +102,11 @@ def lay_out(folder: Path) -> None:
 def started(
     folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fishexp"), root: Path = ROOT
 ) -> Iterator[Any]:
-    """A command going on in ``folder``, with the code in ``root``; killed in the end, with all that it started."""
+    """Start a command in ``folder``, with the code in ``root``; in the end kill it, with all that it started."""
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    told = [sys.executable, *command, *TINY, *arguments]
+    words = [sys.executable, *command, *TINY, *arguments]
     with subprocess.Popen(
-        told, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -116,25 +116,25 @@ def started(
 
 
 def torchrun(node: int, port: int, nodes: int = 2, *options: str) -> tuple[str, ...]:
-    """The command of one of ``nodes`` machines, each with a worker, that all have this machine's loopback device."""
-    place = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={node}", f"--nnodes={nodes}")
-    return ("-m", "torch.distributed.run", "--nproc-per-node=1", *place, *options, "-m", "fishexp")
+    """Return the command of a machine among ``nodes``, each with a worker; all use this machine's loopback device."""
+    where = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={node}", f"--nnodes={nodes}")
+    return ("-m", "torch.distributed.run", "--nproc-per-node=1", *where, *options, "-m", "fishexp")
 
 
 def ended(process: Any, within: float = 240) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr."""
+    """Wait for a command to end, and return its exit status, stdout and stderr."""
     out, err = process.communicate(timeout=within)
     return process.returncode, out, err
 
 
-def go(folder: Path, *arguments: str, **options: Any) -> tuple[int, str, str]:
-    """A command to its end."""
+def run_to_end(folder: Path, *arguments: str, **options: Any) -> tuple[int, str, str]:
+    """Start a command and wait for it to end."""
     with started(folder, *arguments, **options) as process:
         return ended(process)
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process started, and those that these started."""
+    """List the processes that a process started, and those that these started."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -147,7 +147,7 @@ def children(pid: int) -> list[int]:
 
 
 def workers(pid: int) -> dict[int, int]:
-    """rank -> process, of the workers that a launcher or a torchrun started."""
+    """Return rank -> process of the workers that a launcher or a torchrun started."""
     found = {}
     for child in children(pid):
         try:
@@ -168,7 +168,7 @@ def kill(pid: int, kind: signal.Signals = signal.SIGKILL) -> None:
 
 
 def gone(pids: Sequence[int], within: float = 10) -> bool:
-    """Whether none of these processes runs any more, soon."""
+    """Wait until none of these processes runs any more, and tell whether that came to be."""
     return wait_for(lambda: not any(_runs(pid) for pid in pids), within)
 
 
@@ -180,7 +180,7 @@ def _runs(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], Any], within: float = 120) -> bool:
-    """Whether a condition comes to hold."""
+    """Wait for a condition, and tell whether it came to hold."""
     end = time.monotonic() + within
     while not condition():
         if time.monotonic() > end:
@@ -190,12 +190,12 @@ def wait_for(condition: Callable[[], Any], within: float = 120) -> bool:
 
 
 def has_snapshot(folder: Path, outputs: str = "outputs", workers: int = 2) -> bool:
-    """Whether each of the workers of the only run could go on from somewhere."""
+    """Tell whether each of the workers of the only run could go on from a snapshot."""
     return len({file.parent for file in (folder / outputs).glob("tiny/*/*/*/snapshots/worker*/0*")}) == workers
 
 
 def listening(pids: Sequence[int]) -> set[str]:
-    """Addresses, in hexadecimal as the kernel has them, on which these processes take connections."""
+    """Return the addresses, in the kernel's hexadecimal, on which these processes take connections."""
     inodes = set()
     for pid in pids:
         with suppress(OSError):
@@ -210,18 +210,18 @@ def listening(pids: Sequence[int]) -> set[str]:
 
 
 def run_folder(folder: Path, outputs: str = "outputs") -> Path:
-    """Of the only run."""
+    """Return the folder of the only run."""
     (found,) = (folder / outputs).glob("tiny/*/*/*")
     return found
 
 
 def records(folder: Path, outputs: str = "outputs") -> list[dict[str, Any]]:
-    """Of all runs, in the order in which they ended."""
+    """Read the records of all runs, in the order in which they ended."""
     return list(read(folder / outputs / "records.jsonl"))
 
 
 def free_port() -> int:
-    """On the loopback device, for a torchrun to be told of."""
+    """Find a port on the loopback device that a torchrun may take."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

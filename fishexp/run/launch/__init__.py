@@ -1,1 +1,1 @@
-"""How the processes of a run are started, and what each is to its run."""
+"""Ways to start the worker processes of a run."""

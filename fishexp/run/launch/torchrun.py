@@ -1,4 +1,4 @@
-"""Which worker of a run torchrun made of this process.
+"""Make this process the worker of a run that torchrun started it to be.
 
 What torchrun does before there are workers is its own: a machine that does not come ends it after
 ``--rdzv-conf=timeout=SECONDS`` (15 minutes if not given), a port that is taken ends it at once, and the last line that
@@ -17,85 +17,95 @@ from pathlib import Path
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from fishexp.distributed.context import Context, longest_start, redirect
 from fishexp.errors import FishexpError, RunFailed
-from fishexp.run.launch.context import Context, longest_start, redirect
 from fishexp.run.settings import Config
 
-_runs = itertools.count()  # of this process: all workers go through a sweep in the same order
+# seconds between looks into the store
+_POLL_INTERVAL = 0.05
+
+_run_numbers = itertools.count()  # of this process: all workers go through a sweep in the same order
 
 
-def member(config: Config, folder: Path) -> Context:
-    """The part of this process in the next run; all workers are there when it returns.
+def join(config: Config, folder: Path) -> Context:
+    """Join the other workers of the next run; all of them are there when it returns.
 
     Args:
-        folder: Of the run. All workers but the first have nothing more to say on the screen.
+        folder: Where the run is carried out. All workers but the first write to their logs there, and no more to the
+            screen.
+
+    Returns:
+        The part of this process in the run.
 
     Raises:
         FishexpError: If this is not a run of as many workers.
         RunFailed: If the others cannot be found.
     """
-    rank, size, regime = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config["regime"]
+    rank, world_size, regime = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config["regime"]
     if rank > 0:
         redirect(folder, rank, (1, 2))
     if regime.get("backend") != "processes":
         raise FishexpError(
-            f"torchrun started {size} workers, and this run has one process; "
+            f"torchrun started {world_size} workers, and this run has one process; "
             "take regime=distributed with regime.backend=processes, or leave torchrun away"
         )
-    if regime["workers"] != size:
-        raise FishexpError(f"regime.workers={regime['workers']}: torchrun started {size}; leave regime.workers away")
-    timeout, run = regime["timeout"], f"run{next(_runs)}"
-    store, start = _met(rank, size, longest_start(timeout))
+    if regime["workers"] != world_size:
+        raise FishexpError(
+            f"regime.workers={regime['workers']}: torchrun started {world_size}; leave regime.workers away"
+        )
+    timeout, run = regime["timeout"], f"run{next(_run_numbers)}"
+    store, start = _rendezvous(rank, world_size, longest_start(timeout))
     return Context(
         rank=rank,
-        size=size,
+        world_size=world_size,
         local_rank=int(os.environ["LOCAL_RANK"]),
-        local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-        node=int(os.environ.get("GROUP_RANK", "0")),
+        local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        node_rank=int(os.environ.get("GROUP_RANK", "0")),
         store=PrefixStore(run, store),
-        met=PrefixStore(f"start{start}/{run}", store),
-        lost="a worker was lost" if start > 1 else "",
-        retried=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        start_store=PrefixStore(f"start{start}/{run}", store),
+        restart_reason="a worker was lost" if start > 1 else "",
+        may_restart=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         timeout=timeout,
     )
 
 
 @cache
-def _met(rank: int, size: int, timeout: float) -> tuple[Store, int]:
-    """The store that lasts as long as torchrun, and how often the workers have been started there."""
+def _rendezvous(rank: int, world_size: int, timeout: float) -> tuple[Store, int]:
+    """Return the store that lasts as long as torchrun, and how often the workers have been started there."""
     limit = timedelta(seconds=timeout)
     try:
         store, _, _ = next(rendezvous("env://", timeout=limit))
         store.set_timeout(limit)
-        return store, _lead(store, size, timeout) if rank == 0 else _follow(store, rank, limit)
+        return store, _number_start(store, world_size, timeout) if rank == 0 else _await_number(store, rank, limit)
     except RuntimeError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunFailed(
-            f"not all of {size} workers came to {place} within {timeout:g} s: {str(error).splitlines()[0]}"
+            f"not all of {world_size} workers came to {address} within {timeout:g} s: {str(error).splitlines()[0]}"
         ) from error
 
 
-def _lead(store: Store, size: int, timeout: float) -> int:
-    """Give all others the number of this start.
+def _number_start(store: Store, world_size: int, timeout: float) -> int:
+    """Give this start of the workers a number, and send it to all others, as worker 0.
 
-    torchrun starts workers again one machine after the other, not always counted, and in the store there is what those
-    before them left: a worker is there once it has answered what it alone was told.
+    torchrun starts workers again one machine after the other, not always counted, and the store still holds what
+    earlier workers left: a worker is known to be there once it has answered with the number it alone was sent.
     """
     start, end = store.add("starts", 1), time.monotonic() + timeout
-    told: dict[int, bytes] = {}
-    while store.add(f"start{start}/there", 0) < size - 1:
-        for rank in range(1, size):
-            if store.check([f"hello{rank}"]) and (word := store.get(f"hello{rank}")) != told.get(rank):
+    answered: dict[int, bytes] = {}
+    while store.add(f"start{start}/there", 0) < world_size - 1:
+        for rank in range(1, world_size):
+            if store.check([f"hello{rank}"]) and (word := store.get(f"hello{rank}")) != answered.get(rank):
                 store.set(word.decode(), str(start))
-                told[rank] = word
+                answered[rank] = word
         if time.monotonic() > end:
-            raise RuntimeError(f"{len(told)} came beside worker 0")
-        time.sleep(0.05)
+            raise RuntimeError(f"{len(answered)} came beside worker 0")
+        time.sleep(_POLL_INTERVAL)
     return start
 
 
-def _follow(store: Store, rank: int, limit: timedelta) -> int:
+def _await_number(store: Store, rank: int, limit: timedelta) -> int:
+    """Send worker 0 a word of this process's own, and wait for the number of this start under that word."""
     word = uuid.uuid4().hex
     store.set(f"hello{rank}", word)
     store.wait([word], limit)

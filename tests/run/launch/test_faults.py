@@ -133,7 +133,7 @@ def test_restarts_are_used_up(tmp_path: Path) -> None:
     )
     assert err == f"fishexp: {record['error']}\n"
     assert out.count(" was lost ") == 1
-    status, out, _ = launched.go(tmp_path, PAUSED, "regime.restarts=1", "resume=true")
+    status, out, _ = launched.run_to_end(tmp_path, PAUSED, "regime.restarts=1", "resume=true")
     assert status == 0
     assert "continued from a snapshot after" in out
 
@@ -151,7 +151,7 @@ def test_restarts_are_used_up(tmp_path: Path) -> None:
 )
 def test_what_a_restart_cannot_mend_is_said_once(fault: str, status: int, line: str, tmp_path: Path) -> None:
     lay_out(tmp_path)
-    found, _, err = launched.go(tmp_path, f"model.fault={fault}")
+    found, _, err = launched.run_to_end(tmp_path, f"model.fault={fault}")
     assert found == status
     assert err.startswith(f"fishexp: {line}")
     assert err.count("\n") == 1
@@ -184,7 +184,7 @@ def test_torchrun_starts_them_again(backend: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_jobs_at_the_same_time_have_workers_of_their_own(tmp_path: Path) -> None:
     lay_out(tmp_path)
-    status, _, err = launched.go(tmp_path, "seed=0,1", "hydra/launcher=joblib", command=("-m", "fishexp", "-m"))
+    status, _, err = launched.run_to_end(tmp_path, "seed=0,1", "hydra/launcher=joblib", command=("-m", "fishexp", "-m"))
     assert (status, err) == (0, "")
     assert sorted((record["seed"], record["status"]) for record in records(tmp_path)) == [
         (0, "finished"),

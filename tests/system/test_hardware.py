@@ -1,0 +1,20 @@
+"""Devices of workers that share a machine."""
+
+import pytest
+import torch
+
+from fishexp.system import hardware
+from tests.support.checks import refusal
+
+
+def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with hardware.device("auto", 2, 3) as device:
+        assert (device, chosen) == (torch.device("cuda", 2), [2])
+    line = refusal(hardware.device("cuda", 0, 4).__enter__)
+    assert line.startswith("4 workers on a machine with 3 GPUs: each needs one of its own; take fewer workers")
+    with hardware.device("cpu", 0, 4) as device:
+        assert device.type == "cpu"
