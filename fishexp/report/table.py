@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 
 from fishexp.report import command
 from fishexp.report.group import Group, seeds_text, span
 from fishexp.report.pool import Pool, differing
+from fishexp.system.text_table import markdown_table
 
 _LEFT = ("data set", "model", "method", "metric", "lr chosen from")  # columns of words; the others are aligned right
 _COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.optimiser")
@@ -18,11 +19,11 @@ def markdown(pooled: Pool) -> str:
     """The table of the reported runs, that of the runs on held-out examples, and what is in neither."""
     parts = []
     if pooled.reported:
-        parts.append(aligned(reported_columns(pooled)))
+        parts.append(markdown_table(reported_columns(pooled), left=_LEFT))
     if pooled.held_out:
         parts += [
             "**Chosen on held-out training examples** (the best learning rate in bold)",
-            aligned(held_out_columns(pooled)),
+            markdown_table(held_out_columns(pooled), left=_LEFT),
         ]
     if dirty := [run_id for group in pooled.reported + pooled.held_out for run_id in group.uncommitted]:
         parts.append(f"{_DAGGER} with uncommitted code: {', '.join(dirty)}")
@@ -114,18 +115,6 @@ def _bold(group: Group) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
-
-
-def aligned(columns: Mapping[str, Sequence[str]], left: Collection[str] = _LEFT) -> str:
-    """Header -> cells as a Markdown table whose columns are lined up as plain text too; ``left`` are those of words."""
-    lines = []
-    for header, cells in columns.items():
-        texts = [cell.replace("|", "\\|") for cell in (header, *cells)]
-        width = max(3, *map(len, texts))
-        align = str.ljust if header in left else str.rjust
-        rule = "-" * width if header in left else "-" * (width - 1) + ":"
-        lines.append([align(texts[0], width), rule, *(align(text, width) for text in texts[1:])])
-    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*lines, strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
