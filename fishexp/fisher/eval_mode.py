@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while, and as it was afterwards."""
+"""Evaluation mode for a while, after which the model is as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,11 @@ from fishexp.fisher.batches import Batches, logits_of
 
 @contextmanager
 def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
-    """The model in evaluation mode with usable BatchNorm statistics; modes, buffers and random streams are restored."""
+    """Put the model in evaluation mode with usable BatchNorm statistics; restore modes, buffers and random streams.
+
+    Yields:
+        The batches, in a list if they had to be read for the statistics.
+    """
     modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     untrained = [module for module in model.modules() if is_untrained(module)]
@@ -34,13 +38,16 @@ def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
 
 @contextmanager
 def forked_random_streams(model: nn.Module) -> Iterator[None]:
-    """The global random streams of the CPU and of the model's devices are restored afterwards."""
+    """Restore the global random streams of the CPU and of the model's devices afterwards."""
     with torch.random.fork_rng(devices=list({p.device for p in model.parameters() if p.is_cuda})):
         yield
 
 
 def is_untrained(norm: nn.Module) -> TypeGuard[_BatchNorm]:
-    """A BatchNorm with its initial statistics. The counter alone does not tell: published weights may lack it."""
+    """Tell whether it is a BatchNorm with its initial statistics.
+
+    The counter alone does not tell: published weights may lack it.
+    """
     if (
         not isinstance(norm, _BatchNorm)
         or norm.running_mean is None

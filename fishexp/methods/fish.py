@@ -10,7 +10,7 @@ from annotated_types import Ge
 from fishexp.distributed.pooled_topk import pooled_scores
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.estimator import Labels, Loss
+from fishexp.fisher.diagonal import Labels, Loss
 from fishexp.fisher.eval_mode import is_untrained
 from fishexp.fisher.layer_rules import Power
 from fishexp.masks.topk import Scores

@@ -9,18 +9,16 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.estimator import Labels
+from fishexp.fisher.diagonal import Labels
 from fishexp.fisher.layer_rules import Power
-from tests.support.cases import batched, brute_force, conv_net, images, sentences, tiny_bert
-
-CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
+from tests.support.cases import NETS, batched, brute_force, conv_net, images
 
 
 @pytest.mark.parametrize("power", ["square", "absolute"])
 @pytest.mark.parametrize("kind", ["true_label", "expected"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NETS)
 def test_equals_the_definition(case: str, kind: Labels, power: Power) -> None:
-    build, data = CASES[case]
+    build, data = NETS[case]
     model, (inputs, labels) = build(), data()
     found = diagonal_fisher(model, batched(inputs, labels), kind, power)
     expected = brute_force(model, inputs, labels, kind, power)
@@ -100,11 +98,11 @@ def test_tied_weights_are_scored_once_and_unused_ones_with_zero() -> None:
     assert fisher["unused"].abs().sum() == 0
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NETS)
 @pytest.mark.parametrize("trained", [True, False])
 def test_leaves_no_trace(case: str, trained: bool) -> None:
     """Buffers, modes, gradients, weights and the random stream are as they were."""
-    build, data = CASES[case]
+    build, data = NETS[case]
     model = build().train()
     if not trained and case == "conv":
         model[1].reset_running_stats()  # type: ignore[index]

@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batches import Inputs
-from fishexp.fisher.estimator import Labels
-from fishexp.fisher.hooks import batch_of
+from fishexp.fisher.diagonal import Labels
+from fishexp.fisher.hooks import hooked_batch
 from fishexp.fisher.layer_rules import Power
 from fishexp.models.resnet import build
 from tests.support.cases import CLASSES, brute_force, conv_net, images, sentences, tiny_bert
@@ -254,9 +254,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(examples: int, *more: object) -> object:
         sizes.append(examples)
-        return batch_of(examples, *more)  # type: ignore[arg-type]
+        return hooked_batch(examples, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fishexp.fisher.estimator.batch_of", counted)
+    monkeypatch.setattr("fishexp.fisher.diagonal.hooked_batch", counted)
     return sizes
 
 

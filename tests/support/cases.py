@@ -1,20 +1,22 @@
-"""Tiny seeded models in float64 that cover the layers of ResNets and BERTs."""
+"""Tiny seeded models in float64 that cover the layers of ResNets and BERTs, their data, and steps of training."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from fishexp.fisher.batches import Inputs, logits_of, select
-from fishexp.fisher.estimator import Labels
+from fishexp.fisher.diagonal import Labels
 from fishexp.fisher.layer_rules import Power
+from fishexp.sparse.parameter import weights
 
 CLASSES = 3
 
 
 def conv_net() -> nn.Module:
-    """Convolution, BatchNorm in evaluation mode with statistics of its own, linear."""
+    """Build a convolution, a BatchNorm that has seen batches, and a Linear."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1, stride=2, bias=False),
@@ -30,7 +32,7 @@ def conv_net() -> nn.Module:
 
 
 def tiny_bert(classes: int = CLASSES) -> nn.Module:
-    """Two layers of a BERT; returns an object with ``.logits``."""
+    """Build two layers of a BERT, which return an object with ``.logits``."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
@@ -47,7 +49,7 @@ def images(count: int = 7) -> tuple[Tensor, Tensor]:
 
 
 def sentences(count: int = 7) -> tuple[dict[str, Tensor], Tensor]:
-    """Padded to 6 tokens, some repeated within a sentence."""
+    """Draw sentences padded to 6 tokens, some of which repeat within a sentence."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 8, (count, 6), generator=generator)
     lengths = torch.randint(2, 7, (count, 1), generator=generator)
@@ -55,8 +57,45 @@ def sentences(count: int = 7) -> tuple[dict[str, Tensor], Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}, torch.randint(CLASSES, (count,), generator=generator)
 
 
+NETS = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
+
+OPTIMISERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0),
+}
+
+
+def steps(
+    model: nn.Module, optimiser: torch.optim.Optimizer, data: tuple, n: int = 5, clip: float | None = None
+) -> None:
+    """Take ``n`` steps on all of ``data``, in evaluation mode."""
+    inputs, labels = data
+    model.eval()  # dropout would draw
+    for _ in range(n):
+        F.cross_entropy(logits_of(model, inputs), labels).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], clip)
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def trained(model: nn.Module, parameters: list[nn.Parameter], data: tuple, n: int = 3) -> dict[str, Tensor]:
+    """Take ``n`` steps of AdamW in the model's own mode; return its weights."""
+    optimiser = torch.optim.AdamW(parameters, 0.01)
+    inputs, labels = data
+    for _ in range(n):
+        out = model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
+        F.cross_entropy(out, labels).backward()
+        optimiser.step()
+        model.zero_grad()
+    assert all(p.grad is None for p in parameters)
+    return {name: p.detach().clone() for name, p in weights(model).items()}
+
+
 def batched(inputs: Inputs, labels: Tensor, size: int = 3) -> list[tuple[Inputs, Tensor]]:
-    """Batches of ``size``, the last one ragged."""
+    """Cut into batches of ``size``, the last of them ragged."""
     cuts = range(0, len(labels), size)
     if isinstance(inputs, Tensor):
         return [(inputs[i : i + size], labels[i : i + size]) for i in cuts]
@@ -64,7 +103,7 @@ def batched(inputs: Inputs, labels: Tensor, size: int = 3) -> list[tuple[Inputs,
 
 
 def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
-    """Sum over examples and classes of p * |d log p / d w|^n, one forward and backward pass for each, over examples."""
+    """Average over examples the sum over classes of p * |d log p / d w|^n, with a backward pass for each class."""
     model = copy.deepcopy(model).eval()
     fisher = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for i in range(len(labels)):
