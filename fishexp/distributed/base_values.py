@@ -1,4 +1,4 @@
-"""Values that entries of a model had before training moved them, mask after mask."""
+"""Values that a model's weights had before training changed them, mask after mask: the base of the run's delta."""
 
 from collections.abc import Collection, Sequence
 
@@ -7,54 +7,59 @@ from torch import Tensor, nn
 
 from fishexp.delta import Delta
 from fishexp.delta.trained import Original, by_seed, trained
-from fishexp.distributed.flat_view import Places
+from fishexp.masks.positions import Positions
 from fishexp.sparse.parameter import weights
 
 
 class BaseValues:
-    """What a model was before training moved entries of it, mask after mask."""
+    """Remember the values that the masks' entries and the buffers of a model had before training changed them.
+
+    Attributes:
+        whole: Tells that any weight may change, so that no values are remembered.
+        seeds: Seed of each mask so far; None for a mask that no seed describes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.whole = False
         self.seeds: list[int | None] = []
-        self._places: dict[str, Tensor] = {}
+        self._positions: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def all_move(self) -> None:
-        """From now on every weight may be another."""
-        self.whole, self._places, self._values = True, {}, {}
+    def add_whole_model(self) -> None:
+        """Let every weight change from now on."""
+        self.whole, self._positions, self._values = True, {}, {}
 
-    def add(self, moving: Sequence[Places], seed: int | None = None) -> None:
-        """These entries are going to move; to be told before they do.
+    def add(self, masks: Sequence[Positions], seed: int | None = None) -> None:
+        """Remember the values of these masks' entries; to be called before training changes them.
 
         Args:
-            seed: Of the mask, if it is nothing but that.
+            seed: Seed of the mask, if a seed describes it.
         """
         if self.whole:
             return
         self.seeds.append(seed)
         for name, p in weights(self._model).items():
-            found = [where[name] for where in moving if name in where]
+            found = [mask[name] for mask in masks if name in mask]
             here = [torch.arange(p.numel(), device=p.device) if index is None else index for index in found]
             if not here:
                 continue
-            known = self._places.get(name, here[0][:0])
+            known = self._positions.get(name, here[0][:0])
             index = torch.cat(here).unique()
             index = index[~torch.isin(index, known)]
             values = self._values.get(name, p.detach().new_zeros(0))
-            self._places[name] = torch.cat([known, index])
+            self._positions[name] = torch.cat([known, index])
             self._values[name] = torch.cat([values, p.detach().take(index)])
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
-        """The model as it is now against what it was; see :meth:`fishexp.sparse.Sparse.delta`."""
+        """Compute the delta of the model as it is now against what it was; see :meth:`fishexp.sparse.Sparse.delta`."""
         if self.whole:
             return Delta.whole(self._model)
         originals = {
             name: Original(None if len(index) == p.numel() and _ascends(index) else index, self._values[name], True)
             for name, p in weights(self._model).items()
-            if (index := self._places.get(name)) is not None
+            if (index := self._positions.get(name)) is not None
         }
         known = self._model.state_dict().keys()
         originals |= {name: Original(None, b, False) for name, b in self._buffers.items() if name in known}

@@ -1,112 +1,148 @@
-"""What merges cost, before a run: bytes that each worker sends, and seconds on a link of its own."""
+"""The cost of merges, before a run: bytes that each worker sends, and seconds on a link of its own."""
 
 import math
 from typing import NamedTuple
 
+from fishexp.distributed.synchronizer import header_bytes
+from fishexp.system.text_table import aligned_text
 from fishexp.training.collectives import pieces
 
-DENSE = 4  # bytes of a weight where all are sent, and of a running statistic
-HEADER = 40  # bytes by which workers check each other; a few more where many running statistics move
-CROWDS = (2, 4, 8, 16, 64, 256, 1024)  # of workers
-TRAINING = 0.9  # of the time: with less, merges take too much of it
+# bytes of a weight where all weights are sent, and of an entry of a buffer
+_FLOAT32_BYTES = 4
+# numbers of workers in the table
+_WORLD_SIZES = (2, 4, 8, 16, 64, 256, 1024)
+# share of the time for training below which merges take too much
+_TRAINING_SHARE = 0.9
+# how many times slower merges of all weights have to be to be called slower
+_SLOWER = 1.1
 
 
 class Link(NamedTuple):
-    """What each worker is connected by. It sends while it receives."""
+    """Describe what connects each worker; it sends and receives at the same time.
 
-    bandwidth: float  # megabits a second
-    latency: float  # milliseconds from one worker to another
+    Attributes:
+        bandwidth: Megabits a second.
+        latency: Milliseconds from one worker to another.
+    """
+
+    bandwidth: float
+    latency: float
 
 
 class Cost(NamedTuple):
-    """Of a merge, for each worker."""
+    """Hold what a merge costs each worker.
 
-    bytes: int  # sent, without headers of protocols
+    Attributes:
+        bytes: Bytes sent, without headers of network protocols.
+        seconds: Seconds that it takes.
+    """
+
+    bytes: int
     seconds: float
 
 
-class Traffic(NamedTuple):
-    """What workers exchange in a merge, without the scores of a new mask.
+class MergeVolume(NamedTuple):
+    """Describe what workers exchange in a merge, without the scores of a new mask.
 
     Attributes:
-        weights: Of the model.
-        kept: Weights that each worker moves, ``head`` included.
-        head: Those of the classifier, which all workers move.
-        buffers: Running statistics, sent as float32.
-        disjoint: Beside the head, no two workers move the same weight, as long as there are enough.
-        value_bytes: Of a kept weight as it is sent.
+        weights: Weights of the model.
+        kept: Weights that each worker trains, ``head`` included.
+        head: Weights of the classifier, which all workers train.
+        buffer_tensors: Floating-point buffers of the model, such as running statistics.
+        buffer_entries: Entries of these buffers, sent as float32.
+        disjoint: Beside the head, no two workers train the same weight, as long as there are enough.
+        value_bytes: Bytes of a kept weight as it is sent.
     """
 
     weights: int
     kept: int
     head: int
-    buffers: int
+    buffer_tensors: int
+    buffer_entries: int
     disjoint: bool
     value_bytes: int
 
-    def cost(self, workers: int, link: Link) -> Cost:
-        """Of a merge of the kept weights."""
+    def cost(self, world_size: int, link: Link) -> Cost:
+        """Predict the cost of a merge of the kept weights."""
         shared = self.head if self.disjoint else self.kept
-        own = min(self.kept - shared, (self.weights - shared) // workers)
-        kept = _combined(workers, shared, self.value_bytes), _gathered(workers, own * self.value_bytes)
-        return _cost([_gathered(workers, HEADER), *kept, _combined(workers, self.buffers, DENSE)], link)
+        own = min(self.kept - shared, (self.weights - shared) // world_size)
+        kept = (
+            _ordered_all_reduce(world_size, shared, self.value_bytes),
+            _all_gather(world_size, own * self.value_bytes),
+        )
+        return _sum([self._header(world_size), *kept, self._buffers(world_size)], link)
 
-    def dense(self, workers: int, link: Link) -> Cost:
-        """Of a merge of all weights."""
-        parts = [_combined(workers, entries, DENSE) for entries in (self.weights, self.buffers)]
-        return _cost([_gathered(workers, HEADER), *parts], link)
+    def dense_cost(self, world_size: int, link: Link) -> Cost:
+        """Predict the cost of a merge of all weights."""
+        values = _ordered_all_reduce(world_size, self.weights, _FLOAT32_BYTES)
+        return _sum([self._header(world_size), values, self._buffers(world_size)], link)
+
+    def _header(self, world_size: int) -> "_Transfer":
+        return _all_gather(world_size, header_bytes(self.buffer_tensors))
+
+    def _buffers(self, world_size: int) -> "_Transfer":
+        return _ordered_all_reduce(world_size, self.buffer_entries, _FLOAT32_BYTES)
 
 
-def foretell(traffic: Traffic, workers: int, sync_every: int, warmup_epochs: int, link: Link) -> list[str]:
-    """Lines that tell whether merges are worth their time: a table, and what it means for this run.
+def predict_cost(volume: MergeVolume, world_size: int, sync_every: int, warmup_epochs: int, link: Link) -> list[str]:
+    """Write lines that tell whether merges are worth their time: a table, and what it means for this run.
 
     Args:
-        workers: Of this run, two or more.
+        world_size: Workers of this run, two or more.
         sync_every: Steps from one merge to the next.
         warmup_epochs: Epochs in which all weights train.
     """
-    crowds = sorted({*CROWDS, workers})
-    costs = {crowd: (traffic.cost(crowd, link), traffic.dense(crowd, link)) for crowd in crowds}
+    world_sizes = sorted({*_WORLD_SIZES, world_size})
+    costs = {size: (volume.cost(size, link), volume.dense_cost(size, link)) for size in world_sizes}
     rows = [["workers", "MB a merge", "seconds", "dense MB", "seconds"]]
-    for crowd, pair in costs.items():
+    for size, pair in costs.items():
         cells = [cell for cost in pair for cell in (_short(cost.bytes / 1e6), _short(cost.seconds))]
-        rows.append([f"{crowd:,}", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines[1 + crowds.index(workers)] += "  <- this run"
+        rows.append([f"{size:,}", *cells])
+    lines = aligned_text(rows)
+    lines[1 + world_sizes.index(world_size)] += "  <- this run"
 
-    kept, dense = costs[workers]
-    step, dense_step = (_short(cost.seconds * TRAINING / (1 - TRAINING) / sync_every) for cost in (kept, dense))
-    says = f"Worth it at {link.bandwidth:g} Mb/s and {link.latency:g} ms if a step takes {step} s or more "
-    says += f"(sync_every={sync_every}): then {TRAINING:.0%} of the time goes into training."
-    if dense.seconds > 1.1 * kept.seconds:
+    kept, dense = costs[world_size]
+    step, dense_step = (
+        _short(cost.seconds * _TRAINING_SHARE / (1 - _TRAINING_SHARE) / sync_every) for cost in (kept, dense)
+    )
+    verdict = f"Worth it at {link.bandwidth:g} Mb/s and {link.latency:g} ms if a step takes {step} s or more "
+    verdict += f"(sync_every={sync_every}): then {_TRAINING_SHARE:.0%} of the time goes into training."
+    if dense.seconds > _SLOWER * kept.seconds:
         times = _short(dense.seconds / kept.seconds)
-        says += f" Merges of all weights, {times} times slower, want steps of {dense_step} s."
-    elif traffic.kept < traffic.weights:
-        says += " Merges of all weights take no longer."
-    if warmup_epochs and traffic.kept < traffic.weights:
-        says += f" Those of the first {warmup_epochs} epochs are of all weights."
-    return [*lines, says]
+        verdict += f" Merges of all weights, {times} times slower, want steps of {dense_step} s."
+    elif volume.kept < volume.weights:
+        verdict += " Merges of all weights take no longer."
+    if warmup_epochs and volume.kept < volume.weights:
+        verdict += f" Those of the first {warmup_epochs} epochs are of all weights."
+    return [*lines, verdict]
 
 
-def _cost(parts: list[tuple[int, int]], link: Link) -> Cost:
-    sent, waits = (sum(column) for column in zip(*parts, strict=True))
-    return Cost(sent, sent * 8 / (link.bandwidth * 1e6) + waits * link.latency / 1e3)
+class _Transfer(NamedTuple):
+    """Hold what a collective operation takes of each worker: bytes sent, and latencies that follow each other."""
+
+    bytes: int
+    latencies: int
 
 
-def _combined(workers: int, entries: int, value_bytes: int) -> tuple[int, int]:
-    """Bytes, and latencies one after the other: all parts at once, and round a ring what became of them."""
-    parts = [part for _, part in pieces(entries, workers)]
-    return 2 * (workers - 1) * sum(parts) * value_bytes, workers * len(parts)
+def _ordered_all_reduce(world_size: int, entries: int, value_bytes: int) -> _Transfer:
+    """Count what :meth:`Collectives.ordered_all_reduce` takes: all parts at once, and round a ring the results."""
+    parts = [part for _, part in pieces(entries, world_size)]
+    return _Transfer(2 * (world_size - 1) * sum(parts) * value_bytes, world_size * len(parts))
 
 
-def _gathered(workers: int, size: int) -> tuple[int, int]:
-    """The same of what goes to all others, round a ring."""
-    return (workers - 1) * size, (workers - 1) * (size > 0)
+def _all_gather(world_size: int, row_bytes: int) -> _Transfer:
+    """Count what :meth:`Collectives.all_gather` takes: every row, round a ring."""
+    return _Transfer((world_size - 1) * row_bytes, (world_size - 1) * (row_bytes > 0))
+
+
+def _sum(transfers: list[_Transfer], link: Link) -> Cost:
+    """Add up what follows each other on a link."""
+    sent, latencies = (sum(column) for column in zip(*transfers, strict=True))
+    return Cost(sent, sent * 8 / (link.bandwidth * 1e6) + latencies * link.latency / 1e3)
 
 
 def _short(number: float) -> str:
-    """Three digits or so."""
+    """Write a number with three digits or so."""
     if number == 0:
         return "0"
     digits = 2 - math.floor(math.log10(number))

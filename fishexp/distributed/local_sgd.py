@@ -1,15 +1,24 @@
-"""Several workers on their way together: they train apart, merge, and get new masks."""
+"""Local SGD: several workers train apart, merge now and then, and get new masks."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from torch import Tensor, nn
+
 from fishexp.data.datasets import Metrics
 from fishexp.delta import Delta
-from fishexp.distributed.flat_view import Places, mask_at, places, restored, stored
 from fishexp.distributed.schedule import Plan, Schedule
 from fishexp.distributed.shared_state import SharedState
 from fishexp.distributed.synchronizer import Synchronizer
 from fishexp.distributed.worker import Worker, worker_problem
+from fishexp.masks.positions import (
+    Positions,
+    mask_to_positions,
+    positions_for_file,
+    positions_from_file,
+    positions_to_mask,
+)
 from fishexp.masks.random_masks import Seeded
 from fishexp.sparse.parameter import weights
 from fishexp.training.evaluate import evaluate
@@ -20,189 +29,238 @@ from fishexp.training.snapshots import Snapshots
 from fishexp.training.trainable import Decay
 from fishexp.training.trainer import Recipe
 
+# bytes that a dense all-reduce sends of each entry: a float32 there and back
+_DENSE_BYTES = 8
+
 
 class LocalSGD:
-    """The workers of this process, on their way together with all others."""
+    """Train the workers of this process, together with the workers of all other processes.
+
+    Attributes:
+        masks: Entries of the masks: of one mask for all workers, or of a mask for each; empty in the warm-up.
+        merges_dense: Whether merges are of all weights.
+        masked_merges: How many merges there were since the warm-up.
+        last_merge: Steps that the workers had taken at the last merge.
+        settled: Steps that all workers are known to have taken.
+        sparse_merge_bytes: Bytes that a worker sent in the last merge of the masks' entries; None before the first.
+        shared_metrics: Metrics of what the workers hold in common; None if they have merged since.
+    """
 
     def __init__(
         self,
         problem: Problem,
         choose: MaskSelector,
-        log: Logger,
+        logger: Logger,
         snapshots: Snapshots,
         decay: Decay,
         recipe: Recipe,
         plan: Plan,
     ) -> None:
-        self.problem, self.choose, self.log, self.recipe = problem, choose, log, recipe
+        self.problem, self.choose, self.logger, self.recipe = problem, choose, logger, recipe
         self.decay: Decay = decay
-        self.collectives, self.disjoint = problem.collectives, plan.disjoint and problem.collectives.world_size > 1
+        self.collectives = problem.collectives
+        self.disjoint = plan.disjoint and self.collectives.world_size > 1
         self.refresh_every = None if choose.fixed else plan.refresh_every
-        self.snapshots, self.stores = snapshots, snapshots.workers or {0: snapshots}
-        for store in self.stores.values():
-            store.about = snapshots.about
+        self.snapshots, self.worker_snapshots = snapshots, snapshots.workers or {0: snapshots}
+        for own in self.worker_snapshots.values():
+            own.about = snapshots.about
+        ranks = self.collectives.local_ranks
         self.workers = [
             Worker(
-                r,
-                worker_problem(problem, r, shard=plan.shard),
-                log,
-                self.stores[r],
+                rank,
+                worker_problem(problem, rank, shard=plan.shard),
+                logger,
+                self.worker_snapshots[rank],
                 recipe,
-                quiet=r != self.collectives.local_ranks[0],
+                quiet=rank != ranks[0],
             )
-            for r in self.collectives.local_ranks
+            for rank in ranks
         ]
-        self.common = SharedState(
-            [worker.problem.model for worker in self.workers], self.collectives.local_ranks, problem.head
+        self.shared_state = SharedState([worker.problem.model for worker in self.workers], ranks, problem.head)
+        self.synchronizer = Synchronizer(
+            self.collectives, self.shared_state, plan.merge, plan.wire, plan.reduce, as_original=problem.as_original
         )
-        original = problem.as_original
-        self.exchange = Synchronizer(
-            self.collectives, self.common, plan.merge, plan.wire, plan.reduce, as_original=original
+        self.schedule = Schedule(
+            self.workers[0].trainer.epoch_steps,
+            recipe["epochs"],
+            plan.sync_every,
+            plan.warmup_epochs,
+            plan.snapshot_steps,
+            as_original=problem.as_original,
         )
-        steps = self.workers[0].course.epoch_steps, recipe["epochs"], plan.sync_every
-        self.timetable = Schedule(*steps, plan.warmup_epochs, plan.snapshot_steps, as_original=original)
-        self.moving: list[Places] = []  # the entries of the masks, of all workers; empty in the warm-up
-        self.dense = True  # what merges, as far as masks do not say otherwise
-        self.masked_merges = self.merged = self.settled = 0  # steps of the last merge, and that all have taken
-        self.sent_sparse: int | None = None
-        self.metrics: dict[str, Any] | None = None  # of what the workers have in common
+        self.masks: list[Positions] = []
+        self.merges_dense = True
+        self.masked_merges = self.last_merge = self.settled = 0
+        self.sparse_merge_bytes: int | None = None
+        self.shared_metrics: dict[str, Any] | None = None
 
-    def go(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
-        """All epochs, or what is left of them: metrics, delta and bytes of an :class:`fishexp.regimes.Outcome`."""
+    def train(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
+        """Train for all epochs, or what is left of them.
+
+        Returns:
+            Metrics, delta and bytes of a :class:`fishexp.regimes.Outcome`.
+        """
         self.collectives.bytes_sent = 0  # what the workers had to agree on before is no training
-        if self.stores[self.collectives.local_ranks[0]].latest:
+        if self.worker_snapshots[self.collectives.local_ranks[0]].latest:
             self._resume()
-        elif self.timetable.warmup == 0:
-            self._remask()
+        elif self.schedule.warmup == 0:
+            self._select_masks()
         else:
             for worker in self.workers:
-                worker.ledger.all_move()
-                worker.move(None, self.decay)
-        with self.workers[0].course.bar():
-            self._go()
+                worker.base_values.add_whole_model()
+                worker.set_mask(None, self.decay)
+        with self.workers[0].trainer.bar():
+            self._train_all_steps()
         return self._outcome()
 
-    def _go(self) -> None:
-        step = self.workers[0].course.place.steps
-        while step < self.timetable.total:
-            stop = self.timetable.next(step)
-            with self.log.clock("train"):
+    def _train_all_steps(self) -> None:
+        step = self.workers[0].trainer.place.steps
+        while step < self.schedule.total:
+            stop = self.schedule.next_stop(step)
+            with self.logger.clock("train"):
                 for worker in self.workers:
-                    worker.advance(stop - step, ends=self.timetable.ends_epoch(stop))
+                    worker.train(stop - step, ends_epoch=self.schedule.ends_epoch(stop))
                 step = stop
-                merges = self.timetable.merges(step)
+                merges = self.schedule.merges(step)
                 if merges:
                     self._merge(step)
-                elif self.timetable.ends_epoch(step):
-                    self._meet(step)
-            if step == self.timetable.warmup or (merges and self._refreshes(step)):
-                self._remask()
-            if self.timetable.ends_epoch(step):
+                elif self.schedule.ends_epoch(step):
+                    self._check_workers(step)
+            if step == self.schedule.warmup or (merges and self._refreshes_masks(step)):
+                self._select_masks()
+            if self.schedule.ends_epoch(step):
                 self._end_epoch()
-            if self.timetable.saves(step):
+            if self.schedule.saves(step):
                 self._save()
-        self._meet(step)
+        self._check_workers(step)
 
-    def _meet(self, step: int) -> None:
-        self.exchange.meet(step, [worker.failure for worker in self.workers])
+    def _check_workers(self, step: int) -> None:
+        self.synchronizer.check_workers(step, [worker.failure for worker in self.workers])
         self.settled = step
 
     def _merge(self, step: int) -> None:
-        self.exchange.merge(step, [worker.failure for worker in self.workers])
-        self.merged = self.settled = step
-        self.metrics = None
-        if not self.dense:
-            self.sent_sparse = self.exchange.bytes
-        if self.moving:
+        self.synchronizer.merge(step, [worker.failure for worker in self.workers])
+        self.last_merge = self.settled = step
+        self.shared_metrics = None
+        if not self.merges_dense:
+            self.sparse_merge_bytes = self.synchronizer.merge_bytes
+        if self.masks:
             self.masked_merges += 1
-            if self.dense and self.decay == "kept":  # the original's first merge after its warm-up was of all weights
-                self._mask_exchange()
+            if self.merges_dense and self.decay == "kept":  # the original's first merge after its warm-up was dense
+                self._merge_masks_only()
 
-    def _refreshes(self, step: int) -> bool:
+    def _refreshes_masks(self, step: int) -> bool:
+        """Tell whether new masks are due after a merge."""
         every = self.refresh_every
-        return bool(self.moving) and every is not None and self.masked_merges % every == 0 < self.timetable.total - step
+        return bool(self.masks) and every is not None and self.masked_merges % every == 0 < self.schedule.total - step
 
-    def _remask(self) -> None:
-        """New masks, chosen by what the workers have in common."""
-        model, step = self.problem.model, self.workers[0].course.place.steps
+    def _select_masks(self) -> None:
+        """Select new masks by what the workers hold in common."""
+        model, step = self.problem.model, self.workers[0].trainer.place.steps
         mode = model.training
-        with self.common.restored():
+        with self.shared_state.applied():
             masks = self.choose.disjoint(self.collectives.world_size) if self.disjoint else [self.choose()]
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train(mode)
-        self.moving = [places(mask, model) for mask in masks]
+        self.masks = [mask_to_positions(mask, weights(model)) for mask in masks]
         seed = masks[0].seed if isinstance(masks[0], Seeded) else None
-        whole = all(index is None for index in self.moving[0].values()) and len(self.moving[0]) == len(weights(model))
+        whole = all(index is None for index in self.masks[0].values()) and len(self.masks[0]) == len(weights(model))
         for worker in self.workers:
             if step == 0:  # the original's scoring has moved running statistics
                 for name, buffer in worker.problem.model.named_buffers():
                     buffer.copy_(buffers[name])
             if self.decay == "all" or whole:
-                worker.ledger.all_move()
-            worker.ledger.add(self.moving, seed)
-            worker.move(masks[worker.rank if self.disjoint else 0], self.decay)
-        if self.merged == step and self.decay == "kept":
-            self._mask_exchange()
+                worker.base_values.add_whole_model()
+            worker.base_values.add(self.masks, seed)
+            worker.set_mask(masks[worker.rank if self.disjoint else 0], self.decay)
+        if self.last_merge == step and self.decay == "kept":
+            self._merge_masks_only()
 
-    def _mask_exchange(self) -> None:
-        self.dense = False
-        self.exchange.begin(self.moving)
+    def _merge_masks_only(self) -> None:
+        """Let the next merges be of the masks' entries; the workers hold the same weights now."""
+        self.merges_dense = False
+        self.synchronizer.set_masks(self.masks)
 
     def _end_epoch(self) -> None:
-        """Evaluate what the workers have in common, unless that is what it was."""
+        """Evaluate what the workers hold in common, unless it is known already."""
         first = self.workers[0]
-        alone = self.collectives.world_size == 1  # what it has is what all have
-        if self.metrics is None or alone:
-            with self.log.clock("evaluate"), nullcontext() if alone else self.common.restored():
-                self.metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
-        first.course.end_epoch(self.metrics)
+        single = self.collectives.world_size == 1  # its model is what all workers hold
+        if self.shared_metrics is None or single:
+            with self.logger.clock("evaluate"), nullcontext() if single else self.shared_state.applied():
+                self.shared_metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
+        first.trainer.end_epoch(self.shared_metrics)
         for worker in self.workers[1:]:
-            worker.course.next_epoch()
+            worker.trainer.next_epoch()
 
     def _save(self) -> None:
+        """Write a snapshot of each local worker."""
         about = {
-            "dense": self.dense,
-            "merges": [self.exchange.count, self.masked_merges, self.merged],
-            "sent": [self.collectives.bytes_sent, self.sent_sparse],
-            "common_metrics": self.metrics,
+            "dense": self.merges_dense,
+            "merges": [self.synchronizer.merges, self.masked_merges, self.last_merge],
+            "sent": [self.collectives.bytes_sent, self.sparse_merge_bytes],
+            "common_metrics": self.shared_metrics,
         }
-        tensors = stored(self.moving) | self.common.state()
+        tensors = _mask_tensors(self.masks) | self.shared_state.state_dict()
         settled = self.settled if self.collectives.world_size > 1 else None
-        for worker, digest in zip(self.workers, self.exchange.digests, strict=True):
+        for worker, digest in zip(self.workers, self.synchronizer.digests, strict=True):
             worker.save(tensors, {**about, "digest": digest}, settled)
 
     def _resume(self) -> None:
-        found = [store.latest for store in self.stores.values()]
-        read = [snapshot for snapshot in found if snapshot is not None]  # all have one of the same step, or none has
-        for worker, snapshot in zip(self.workers, read, strict=True):
+        """Continue from the latest snapshots."""
+        latest = [own.latest for own in self.worker_snapshots.values()]
+        found = [snapshot for snapshot in latest if snapshot is not None]  # all have one of the same step, or none has
+        for worker, snapshot in zip(self.workers, found, strict=True):
             worker.restore_weights(snapshot)
             model = worker.problem.model
-            self.moving = restored(snapshot.tensors, model)
-            mask = mask_at(self.moving[worker.rank if self.disjoint else 0], model) if self.moving else None
+            self.masks = _read_masks(snapshot.tensors, model)
+            mask = None
+            if self.masks:
+                mask = positions_to_mask(self.masks[worker.rank if self.disjoint else 0], weights(model))
             worker.resume(snapshot, mask, self.decay)
-        for store in (self.snapshots, *self.stores.values()):
-            store.latest = None
-        about = read[0].about
-        self.dense, self.metrics = about["dense"], about["common_metrics"]
-        self.exchange.count, self.masked_merges, self.merged = about["merges"]
+        for own in (self.snapshots, *self.worker_snapshots.values()):
+            own.latest = None
+        about = found[0].about
+        self.merges_dense, self.shared_metrics = about["dense"], about["common_metrics"]
+        self.synchronizer.merges, self.masked_merges, self.last_merge = about["merges"]
         self.settled = about["steps"]
-        self.collectives.bytes_sent, self.sent_sparse = about["sent"]
-        self.exchange.begin(None if self.dense else self.moving)
-        self.common.resume(read[0].tensors)
-        self.exchange.digests = [snapshot.about["digest"] for snapshot in read]
+        self.collectives.bytes_sent, self.sparse_merge_bytes = about["sent"]
+        self.synchronizer.set_masks(None if self.merges_dense else self.masks)
+        self.shared_state.load_state_dict(found[0].tensors)
+        self.synchronizer.digests = [snapshot.about["digest"] for snapshot in found]
 
     def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
-        """What the workers have in common now."""
-        model, size = self.problem.model, self.collectives.world_size
-        entries = sum(p.numel() for p in weights(model).values()) + sum(len(b.flatten()) for b in self.common.buffers)
-        dense = 8 * entries * (size - 1) // size
+        """Return metrics and delta of what the workers hold in common, and the bytes that were sent."""
+        world_size, parameters = self.collectives.world_size, weights(self.problem.model).values()
+        buffers = self.shared_state.buffers
+        entries = sum(p.numel() for p in parameters) + sum(len(buffer.flatten()) for buffer in buffers)
+        dense = _DENSE_BYTES * entries * (world_size - 1) // world_size
+        sparse, last = self.sparse_merge_bytes, self.synchronizer.merge_bytes
         sent = {
-            "per_merge": self.exchange.bytes if self.sent_sparse is None else self.sent_sparse,
+            "per_merge": last if sparse is None else sparse,
             "dense_merge": dense,
             "sent": self.collectives.bytes_sent,
-            "dense_sent": self.exchange.count * dense,
-            "merges": self.exchange.count,
+            "dense_sent": self.synchronizer.merges * dense,
+            "merges": self.synchronizer.merges,
         }
         first = self.workers[0]
-        delta = None if first.ledger.whole or first.rank > 0 else first.ledger.delta(self.problem.head)
-        return first.course.metrics, delta, sent
+        delta = None if first.base_values.whole or first.rank > 0 else first.base_values.delta(self.problem.head)
+        return first.trainer.metrics, delta, sent
+
+
+def _mask_tensors(masks: list[Positions]) -> dict[str, Tensor]:
+    """Return the masks as tensors of a snapshot: ``mask0.weight`` is of the first mask."""
+    return {
+        f"mask{number}.{name}": positions_for_file(index)
+        for number, mask in enumerate(masks)
+        for name, index in mask.items()
+    }
+
+
+def _read_masks(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Positions]:
+    """Read what :func:`_mask_tensors` put among the tensors of a snapshot of this model."""
+    masks: list[Positions] = []
+    while any(name.startswith(f"mask{len(masks)}.") for name in tensors):
+        stem = f"mask{len(masks)}."
+        parameters = {name: p for name, p in weights(model).items() if stem + name in tensors}
+        masks.append({name: positions_from_file(tensors[stem + name], p) for name, p in parameters.items()})
+    return masks

@@ -1,4 +1,4 @@
-"""How several workers go on together, and when they do what: merge, end an epoch, save."""
+"""When the workers do what: merge, end an epoch, save."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from fishexp.distributed.synchronizer import Reduce, Wire
 
 @dataclass(frozen=True)
 class Plan:
-    """When and how workers merge; :func:`fishexp.regimes.distributed.train` says what each means."""
+    """Say when and how workers merge; :func:`fishexp.regimes.distributed.train` says what each setting means."""
 
     sync_every: int
     merge: Merge
@@ -22,14 +22,15 @@ class Plan:
 
 
 class Schedule:
-    """Optimiser steps, the same for every worker, at which something happens.
+    """Tell at which optimiser steps something happens; these are the same for every worker.
 
     Args:
         epoch_steps: Steps an epoch.
+        epochs: How many epochs there are.
         sync_every: Steps from one merge to the next. All merge after the last step too, and as the warm-up ends.
-        warmup_epochs: In which every weight trains.
-        snapshot_steps: Between two snapshots.
-        as_original: Each epoch's end counts as a step for ``sync_every``, and the end of the warm-up as nothing.
+        warmup_epochs: Epochs in which every weight trains.
+        snapshot_steps: Steps from one snapshot to the next.
+        as_original: Count each epoch's end as a step for ``sync_every``, and do not merge as the warm-up ends.
 
     Attributes:
         total: Steps of all epochs.
@@ -46,29 +47,29 @@ class Schedule:
         *,
         as_original: bool = False,
     ) -> None:
-        self._epoch, self._snapshot = epoch_steps, snapshot_steps
+        self._epoch_steps, self._snapshot_steps = epoch_steps, snapshot_steps
         self.total, self.warmup = epochs * epoch_steps, warmup_epochs * epoch_steps
         if as_original:
             counts = range(sync_every, epochs * (epoch_steps + 1) + 1, sync_every)
-            self._merges = {count - count // (epoch_steps + 1) for count in counts} | {self.total}
+            self._merge_steps = {count - count // (epoch_steps + 1) for count in counts} | {self.total}
         else:
-            self._merges = {*range(sync_every, self.total, sync_every), self.warmup, self.total} - {0}
+            self._merge_steps = {*range(sync_every, self.total, sync_every), self.warmup, self.total} - {0}
 
-    def next(self, step: int) -> int:
-        """The next step at which something happens."""
+    def next_stop(self, step: int) -> int:
+        """Return the next step after which something happens."""
         step += 1
         while not (self.merges(step) or self.ends_epoch(step) or self.saves(step)):
             step += 1
         return step
 
     def merges(self, step: int) -> bool:
-        """Whether the workers merge after so many steps."""
-        return step in self._merges
+        """Tell whether the workers merge after so many steps."""
+        return step in self._merge_steps
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch ends with this step."""
-        return step % self._epoch == 0
+        """Tell whether an epoch ends with this step."""
+        return step % self._epoch_steps == 0
 
     def saves(self, step: int) -> bool:
-        """Whether a snapshot is due."""
-        return step % self._snapshot == 0 and step < self.total
+        """Tell whether a snapshot is due after so many steps."""
+        return step % self._snapshot_steps == 0 and step < self.total

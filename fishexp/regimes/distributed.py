@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge, Gt
 
-from fishexp.distributed.cost import Link, Traffic, foretell
+from fishexp.distributed.cost import Link, MergeVolume, predict_cost
 from fishexp.distributed.local_sgd import LocalSGD
 from fishexp.distributed.merge import Merge
 from fishexp.distributed.schedule import Plan
@@ -26,7 +26,7 @@ Masks: TypeAlias = Literal["same", "disjoint"]
 def train(
     problem: Problem,
     choose: MaskSelector,
-    log: Logger,
+    logger: Logger,
     snapshots: Snapshots,
     decay: Decay,
     *,
@@ -47,28 +47,36 @@ def train(
     latency: Annotated[float, Ge(0)],
     **recipe: Unpack[Recipe],
 ) -> Outcome:
-    """Train on every worker; every ``sync_every`` steps, and after the last, all get what all have changed.
+    """Train on every worker, and let all get what all have changed: every ``sync_every`` steps, and after the last.
 
     Args:
-        choose: Scores the weights that the workers have in common.
-        snapshots: If the latest is there, training goes on from it.
-        decay: ``all`` moves every weight at every step, so that every merge is dense.
-        workers: As many as ``problem.collectives`` has.
-        merge: Of the workers' changes. The head and running statistics are averaged in any case.
-        masks: ``disjoint``: of the best workers x k scores each worker moves k of its own, and the head.
+        choose: Scores the weights that the workers hold in common, and selects the masks.
+        snapshots: Training continues from the latest, if there is any.
+        decay: ``all`` changes every weight at every step, so that every merge is dense.
+        workers: Number of workers; as many as ``problem.collectives`` has.
+        sync_every: Optimiser steps from one merge to the next.
+        merge: How the workers' changes are merged. The head and running statistics are averaged in any case.
+        masks: ``disjoint``: of the best workers x k scores each worker trains k of its own, and the head.
         warmup_epochs: Before the first mask every weight trains for so many epochs, and merges are dense.
         refresh_every: Merges from one mask to the next; None keeps the first. A method that names its mask outright
-            has one.
+            has one mask.
         shard: Each worker has its part of the training examples; if not, all of them in its own order.
-        backend: Whether the workers are processes; they are started before.
-        reduce: ``ring`` is torch's all_reduce, whose last bits depend on the number of workers and on what carries it.
-        snapshot_steps: Between two snapshots.
-        restarts: Known to what starts the processes, as is ``timeout``.
-        bandwidth: In megabits a second, for the cost that is foretold; ``latency`` is in milliseconds.
+        backend: Whether the workers are processes, which were started before.
+        wire: ``bf16`` sends changes with 8 significant bits.
+        reduce: ``ring`` is torch's all_reduce, whose last bits depend on the number of workers and on the network
+            library.
+        snapshot_steps: Optimiser steps from one snapshot to the next.
+        restarts: How often lost workers are started again; used before this is called, by what starts them.
+        timeout: Seconds that a worker may be silent; used before this is called, too.
+        bandwidth: Of each worker's link, for the predicted cost; megabits a second.
+        latency: From one worker to another, for the predicted cost; milliseconds.
+
+    Raises:
+        FishexpError: If settings contradict each other.
     """
     epochs = recipe["epochs"]
     if epochs == 0:
-        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
+        return Outcome(evaluated(problem, logger, recipe["evaluation_batch_size"]))
     if masks == "disjoint":
         choose.check_disjoint()
     if reduce == "ring" and merge == "sum":
@@ -88,22 +96,25 @@ def train(
         disjoint = True  # the original's random masks always are
     plan = Plan(sync_every, merge, disjoint, warmup_epochs, refresh_every, shard, wire, reduce, snapshot_steps)
     if problem.collectives.world_size > 1:
-        for line in _costs(problem, choose, plan, decay, Link(bandwidth, latency)):
-            log.say(line)
-    return Outcome(*LocalSGD(problem, choose, log, snapshots, decay, recipe, plan).go())
+        for line in _predicted_cost(problem, choose, plan, decay, Link(bandwidth, latency)):
+            logger.say(line)
+    return Outcome(*LocalSGD(problem, choose, logger, snapshots, decay, recipe, plan).train())
 
 
-def _costs(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:
-    """What merges are going to cost."""
-    own = weights(problem.model)
-    kept = choose.count(problem.collectives.world_size if plan.disjoint else 1)
-    total, head = sum(p.numel() for p in own.values()), sum(own[name].numel() for name in problem.head)
-    traffic = Traffic(
-        total,
-        total if decay == "all" else kept,
-        head,
-        sum(b.numel() for b in problem.model.buffers() if b.is_floating_point()),
-        plan.disjoint and decay == "kept",
-        2 if plan.wire == "bf16" else 4,
+def _predicted_cost(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:
+    """Write lines about what merges are going to cost."""
+    parameters = weights(problem.model)
+    world_size = problem.collectives.world_size
+    kept = choose.count(world_size if plan.disjoint else 1)
+    total = sum(p.numel() for p in parameters.values())
+    buffers = [buffer.numel() for buffer in problem.model.buffers() if buffer.is_floating_point()]
+    volume = MergeVolume(
+        weights=total,
+        kept=total if decay == "all" else kept,
+        head=sum(parameters[name].numel() for name in problem.head),
+        buffer_tensors=len(buffers),
+        buffer_entries=sum(buffers),
+        disjoint=plan.disjoint and decay == "kept",
+        value_bytes=2 if plan.wire == "bf16" else 4,
     )
-    return foretell(traffic, problem.collectives.world_size, plan.sync_every, plan.warmup_epochs, link)
+    return predict_cost(volume, world_size, plan.sync_every, plan.warmup_epochs, link)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fishexp as library
-from fishexp.distributed.cost import Link, Traffic
+from fishexp.distributed.cost import Link, MergeVolume
 from fishexp.distributed.local_sgd import LocalSGD
 from fishexp.distributed.worker import worker_problem
 from fishexp.masks.topk import Mask
@@ -25,7 +25,8 @@ from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
 from tests.support.cli import fishexp
-from tests.training import test_trainer as plain
+from tests.support.training import EXAMPLES, mlp
+from tests.support.training import problem as single_problem
 
 EPOCHS, SIZE, LR, DECAY, WORKERS = 3, 4, 0.5, 0.1, 3
 HEAD = ("2.weight", "2.bias")
@@ -36,15 +37,9 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Rows(plain.Rows):
-    def subset(self, index: Tensor) -> "Rows":
-        return Rows(self.inputs[index], self.labels[index])
-
-
 def problem(workers: int, **options: Any) -> Problem:
-    ours = plain.problem(plain.mlp(), (5,), collectives=InProcessCollectives(workers), **options)
-    rows = Rows(ours.data.train.inputs, ours.data.train.labels)
-    return replace(ours, head=HEAD, data=replace(ours.data, train=rows))
+    ours = single_problem(mlp(), (5,), collectives=InProcessCollectives(workers), **options)
+    return replace(ours, head=HEAD)
 
 
 class Masks:
@@ -62,12 +57,12 @@ class Masks:
         pass
 
     def count(self, workers: int) -> int:
-        return 10 * workers  # for the cost that is foretold
+        return 10 * workers  # for the predicted cost
 
     def disjoint(self, workers: int) -> list[Mask]:
         self.calls += 1
         generator = torch.Generator().manual_seed(self.calls)
-        owner = {name: torch.randint(5, p.shape, generator=generator) for name, p in plain.mlp().named_parameters()}
+        owner = {name: torch.randint(5, p.shape, generator=generator) for name, p in mlp().named_parameters()}
         masks = [
             {name: torch.ones_like(o) == 1 if name in HEAD else o == w for name, o in owner.items()}
             for w in range(workers)
@@ -111,7 +106,7 @@ def reference(
 ) -> nn.Module:
     """The regime spelled out: models that take turns, dense gradients times masks, merges of whole tensors."""
     problems = [worker_problem(problem(workers), rank, shard=shard) for rank in range(workers)]
-    models = [plain.mlp() for _ in range(workers)]
+    models = [mlp() for _ in range(workers)]
     common = {name: p.detach().clone() for name, p in models[0].named_parameters()}
     momentum = [{name: torch.zeros_like(p) for name, p in common.items()} for _ in range(workers)]
     used = len(problems[0].data.train) // SIZE * SIZE
@@ -193,11 +188,11 @@ def test_training_equals_the_plain_loop(merge: str, masks: str, warmup_epochs: i
 def test_shards_have_every_example_and_none_much_more_often(workers: int) -> None:
     whole = problem(workers)
     parts = [worker_problem(whole, rank, shard=True).data.train for rank in range(workers)]
-    assert {len(part) for part in parts} == {-(-plain.N // workers)}
+    assert {len(part) for part in parts} == {-(-EXAMPLES // workers)}
     rows = torch.cat([part.batch(torch.arange(len(part)))[0] for part in parts])
-    times = (rows[:, None] == whole.data.train.batch(torch.arange(plain.N))[0]).all(-1).sum(0)
+    times = (rows[:, None] == whole.data.train.batch(torch.arange(EXAMPLES))[0]).all(-1).sum(0)
     assert int(times.min()) == 1
-    assert int(times.sum()) == workers * -(-plain.N // workers)
+    assert int(times.sum()) == workers * -(-EXAMPLES // workers)
     assert int(times.max()) <= 2
 
 
@@ -293,15 +288,15 @@ def test_the_originals_traps_are_there_under_compat_only(here: Path, monkeypatch
     """10 steps an epoch: the empty batch counts, the mask comes from a stale model, the head's steps are added up."""
     seen = merging(monkeypatch)
     scored: list[tuple[int, dict[str, Tensor]]] = []
-    original = LocalSGD._remask
+    original = LocalSGD._select_masks
 
     def remask(self: LocalSGD) -> None:
-        with self.common.restored():
+        with self.shared_state.applied():
             state = {name: t.clone() for name, t in self.problem.model.state_dict().items()}
-        scored.append((self.workers[0].course.place.steps, state))
+        scored.append((self.workers[0].trainer.place.steps, state))
         original(self)
 
-    monkeypatch.setattr(LocalSGD, "_remask", remask)
+    monkeypatch.setattr(LocalSGD, "_select_masks", remask)
     options = (*ORIGINAL, "regime.merge=sum", "method=fish", "method.samples=8")
     assert fishexp(*TWO, *options, "outputs=theirs").status == 0
     assert [step for step, _, _ in seen] == [4, 8, 11, 15, 19, 20]  # counts 4, 8, 12 ... of 11 an epoch
@@ -357,10 +352,11 @@ def test_what_is_sent_is_the_kept_values_and_the_running_statistics(here: Path) 
         (record,) = records_of(wire)
         sizes[wire] = record["bytes"]
     network = library.load_run(next(Path("fp32").glob("*/*/*/*")))[0]
-    entries = sum(b.numel() for b in network.buffers() if b.is_floating_point())
+    floats = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    entries = sum(buffer.numel() for buffer in floats)
     buffers = 4 * 2 * (3 - 1) * -(-entries // 3)
     header = 2 * 8 * (4 + 1)
-    own = Traffic(308_074, 6_161, 1_290, entries, disjoint=False, value_bytes=4)  # as it was foretold
+    own = MergeVolume(308_074, 6_161, 1_290, len(floats), entries, disjoint=False, value_bytes=4)  # as it was predicted
     assert own.cost(3, Link(1, 0)).bytes == sizes["fp32"]["per_merge"]
     assert own._replace(value_bytes=2).cost(3, Link(1, 0)).bytes == sizes["bf16"]["per_merge"]
     assert sizes["fp32"]["per_merge"] == 4 * 2 * 2 * -(-6_161 // 3) + buffers + header
@@ -406,7 +402,7 @@ def test_a_worker_that_holds_other_weights_is_found_out(here: Path, monkeypatch:
             with torch.no_grad():
                 weight = self.workers[1].problem.model.state_dict()["fc.bias"]
                 weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
-            self.exchange._note()
+            self.synchronizer._update_digests()
 
     monkeypatch.setattr(LocalSGD, "_merge", merge)
     result = fishexp(*TWO)

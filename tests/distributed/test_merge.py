@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fishexp.distributed.merge import Merge, combined, digest, merged
+from fishexp.distributed.merge import Merge, digest, merge_changes, merge_values
 
 
 def values(workers: int, entries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def values(workers: int, entries: int, dtype: torch.dtype = torch.float32) -> tu
 def test_the_sum_and_the_mean_are_rounded_once(how: Merge, workers: int) -> None:
     rows, before = values(workers, 4000)
     exact = rows.double().mean(0) if how == "mean" else before.double() + (rows.double() - before.double()).sum(0)
-    found = merged(rows, before, how)
+    found = merge_values(rows, before, how)
     assert found.dtype == torch.float32
     ulp = torch.nextafter(exact.float().abs(), torch.tensor(torch.inf)) - exact.float().abs()
     # half a unit in the last place, and a little for the order of additions in float64
@@ -40,7 +40,7 @@ def test_what_one_worker_moved_arrives_as_its_bits(workers: int) -> None:
     only[:4] = True
     moved = torch.where(rows.view(torch.int32) != before.view(torch.int32), 1, 0)
     expected = rows.gather(0, moved.argmax(0, keepdim=True))[0]
-    found = merged(rows, before, "sum")
+    found = merge_values(rows, before, "sum")
     assert torch.equal(found.view(torch.int32)[only], expected.view(torch.int32)[only])
     naive = before + (rows - before).sum(0)
     assert not torch.equal(naive[only], expected[only])  # or this test could not fail
@@ -51,13 +51,13 @@ def test_what_nobody_moved_stays(how: Merge) -> None:
     rows, before = values(5, 4000)
     still = (rows == before).all(0)
     assert 100 < still.sum() < 1000
-    assert torch.equal(merged(rows, before, how)[still].view(torch.int32), before[still].view(torch.int32))
+    assert torch.equal(merge_values(rows, before, how)[still].view(torch.int32), before[still].view(torch.int32))
 
 
 def test_changes_combine_in_their_own_type() -> None:
     rows, _ = values(3, 100, torch.bfloat16)
-    assert torch.equal(combined(rows, "mean"), (rows.double().sum(0) / 3).bfloat16())
-    assert torch.equal(combined(rows, "sum"), rows.double().sum(0).bfloat16())
+    assert torch.equal(merge_changes(rows, "mean"), (rows.double().sum(0) / 3).bfloat16())
+    assert torch.equal(merge_changes(rows, "sum"), rows.double().sum(0).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])

@@ -7,8 +7,8 @@ import pytest
 from fishexp.delta import Delta
 from fishexp.training.collectives import InProcessCollectives
 from fishexp.training.snapshots import Snapshot, Snapshots
-from tests.run.test_resume import SMALL, Cut, assert_alike, cut_after
 from tests.support.cli import fishexp
+from tests.support.resuming import SMALL, Cut, assert_alike, cut_after
 
 TWO = (
     "regime=distributed",

@@ -33,7 +33,7 @@ def test_every_stop_is_one_of_the_three() -> None:
     table = Schedule(10, 3, 7, 1, 4)
     step, stops = 0, []
     while step < table.total:
-        step = table.next(step)
+        step = table.next_stop(step)
         stops.append(step)
     assert stops == sorted({*merges(table), 10, 20, 30, *range(4, 30, 4)})
     assert [s for s in stops if table.saves(s)] == list(range(4, 30, 4))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fishexp.distributed.flat_view import places
 from fishexp.distributed.shared_state import SharedState
 from fishexp.distributed.synchronizer import Synchronizer
+from fishexp.masks.positions import mask_to_positions
+from fishexp.sparse.parameter import weights
 from fishexp.training.collectives import InProcessCollectives
 
 WORKERS = 3
@@ -43,21 +44,21 @@ def masks(count: int) -> list[dict[str, Tensor]]:
 def test_every_way_is_the_mean_or_the_sum(how: Any, wire: Any, reduce: Any, disjoint: bool, original: bool) -> None:
     models = [model() for _ in range(WORKERS)]
     collectives = InProcessCollectives(WORKERS)
-    common = SharedState(models, collectives.local_ranks, () if original and not disjoint else HEAD)
-    exchange = Synchronizer(collectives, common, how, wire, reduce, as_original=original)
+    shared_state = SharedState(models, collectives.local_ranks, () if original and not disjoint else HEAD)
+    synchronizer = Synchronizer(collectives, shared_state, how, wire, reduce, as_original=original)
     kept = masks(WORKERS if disjoint else 1)
-    exchange.begin([places(mask, models[0]) for mask in kept])
+    synchronizer.set_masks([mask_to_positions(mask, weights(models[0])) for mask in kept])
     before = {name: p.detach().double() for name, p in models[0].state_dict().items()}
-    for number, one in enumerate(models):
+    for number, network in enumerate(models):
         generator = torch.Generator().manual_seed(number)
         with torch.no_grad():
-            for name, p in one.named_parameters():
+            for name, p in network.named_parameters():
                 mask = kept[number if disjoint else 0][name]
                 p[mask] += 0.1 * torch.randn(int(mask.sum()), generator=generator)
-        one(torch.randn(8, 20, generator=generator))  # moves the running statistics
-    had = [{name: p.double() for name, p in one.state_dict().items()} for one in models]
+        network(torch.randn(8, 20, generator=generator))  # moves the running statistics
+    had = [{name: p.double() for name, p in network.state_dict().items()} for network in models]
     had = [{name: p.clone() for name, p in state.items()} for state in had]
-    exchange.merge(1, [""] * WORKERS)
+    synchronizer.merge(1, [""] * WORKERS)
     relative = 2**-7 if wire == "bf16" else 1e-6
     for name, start in before.items():
         rows = torch.stack([state[name] for state in had])
@@ -70,11 +71,11 @@ def test_every_way_is_the_mean_or_the_sum(how: Any, wire: Any, reduce: Any, disj
             expected = start + (changes.mean(0) if averaged else changes.sum(0))
             relative_here = relative
         bound = relative_here * changes.abs().max() + 1e-6 * start.abs().max() + 1e-9
-        for one in models:
-            found = one.state_dict()[name].double()
+        for network in models:
+            found = network.state_dict()[name].double()
             if "num_batches" not in name:
                 assert bool(((found - expected).abs() <= bound).all()), name
             assert torch.equal(found, models[0].state_dict()[name].double())
     assert any(bool((state["0.weight"] != before["0.weight"]).any()) for state in had)
-    assert exchange.count == 1
-    exchange.meet(1, [""] * WORKERS)
+    assert synchronizer.merges == 1
+    synchronizer.check_workers(1, [""] * WORKERS)

@@ -24,7 +24,7 @@ from fishexp.masks.random_masks import Drawn, Recipe, Seeded, expand, random_sco
 from fishexp.masks.topk import Mask
 from fishexp.methods import random
 from fishexp.sparse import sparsify
-from tests.training.test_trainer import mlp, problem
+from tests.support.training import mlp, problem
 
 Shapes = dict[str, tuple[int, ...]]
 

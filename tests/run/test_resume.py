@@ -1,6 +1,5 @@
 """Runs that are cut short at any moment, and continued, end as those that were not."""
 
-import json
 import os
 import random
 import re
@@ -17,78 +16,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import fishexp as library
-from fishexp.run.record import Record, read
-from fishexp.training.snapshots import Snapshots
+from fishexp.run.record import Record
 from tests.support.cli import fishexp
+from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
 
-SMALL = (
-    "data.train_limit=160",
-    "data.valid_limit=64",
-    "regime.batch_size=16",
-    "method=random",
-    "keep=0.02",
-    "threads=1",
-)
 EVERY_STEP = ("snapshot_minutes=0", "resume=true")
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-class Cut(BaseException):
-    """What no part of a run catches, as it would not catch a kill."""
-
-
-def cut_after(saves: int, patch: pytest.MonkeyPatch) -> None:
-    """End the process, as it were, right after so many snapshots."""
-    original, left = Snapshots.save, [saves]
-
-    def save(self: Snapshots, *arguments: Any) -> None:
-        original(self, *arguments)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Cut
-
-    patch.setattr(Snapshots, "save", save)
-
-
-def run_folder(outputs: str) -> Path:
-    (folder,) = Path(outputs).glob("*/*/*/*")
-    return folder
-
-
-def left_behind(outputs: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """Every tensor of every epoch, the metrics of each, and what the record says of the result."""
-    folder = run_folder(outputs)
-    epochs = len(list((folder / "checkpoints").glob("*"))) or None
-    tensors = {}
-    for epoch in [None] if epochs is None else range(epochs + 1):
-        model, _ = library.load_run(folder, epoch)
-        tensors |= {f"{epoch}.{name}": value for name, value in model.state_dict().items()}
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    record = list(read(Path(outputs) / "records.jsonl"))[-1]
-    if (folder / "delta.safetensors").exists():
-        record["delta"] = (folder / "delta.safetensors").read_bytes()
-    return (
-        tensors,
-        metrics,
-        {key: record.get(key) for key in ("status", "metrics", "kept", "total", "bytes", "run_id", "delta")},
-    )
-
-
-def assert_alike(first: str, second: str) -> None:
-    (a, metrics_a, record_a), (b, metrics_b, record_b) = left_behind(first), left_behind(second)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert metrics_a == metrics_b
-    assert record_a == record_b
-    assert record_a["status"] == "finished"
-    assert not (run_folder(second) / "snapshots").exists()
 
 
 def every_regime() -> list[Any]:

@@ -1,7 +1,6 @@
 """The transfer regime against a plain loop in float64, and what a method must not change."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,44 +16,10 @@ from fishexp.methods import fish, magnitude, random
 from fishexp.regimes import transfer
 from fishexp.sparse.parameter import weights
 from fishexp.training.logger import Logger
-from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
 from fishexp.training.trainable import Decay
 from tests.support.cases import CLASSES, conv_net
-
-N = 22  # examples: batches of 4 leave a ragged last one, and groups of 2 batches a ragged last group
-
-
-@dataclass
-class Rows:
-    """Examples that remember which of them were asked for, and whether augmented."""
-
-    inputs: Tensor
-    labels: Tensor
-    asked: list[list[int]] = field(default_factory=list)
-    augmented: list[bool] = field(default_factory=list)
-    lengths: None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        self.asked.append(index.tolist())
-        self.augmented.append(generator is not None)
-        return self.inputs[index], self.labels[index]
-
-
-def problem(model: nn.Module, shape: tuple[int, ...], **options: object) -> Problem:
-    generator = torch.Generator().manual_seed(7)
-    rows = Rows(torch.randn(N, *shape, generator=generator).double(), torch.randint(CLASSES, (N,), generator=generator))
-    data = Dataset(rows, {"": Rows(rows.inputs, rows.labels)}, CLASSES, 1, accuracy)
-    seeds = {"generator": torch.Generator().manual_seed(0), "order": torch.Generator().manual_seed(1)}
-    return Problem(model, (), data, torch.device("cpu"), **seeds, **options)  # type: ignore[arg-type]
-
-
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+from tests.support.training import EXAMPLES, mlp, problem
 
 
 def some(model: nn.Module) -> Mask:
@@ -70,11 +35,11 @@ def plain_loop(decay: Decay, drop_last: bool) -> tuple[nn.Module, list[list[int]
     model, rows = mlp(), problem(mlp(), (5,)).data.train
     mask, order = some(model), torch.Generator().manual_seed(1)
     momentum = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    used = N // SIZE * SIZE if drop_last else N
+    used = EXAMPLES // SIZE * SIZE if drop_last else EXAMPLES
     steps = math.ceil(math.ceil(used / SIZE) / GROUP)
     asked: list[list[int]] = []
     for epoch in range(EPOCHS):
-        batches = torch.randperm(N, generator=order)[:used].split(SIZE)
+        batches = torch.randperm(EXAMPLES, generator=order)[:used].split(SIZE)
         asked += [batch.tolist() for batch in batches]
         for step in range(steps):
             index = torch.cat(batches[GROUP * step : GROUP * (step + 1)])
@@ -152,7 +117,7 @@ def test_fish_scores_distinct_examples_in_random_order_and_says_when_there_are_f
     assert len(set(asked)) == 9
     assert asked != sorted(asked)
     fish.scores(ours, samples=100, labels="true_label", power="square")
-    assert sorted(ours.data.train.asked[-1]) == list(range(N))
+    assert sorted(ours.data.train.asked[-1]) == list(range(EXAMPLES))
     assert "method.samples=100: there are 22 training examples, all are used" in caplog.text
 
 
@@ -201,9 +166,9 @@ def test_bf16_rounds_what_is_computed_and_not_the_weights() -> None:
 
 
 def test_images_are_augmented_in_training_only() -> None:
-    pixels = torch.randint(256, (N, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(256, (EXAMPLES, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = problem(mlp(), (5,))
-    images = Images(pixels, torch.zeros(N, dtype=torch.long), mean=(0.5,), std=(0.5,), crop=2, cutout=3)
+    images = Images(pixels, torch.zeros(EXAMPLES, dtype=torch.long), mean=(0.5,), std=(0.5,), crop=2, cutout=3)
     ours.data = Dataset(images, {"": images}, CLASSES, 1, accuracy)
     clean = images.normalise(pixels)
     trained = torch.cat([inputs for inputs, _ in ours.epoch(4, drop_last=False) if isinstance(inputs, Tensor)])
@@ -214,7 +179,7 @@ def test_images_are_augmented_in_training_only() -> None:
 
 def test_sentences_are_scored_longest_first_and_are_the_ones_that_were_drawn() -> None:
     ours, by_length = problem(mlp(), (5,)), problem(mlp(), (5,))
-    by_length.data.train.lengths = (torch.arange(N) * 7) % 5
+    by_length.data.train.lengths = (torch.arange(EXAMPLES) * 7) % 5
     drawn, _ = (list(p.batches(4, shuffle=True, limit=10)) for p in (ours, by_length))
     assert [len(labels) for _, labels in drawn] == [4, 4, 2]
     expected, found = ([i for asked in p.data.train.asked for i in asked] for p in (ours, by_length))
