@@ -32,3 +32,8 @@ def nearest(name: str, known: list[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     guess = f"; did you mean {close[0]}?" if close else ";"
     return f"{guess} there are: {', '.join(sorted(known))}" if known else guess.rstrip(";")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type's name if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

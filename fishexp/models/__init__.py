@@ -1,4 +1,4 @@
-"""What learns: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``."""
+"""Models: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,21 @@ WEIGHTS = "model.safetensors"  # a file of all weights in a folder, as Hugging F
 
 
 class Save(Protocol):
-    """Writes whatever is needed to load a network again into a folder, the weights or all but these."""
+    """Write what is needed to load a network again into a folder: all of it, or all but the weights."""
 
     def __call__(self, folder: Path, *, weights: bool = True) -> None: ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network, and what must be known about it besides.
+    """Hold a network with what training and its run folder need to know about it.
 
     Attributes:
         network: Returns logits (examples, classes), or an object with ``.logits``.
-        head: Names of the parameters of its freshly initialised classifier.
-        save: Writes it into a folder.
-        source: Folder, file or hub id that its weights came from; None if some of them but the head's are new.
-        tokenizer: Of a model that reads text.
+        head: Names of the parameters of the freshly initialised classifier.
+        save: Writes the network into a folder.
+        source: Folder, file or hub id that the weights came from; None if any outside the head are new.
+        tokenizer: Tokenizer of a model that reads text, else None.
     """
 
     network: nn.Module

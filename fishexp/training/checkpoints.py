@@ -1,4 +1,4 @@
-"""Every epoch of a run on disk: the first model once, then a delta an epoch."""
+"""The model of every epoch on disk: the weights that training began with (the base) once, then a delta an epoch."""
 
 import os
 import shutil
@@ -14,14 +14,19 @@ from fishexp.delta.tensors import source
 from fishexp.errors import FishexpError
 from fishexp.system.atomic import replacing, sync
 
-FOLDER = "checkpoints"
+FOLDER = "checkpoints"  # of the epochs, in a run folder
+BASE = "base.safetensors"  # the weights that training began with, in a run folder
+SHARED = "bases"  # folder of the bases that the runs of a sweep share, in the folder of outputs
 
 
 class Checkpoints:
-    """The epochs of the run in ``folder``, one file each.
+    """Keep the model of each epoch of a run, one file an epoch.
 
     ``epoch-0003.safetensors`` is a delta against the epoch before. ``dense-0002.safetensors`` has all of the model.
-    ``keyframe-0010.safetensors`` is a delta against the last dense epoch, or the first model if there is none.
+    ``keyframe-0010.safetensors`` is a delta against the last dense epoch, or against the base if there is none.
+
+    Args:
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,11 +34,11 @@ class Checkpoints:
 
     @property
     def last(self) -> int:
-        """The last epoch that is there; 0 if there is none."""
+        """Return the last epoch that is there; 0 if there is none."""
         return max(self._files(), default=0)
 
     def begin(self, model: nn.Module) -> None:
-        """``model`` is the first one."""
+        """Write ``model`` as the base, unless the base is there."""
         if not self.base.exists():
             with replacing(self.base) as new:
                 save_model(model, str(new))
@@ -41,16 +46,16 @@ class Checkpoints:
         sync(self.folder.parent)
 
     def clear(self) -> None:
-        """Forget the epochs of an earlier run in the same folder."""
+        """Remove the epochs of an earlier run in the same folder."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
     def add(self, epoch: int, delta: Delta) -> None:
-        """Write ``epoch`` as a delta against the one before."""
+        """Write ``epoch`` as a delta against the epoch before."""
         delta.save(self.folder / f"epoch-{epoch:04d}.safetensors")
 
     def add_keyframe(self, epoch: int, model: nn.Module) -> None:
-        """Write ``epoch`` as a delta against the last dense epoch or the first model."""
+        """Write ``epoch`` as a delta against the last dense epoch or the base."""
         weights = load_file(self.base)
         for file in self._chain(epoch - 1)[:1]:
             if file.name.startswith("dense"):
@@ -62,7 +67,7 @@ class Checkpoints:
         Delta.whole(model).save(self.folder / f"dense-{epoch:04d}.safetensors")
 
     def restore_(self, model: nn.Module, epoch: int) -> None:
-        """Make ``model``, which has the weights of the first one, that of ``epoch``; 0 is the first one itself.
+        """Give ``model``, which has the weights of the base, those of ``epoch``; 0 is the base itself.
 
         Raises:
             FishexpError: If there is no such epoch.
@@ -74,7 +79,7 @@ class Checkpoints:
             Delta.load(file).apply_(model)
 
     def _chain(self, epoch: int) -> list[Path]:
-        """What makes the model of ``epoch`` of the first one."""
+        """List the files that turn the base into the model of ``epoch``, in order."""
         files = {number: file for number, file in self._files().items() if number <= epoch}
         dense = max((n for n, file in files.items() if file.name.startswith("dense")), default=0)
         keyframe = max((n for n, file in files.items() if n > dense and file.name.startswith("keyframe")), default=0)
@@ -85,21 +90,18 @@ class Checkpoints:
         return [files[number] for number in needed]
 
     def bytes(self) -> dict[str, int]:
-        """Of all checkpoints together, of the largest, and of one on average."""
+        """Measure all checkpoints together, the largest, and the mean, in bytes."""
         sizes = [file.stat().st_size for file in self._files().values()]
         return {"checkpoints": sum(sizes), "largest_checkpoint": max(sizes), "delta": sum(sizes) // len(sizes)}
 
     def _files(self) -> dict[int, Path]:
-        """Epoch -> its file."""
+        """Find the file of each epoch."""
         files = self.folder.glob("[a-z]*-[0-9]*.safetensors")
         return {int(file.stem.rpartition("-")[2]): file for file in files}
 
 
-BASE, SHARED = "base.safetensors", "bases"
-
-
 def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
-    """Leave the weights as they are in ``folder``; a hard link, so that the runs of a sweep share one file."""
+    """Write the weights that training begins with to a run folder; the runs of a sweep share one file by hard links."""
     shared = outputs / SHARED / f"{digest(source(network).fingerprints())[:16]}.safetensors"
     if not shared.exists():
         shared.parent.mkdir(exist_ok=True)
@@ -114,7 +116,7 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
 
 
 def drop_base(folder: Path, outputs: Path) -> None:
-    """Of a run that does not need it; the shared file goes with the last that does."""
+    """Remove the base of a run that does not need it; the shared file goes with the last run that does."""
     base = folder / BASE
     if not base.exists():
         return

@@ -12,13 +12,13 @@ from fishexp.training.problem import Problem
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, size: int) -> Metrics:
-    """The data set's metrics and the loss over its reported examples, in evaluation mode.
+def evaluate(problem: Problem, batch_size: int) -> Metrics:
+    """Compute the data set's metrics and the loss over its reported examples, in evaluation mode.
 
     Workers in several processes, which have to hold the same weights, share the work.
 
     Args:
-        size: Examples a batch; changes speed only.
+        batch_size: Examples a batch; changes speed only.
 
     Raises:
         RunFailed: If the loss is not finite.
@@ -26,7 +26,7 @@ def evaluate(problem: Problem, size: int) -> Metrics:
     problem.model.eval()
     metrics: Metrics = {}
     for name, examples in problem.data.valid.items():
-        logits, labels = _outputs(problem, examples, size)
+        logits, labels = _outputs(problem, examples, batch_size)
         loss = problem.loss(logits, labels).item()
         if not math.isfinite(loss):
             raise RunFailed(f"the loss over the {len(labels)} reported examples is not finite; lower regime.lr")
@@ -35,17 +35,20 @@ def evaluate(problem: Problem, size: int) -> Metrics:
     return metrics
 
 
-def _outputs(problem: Problem, examples: Examples, size: int) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all examples, on the CPU. A batch has the same bits whichever worker computes it."""
+def _outputs(problem: Problem, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Compute the logits of all examples, and find their labels; both on the CPU.
+
+    A batch has the same bits whichever worker computes it.
+    """
     collectives = problem.collectives
     shared = len(collectives.local_ranks) < collectives.world_size
     share = slice(collectives.local_ranks[0], None, collectives.world_size) if shared else slice(None)
-    outputs = [problem.logits(inputs).cpu() for inputs, _ in problem.evaluation(examples, size, share)]
+    outputs = [problem.logits(inputs).cpu() for inputs, _ in problem.evaluation(examples, batch_size, share)]
     logits = torch.cat([torch.zeros(0, problem.data.classes), *outputs])
     labels = examples.labels[problem.evaluation_order(examples)].cpu()
     if not shared:
         return logits, labels
-    batches = torch.arange(len(examples)).split(size)
+    batches = torch.arange(len(examples)).split(batch_size)
     world_size = collectives.world_size
     shares = [torch.cat([torch.arange(0), *batches[rank::world_size]]) for rank in range(world_size)]
     padded = logits.new_zeros(len(shares[0]), logits.shape[1])
@@ -59,8 +62,8 @@ def _outputs(problem: Problem, examples: Examples, size: int) -> tuple[Tensor, T
     return whole, labels
 
 
-def evaluated(problem: Problem, log: Logger, batch_size: int) -> Metrics:
-    """The metrics of a model that is not to be trained at all."""
+def evaluate_only(problem: Problem, log: Logger, batch_size: int) -> Metrics:
+    """Evaluate and report a model that is not to be trained at all."""
     with log.clock("evaluate"):
         metrics = evaluate(problem, batch_size)
     log.epoch(0, metrics)

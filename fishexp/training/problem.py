@@ -1,4 +1,4 @@
-"""What is to be learned and by what: the model, its data, its loss."""
+"""A problem: the model, the data it is to learn, and the loss."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +23,7 @@ def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int]
 
 @dataclass
 class Problem:
-    """A model with the data it is to learn; what methods and regimes work on.
+    """Hold a model and the data it is to learn; methods and regimes work on it.
 
     Attributes:
         model: On ``device``; returns logits (examples, classes), or an object with ``.logits``.
@@ -35,7 +35,7 @@ class Problem:
         as_original: Score as the original code does where ours is better (``compat=fish``).
         collectives: Connects the workers of the run; most runs have only one worker.
         wanted: How many of the highest scores outside ``head`` decide the mask; None for all.
-        progress: Shows progress over so many examples: a context that gives what is told the examples done.
+        progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
 
     model: nn.Module
@@ -51,28 +51,28 @@ class Problem:
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the batch: cross-entropy in nats, or the squared error of a regression."""
+        """Compute the mean loss over the batch: cross-entropy in nats, or the squared error of a regression."""
         if self.data.classes == 1:
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         return F.cross_entropy(logits, labels)
 
     def autocast(self) -> torch.autocast:
-        """A context in which models compute in ``precision``."""
+        """Return a context in which models compute in ``precision``."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """(examples, classes) in float32 or better, computed in ``precision``."""
+        """Compute (examples, classes) logits in ``precision``, returned in float32 or better."""
         with self.autocast():
             logits = logits_of(self.model, inputs)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def random_streams(self) -> dict[str, Tensor]:
-        """The states of torch's own generators, on the CPU and on ``device``."""
+        """Return the states of torch's own generators, on the CPU and on ``device``."""
         cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
         return {"torch": torch.get_rng_state(), **cuda}
 
     def set_random_streams(self, states: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`random_streams` gave."""
+        """Set the states that :meth:`random_streams` returned."""
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.device)
@@ -80,7 +80,7 @@ class Problem:
     def batches(
         self, size: int, *, shuffle: bool = False, limit: int | None = None, augment: bool = False
     ) -> Iterator[Batch]:
-        """Training examples on the device, each at most once, clean unless ``augment``; sentences longest first.
+        """Yield training examples on the device, each at most once, clean unless ``augment``; sentences longest first.
 
         Args:
             size: Examples a batch; the last one may be smaller.
@@ -92,24 +92,24 @@ class Problem:
         yield from self.batches_of(index[:limit], size, self.generator if augment else None)
 
     def sample(self, limit: int) -> Tensor:
-        """Which training examples, at most so many, in a random order from ``generator``."""
+        """Draw the indices of at most ``limit`` training examples from ``generator``, in a random order."""
         return torch.randperm(len(self.data.train), generator=self.generator)[:limit]
 
     def batches_of(self, index: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """These training examples on the device, sentences longest first; augmented if a generator is given."""
+        """Yield the training examples at ``index`` on the device, longest first; augmented if a generator is given."""
         if self.data.train.lengths is not None:  # little padding, and a batch that is too large fails at once
             index = index[self.data.train.lengths[index].argsort(descending=True, stable=True)]
         for chosen in index.split(size):
             yield self._batch(self.data.train, chosen, generator)
 
     def epoch(self, size: int, *, drop_last: bool, done: int = 0, order: Tensor | None = None) -> Iterator[Batch]:
-        """One pass over the training examples in a new random order, augmented; sentences of like length together.
+        """Yield the training examples once in a new random order, augmented; sentences of like length together.
 
         Args:
             size: Examples a batch.
             drop_last: Leave out a smaller last batch, unless it is the only one.
             done: Batches to leave out at the beginning.
-            order: State of the generator after these.
+            order: State of ``self.order`` after these batches, to continue from.
         """
         train: Examples = self.data.train
         if train.lengths is None:
@@ -122,17 +122,17 @@ class Problem:
             yield self._batch(train, chosen, self.order)
 
     def epoch_size(self, size: int, *, drop_last: bool) -> int:
-        """Number of examples that :meth:`epoch` yields."""
+        """Count the examples that :meth:`epoch` yields."""
         count = len(self.data.train)
         return count // size * size if drop_last and count > size else count
 
     def evaluation(self, examples: Examples, size: int, share: slice = slice(None)) -> Iterator[Batch]:
-        """All examples, clean, longest first; or some of the batches."""
+        """Yield all examples, clean, longest first; or the batches of a ``share`` of them."""
         for chosen in self.evaluation_order(examples).split(size)[share]:
             yield self._batch(examples, chosen, None)
 
     def evaluation_order(self, examples: Examples) -> Tensor:
-        """In which :meth:`evaluation` has them."""
+        """Return the indices of the examples in the order in which :meth:`evaluation` yields them."""
         return torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
 
     def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:

@@ -1,4 +1,4 @@
-"""The weights that training moves, and what it has changed so far."""
+"""Which weights train: the kept entries of a mask, or all weights; and what training has changed so far."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal, TypeAlias
@@ -16,21 +16,20 @@ from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import Sparse, mask_gradients
 from fishexp.training.snapshots import Snapshot
 
-Decay: TypeAlias = Literal["kept", "all"]
-
-
-MASK = "mask."
+Decay: TypeAlias = Literal["kept", "all"]  # which weights weight decay reaches
+MASK = "mask."  # prefix of the masks in a snapshot
 
 
 class Trainable:
-    """The kept entries of a model (``decay=kept``), or all of its weights with masked gradients (``decay=all``).
+    """Make weights of a model train: the kept entries (``decay=kept``), or all with masked gradients (``decay=all``).
 
     Args:
-        mask: None: every weight moves.
+        mask: The kept entries; None if every weight trains.
 
     Attributes:
-        dense: Whether any weight may have moved.
-        seed: Of a mask that is nothing but that.
+        dense: Whether training may have moved weights outside a mask.
+        parameters: The parameters for an optimiser.
+        seed: Seed of a random mask, which says all there is to know of it; else None.
     """
 
     def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
@@ -50,28 +49,28 @@ class Trainable:
 
     @classmethod
     def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay) -> "Trainable":
-        """With the mask that ``choose`` gives.
+        """Make the entries of the mask that ``choose`` returns trainable.
 
-        The delta's base is the model before that: scoring as the original does moves running statistics.
+        The delta's base is the model before ``choose``: scoring as the original does moves running statistics.
         """
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         mask = choose()
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
         _set_buffers(model, before)
-        moving = cls(model, mask, decay)
+        trainable = cls(model, mask, decay)
         _set_buffers(model, after)
-        return moving
+        return trainable
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
-        """The model as it is now, against what it was when this was made (or the last :meth:`rebase`).
+        """Make a delta of the model as it is now against what it was at the start, or at the last :meth:`rebase`.
 
         Args:
-            fresh: Weights that began at random, so that the base is none of theirs.
+            fresh: Names of weights that began at random, which are no part of the base.
         """
         return Delta.whole(self._model) if self.sparse is None else self.sparse.delta(fresh)
 
     def rebase(self) -> None:
-        """Count changes from now on."""
+        """Let the next delta begin with the model as it is now."""
         if self.sparse is not None:
             self.sparse.rebase()
 

@@ -31,7 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def epochs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The model before the first epoch and after each, as it was in the run's memory."""
     found: list[dict[str, Tensor]] = []
-    original = Trainer.epoch
+    original = Trainer.run_epoch
 
     def epoch(self: Trainer, moving: Trainable) -> None:
         model = self._problem.model
@@ -40,7 +40,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
         original(self, moving)
         found.append({name: t.clone() for name, t in model.state_dict().items()})
 
-    monkeypatch.setattr(Trainer, "epoch", epoch)
+    monkeypatch.setattr(Trainer, "run_epoch", epoch)
     return found
 
 
@@ -119,13 +119,13 @@ def test_a_mask_each_epoch(epochs: list[dict[str, Tensor]]) -> None:
 def test_momentum_after_the_warm_up(momentum: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset, the second phase begins as if the optimiser were new; carried, it does not."""
     states: list[Any] = []
-    original = Trainer.epoch
+    original = Trainer.run_epoch
 
     def epoch(self: Trainer, moving: Trainable) -> None:
-        states.append([dict(self.optimiser.state[p]) for p in moving.parameters if p in self.optimiser.state])
+        states.append([dict(self.optimizer.state[p]) for p in moving.parameters if p in self.optimizer.state])
         original(self, moving)
 
-    monkeypatch.setattr(Trainer, "epoch", epoch)
+    monkeypatch.setattr(Trainer, "run_epoch", epoch)
     options = ("regime.epochs=3", "regime.warmup_epochs=1", f"regime.momentum={momentum}")
     assert fishexp(*SMALL, *RANDOM, *options).status == 0
     assert states[0] == []

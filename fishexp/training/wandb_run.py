@@ -1,0 +1,59 @@
+"""A run on Weights & Biases, which gets what the run's own files have and is never the only copy."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from fishexp.errors import FishexpError, first_line
+
+WandbMode = Literal["disabled", "offline", "online"]
+_EXIT_CODES = {"finished": 0, "interrupted": 130}  # by the record's status; any other is 1
+
+
+class WandbRun:
+    """A W&B run from its start to its end.
+
+    Args:
+        folder: Folder of the run, below which W&B writes its files.
+        name: The run's name, for people.
+        config: The run's configuration.
+        mode: ``offline`` writes files only, ``online`` sends them too.
+        run_id: W&B's id of the run that was interrupted and continues; None for a new run.
+
+    Attributes:
+        id: W&B's id of the run.
+
+    Raises:
+        FishexpError: If W&B refuses, without an account for example.
+    """
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], mode: WandbMode, run_id: str | None) -> None:
+        import wandb
+        from wandb.errors import Error
+
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "fishexp"),
+                name=name,
+                group=os.environ.get("WANDB_RUN_GROUP"),  # W&B itself looks only once in a process
+                dir=folder,
+                config=dict(config),
+                mode=mode,
+                reinit="create_new",
+                id=run_id,
+                resume="allow" if run_id else None,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except Error as error:
+            raise FishexpError(f"wandb={mode}: {first_line(error)} wandb=offline needs no account") from None
+        self.id: str = self._run.id
+
+    def log(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """Send the metrics of an epoch, which is W&B's step."""
+        self._run.log({"epoch": epoch, **metrics}, step=epoch)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Send the record as the run's summary, and end the run."""
+        self._run.summary.update({key: value for key, value in record.items() if key != "config"})
+        self._run.finish(exit_code=_EXIT_CODES.get(record["status"], 1))
