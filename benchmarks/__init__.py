@@ -1,1 +1,1 @@
-"""A training step, the Fisher information and deltas, beside other ways to the same: ``make bench``."""
+"""Benchmarks of a training step, Fisher scores, deltas and merges beside other implementations: ``make bench``."""

@@ -5,123 +5,91 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import report
-from benchmarks.cases import AnyCase, Case, DeltaCase, cases
-from benchmarks.deltas import MeasuredDelta, measure_deltas
-from benchmarks.measure import PACKAGES, Measured, measure
-from benchmarks.merge_cases import MergeCase
-from benchmarks.merges import MeasuredMerge, measure_merges
-from benchmarks.timing import Effort, one_core, one_thread
+from benchmarks import packages, page
+from benchmarks.protocol import Case
+from benchmarks.registry import BENCHMARKS
+from benchmarks.timing import Effort
 from fishexp.errors import FishexpError
 from fishexp.run import record
 from fishexp.system import hardware
 
 HOME = Path(__file__).parent
 QUICK = Path("outputs/benchmarks")  # a smoke test's numbers stay out of the repository
-_DISTRIBUTIONS = {"peft": "peft", "backpack": "backpack-for-pytorch"}
+BUSY = 1.5  # processes that run or wait to run, on average over a minute, above which timings are disturbed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; 1 if a result was wrong."""
+    """Run the benchmarks that the command line asks for; returns 1 if a result was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", choices=["step", "fisher", "delta", "merge"], help="one of the benchmarks")
+    parser.add_argument("--only", choices=list(BENCHMARKS), help="run this benchmark alone")
     parser.add_argument("--quick", action="store_true", help=f"a smoke test: tiny batches, into {QUICK}")
     options = parser.parse_args(arguments)
-    todo = [case for case in cases(options.device) if options.only in (None, case.benchmark)]
-    effort = Effort(5.0, repeats=5) if options.device == "cuda" else Effort(12.0)
-    home = HOME
+    chosen = [BENCHMARKS[options.only]] if options.only else BENCHMARKS.values()
     if options.quick:
-        todo, effort, home = [_tiny(case) for case in todo if _is_quick(case)], Effort(0.0, 2), QUICK
+        cases = [case for benchmark in chosen for case in benchmark.quick_cases(options.device)]
+        effort, home = Effort(0.0, 2), QUICK
         home.mkdir(parents=True, exist_ok=True)
         shutil.copy(HOME / "README.md", home)
+    else:
+        cases = [case for benchmark in chosen for case in benchmark.cases(options.device)]
+        effort, home = Effort(5.0, repeats=5) if options.device == "cuda" else Effort(12.0), HOME
     try:
-        run(todo, effort, options.device, home)
+        run(cases, effort, options.device, home)
     except FishexpError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _is_quick(case: AnyCase) -> bool:
-    if isinstance(case, MergeCase):
-        return case.workers <= 2 and case.weights == 10**6
-    return case.keep in (None, 0.005) if isinstance(case, Case) else case.model == "minilm"
-
-
-def _tiny(case: AnyCase) -> AnyCase:
-    if not isinstance(case, Case):
-        return case
-    return replace(case, batch=2, examples=None if case.examples is None else 4)
-
-
-def run(todo: Sequence[AnyCase], effort: Effort, device: str, home: Path) -> None:
-    """Append to ``home``'s records as cases end, then remake its README.md and the pictures.
+def run(cases: Sequence[Case], effort: Effort, device: str, home: Path) -> None:
+    """Append to ``home``'s records as contenders are measured, then remake its README.md and the pictures.
 
     Raises:
         FishexpError: If there is no such device, or a result is wrong.
     """
-    _say_what_disturbs(todo)
-    hardware.keep_freed_memory()  # for all contenders, as for every run of ours
+    print_warnings(cases)
+    hardware.keep_freed_memory()  # for all contenders, as in every run of fishexp
     with hardware.device(device) as found:
-        for case in todo:
-            print(f"{case.benchmark}: {report.title(asdict(case))}", flush=True)
-            with _threads(case):
-                _run(case, found, effort, home)
-    report.update(home)
+        for case in cases:
+            _run_case(case, found, effort, home)
+    page.update(home)
 
 
-def _threads(case: AnyCase) -> AbstractContextManager[None]:
-    if isinstance(case, DeltaCase):
-        return one_core()
-    return one_thread() if isinstance(case, MergeCase) else nullcontext()
-
-
-def _measure(
-    case: AnyCase, device: torch.device, effort: Effort
-) -> Iterator[Measured] | Iterator[MeasuredDelta] | Iterator[MeasuredMerge]:
-    if isinstance(case, DeltaCase):
-        return measure_deltas(case, effort)
-    return measure_merges(case, effort) if isinstance(case, MergeCase) else measure(case, device, effort)
-
-
-def _run(case: AnyCase, device: torch.device, effort: Effort, home: Path) -> None:
-    machine = _machine(device)
-    for measured in _measure(case, device, effort):
-        line = asdict(case) | asdict(measured) | machine | {"ended": _now()}
-        del line["contenders"]
+def _run_case(case: Case, device: torch.device, effort: Effort, home: Path) -> None:
+    benchmark = BENCHMARKS[case.benchmark]
+    setting = {"benchmark": case.benchmark} | asdict(case)
+    del setting["contenders"]
+    print(f"{case.benchmark}: {benchmark.title(setting)}", flush=True)
+    environment = _environment(device)
+    for result in benchmark.measure(case, device, effort):
+        threads = torch.get_num_threads()  # which a benchmark may set until it ends
+        line = setting | asdict(result) | {"threads": threads} | environment | {"ended": _now()}
         record.append(home / "records.jsonl", json.dumps(line))
-        print(f"  {line['precision']} {measured}", flush=True)
+        print(f"  {line['precision']} {result}", flush=True)
 
 
-def _say_what_disturbs(todo: Sequence[AnyCase]) -> None:
-    """A line each for a busy machine and for a contender whose package is missing."""
+def print_warnings(cases: Sequence[Case]) -> None:
+    """Print a line if the machine is busy, and a line for each contender whose package is missing."""
     load = os.getloadavg()[0]
-    if load > 1.5:
+    if load > BUSY:
         print(f"warning: the load is {load:.1f}; other work on this machine disturbs the timing")
-    for name in sorted({name for case in todo for name in case.contenders} & PACKAGES.keys()):
-        if not find_spec(PACKAGES[name]):
-            print(f"{name} is left out: pip install {_DISTRIBUTIONS[PACKAGES[name]]}")
+    for name, distribution in packages.missing(name for case in cases for name in case.contenders).items():
+        print(f"{name} is left out: pip install {distribution}")
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    """What is the same for all records of a run."""
-    installed = {name: version(name) for module, name in _DISTRIBUTIONS.items() if find_spec(module)}
+def _environment(device: torch.device) -> dict[str, Any]:
     return {
         "device": hardware.name(device),
-        "threads": torch.get_num_threads(),
-        "versions": record.versions() | installed,
+        "versions": record.versions() | packages.versions(),
         "commit": record.commit(),
     }
 

@@ -1,4 +1,4 @@
-"""PEFT's two ways to train single entries of linear layers, as near to our number of entries as they go."""
+"""PEFT's two ways to train single entries of linear layers, with nearly as many entries as a mask keeps."""
 
 import warnings
 from collections.abc import Callable
@@ -11,27 +11,30 @@ from fishexp.masks.topk import Mask, count
 
 
 def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
-    """Random entries, r (in + out) of each linear layer with one r for all: the r whose total is nearest to ours."""
+    """Wrap ``model`` with SHiRA: r (in + out) random entries of each linear layer, the same r for all layers.
+
+    It is the r whose total is nearest to the number of entries that ``mask`` keeps outside the head.
+    """
     from peft import ShiraConfig  # pyright: ignore[reportMissingImports]
 
-    torch.sparse.check_sparse_tensor_invariants.disable()  # what is the default, which PEFT is warned of
+    torch.sparse.check_sparse_tensor_invariants.disable()  # the default; torch warns PEFT unless it is explicit
     layers, _, modules = _linear(model, head)
-    wanted = _partial(mask, head)
+    wanted = _count_outside_head(mask, head)
     r = max(1, round(wanted / sum(layer.in_features + layer.out_features for layer in layers.values())))
     return _wrap(model, ShiraConfig(r=r, random_seed=0, target_modules=list(layers), modules_to_save=modules))
 
 
 def _supertuning(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
-    """The largest entries of each linear layer, the same share of each."""
+    """Wrap ``model`` with Super-Tuning: the largest entries of each linear layer, the same share of each layer."""
     from peft import SupertuningConfig  # pyright: ignore[reportMissingImports]
 
     layers, total, modules = _linear(model, head)
-    sparsity = 1 - _partial(mask, head) / total
+    sparsity = 1 - _count_outside_head(mask, head) / total
     return _wrap(model, SupertuningConfig(sparsity=sparsity, target_modules=list(layers), modules_to_save=modules))
 
 
 def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linear], int, list[str]]:
-    """Linear layers other than the head, the number of entries of their weights, and the head's modules."""
+    """Return the linear layers outside the head, the number of entries of their weights, and the head's modules."""
     heads = sorted({name.rpartition(".")[0] for name in head})
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads
@@ -39,7 +42,7 @@ def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linea
     return layers, sum(layer.weight.numel() for layer in layers.values()), heads
 
 
-def _partial(mask: Mask, head: tuple[str, ...]) -> int:
+def _count_outside_head(mask: Mask, head: tuple[str, ...]) -> int:
     return count({name: kept for name, kept in mask.items() if name not in head})
 
 
@@ -47,7 +50,7 @@ def _wrap(model: nn.Module, config: Any) -> nn.Module:
     import peft  # pyright: ignore[reportMissingImports]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by a deprecated name
         return peft.get_peft_model(cast(Any, model), config)
 
 

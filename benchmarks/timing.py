@@ -1,4 +1,4 @@
-"""Interleaved timing: a round runs each contender once, so that a slow minute of the machine hits all alike."""
+"""Interleaved timing: a round runs each contender once, so that a slow minute of the machine affects all alike."""
 
 import gc
 import os
@@ -16,10 +16,11 @@ Times: TypeAlias = dict[str, list[float]]  # contender -> seconds of each round
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: until ``seconds`` are over, but between ``least`` and ``most`` rounds after the warm-up.
+    """Limit a measurement: it ends after ``seconds``, but has between ``least`` and ``most`` rounds.
 
     Attributes:
-        repeats: Steps a measurement; on a GPU several, since in training nobody waits after each.
+        warmup: Rounds before the first that is timed.
+        repeats: Calls that are timed together; several on a GPU, since training does not wait after each step.
     """
 
     seconds: float
@@ -30,13 +31,17 @@ class Effort:
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], effort: Effort, device: torch.device) -> Times:
-    """Seconds of one call of each contender, round by round, with the garbage collector at work between rounds only."""
+    """Time calls, round by round, with the garbage collector at work between rounds only.
+
+    Returns:
+        Seconds of a call of each contender, a number for each round.
+    """
     for _ in range(effort.warmup):
         for call in calls.values():
             call()
     times: Times = {name: [] for name in calls}
     start = time.perf_counter()
-    gc.freeze()  # what is there already need not be looked through each time
+    gc.freeze()  # objects that exist already need not be searched after each round
     gc.disable()
     try:
         for done in range(effort.most):
@@ -66,8 +71,8 @@ def _wait(device: torch.device) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Have torch work with one thread."""
+def single_thread() -> Iterator[None]:
+    """Let torch work with one thread until the block ends."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -77,10 +82,10 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Work on one core: torch with one thread, and whatever other threads there are beside it on the same core."""
+def single_core() -> Iterator[None]:
+    """Keep this process on one core until the block ends: torch with one thread, and all other threads beside it."""
     cores = os.sched_getaffinity(0)
-    with one_thread():
+    with single_thread():
         os.sched_setaffinity(0, {max(cores)})
         try:
             yield
@@ -89,7 +94,7 @@ def one_core() -> Iterator[None]:
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     if len(values) == 1:
         return values * 3
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -97,5 +102,5 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def ratios(times: Times, name: str, baseline: str) -> list[float]:
-    """Quartiles of the contender's time as a fraction of the baseline's in the same round."""
-    return quartiles([a / b for a, b in zip(times[name], times[baseline], strict=True)])
+    """Return the quartiles of the contender's time as a fraction of the baseline's in the same round."""
+    return quartiles([own / reference for own, reference in zip(times[name], times[baseline], strict=True)])

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.ways``: the ways to a layer's kept gradient, timed, beside what the rule chooses.
+"""``python -m benchmarks.ways``: time the gradient methods of a layer's kept entries, and what the cost model chooses.
 
-The constants of fishexp/rule.py were fitted to these figures. Each line gives the time of every way as a fraction of
-the dense one's, what the rule takes, and how much slower that is than the fastest.
+The constants of fishexp/sparse/cost_model.py were fitted to these figures. Each line gives the time of every method as
+a fraction of the dense method's, the method that the cost model chooses, and how much slower that is than the fastest.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,23 +10,25 @@ from statistics import median
 from typing import Any
 
 import torch
+from fishexp.sparse.gradients import Conv, convolution_gradient, linear_gradient
 from torch import Tensor, nn
 
 from benchmarks.timing import Effort, interleave, quartiles
-from fishexp.sparse.gradients import Conv, convolution_gradient, linear_gradient
 from fishexp.sparse.parameter import GradientMethod, SparseParameter
 from fishexp.system import hardware
 
 WAYS: tuple[GradientMethod, ...] = ("dense", "sampled", "touched")
-LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))  # (out, in)
-TOKENS = (512, 2048)
+# (out, in) of Linear layers
+LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))
+TOKENS = (512, 2048)  # in a batch
+# (in, out, height and width of an image, stride) of 3x3 convolutions
 CONVOLUTIONS = ((64, 64, 32, 1), (64, 128, 32, 2), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1))
-IMAGES = 64
-DENSITIES = (0.001, 0.005, 0.02, 0.1)
+IMAGES = 64  # in a batch
+DENSITIES = (0.001, 0.005, 0.02, 0.1)  # fractions of a weight's entries
 
 
 def patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Masks: entries spread at random, and a few whole columns, as outlying inputs give them."""
+    """Make masks of entries spread at random, and one of half of four columns, as outlying inputs cause them."""
     generator = torch.Generator().manual_seed(0)
     for density in DENSITIES:
         yield f"{density:g} spread", torch.rand(shape, generator=generator) < density
@@ -36,7 +38,7 @@ def patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
 
 
 def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module, Callable[[SparseParameter], Tensor]]]:
-    """What to call it, the weight's shape, its user, and how the gradient is formed."""
+    """Return for each layer its label, the weight's shape, a module of its type, and the gradient's function."""
     for out, width in LINEARS:
         for tokens in TOKENS:
             g, x = torch.randn(tokens, out).to(dtype), torch.randn(tokens, width).to(dtype)
@@ -56,7 +58,7 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
 
 
 def main() -> None:
-    """Print the table, one line for each layer and mask; then the mean regret."""
+    """Print a line for each layer and mask, then how much time the cost model's choices lose."""
     hardware.keep_freed_memory()
     regrets = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Whether a model is what it should be, to the bit."""
+"""Checks that a model's tensors are what they should be, to the bit."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -12,22 +12,25 @@ State: TypeAlias = Mapping[str, Tensor]
 
 
 def state(model: nn.Module) -> State:
-    """A copy of all tensors."""
+    """Copy all tensors of ``model``."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def changed(before: State, model: nn.Module) -> dict[str, int]:
-    """Number of entries with other bits, by the names of those tensors that have any."""
+    """Count the entries whose bits differ, by the names of those tensors that have any."""
     after = model.state_dict()
     counts = {name: int((bits(tensor) != bits(after[name])).sum()) for name, tensor in before.items()}
     return {name: count for name, count in counts.items() if count}
 
 
-def check_same(what: str, expected: State, model: nn.Module) -> None:
-    """Whether all bits of ``model`` are as expected.
+def check_same(situation: str, expected: State, model: nn.Module) -> None:
+    """Check that all bits of ``model`` are as expected.
+
+    Args:
+        situation: When it is checked, for the error.
 
     Raises:
-        FishexpError: If not; names the first tensor that differs.
+        FishexpError: If they are not; names the first tensor that differs.
     """
     for name, count in changed(expected, model).items():
-        raise FishexpError(f"delta, {what}: {count} entries of {name} have other bits; nothing was timed")
+        raise FishexpError(f"delta, {situation}: {count} entries of {name} have other bits; nothing was timed")

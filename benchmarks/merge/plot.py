@@ -8,26 +8,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.merge_report import Record, dense_seconds
+from benchmarks.merge.report import dense_seconds
+from benchmarks.records import Record
 from fishexp.report.panels import STYLE
 
-# Okabe and Ito's colours or close to them, for what lines differ in: numbers of workers, shares of weights
+# Okabe and Ito's colours, or close to them: of the numbers of workers on the left, of the shares kept on the right
 _COLOURS = ("#868B90", "#0072B2", "#D98200", "#009E73", "#CC79A7")
-_QUIET, _GRID, _INK = "#59636E", "#E4E7EB", "#24292F"
-_KEEP = 0.005  # of the left panel
+_QUIET = "#59636E"
+_GRID = "#E4E7EB"
+_INK = "#24292F"
+_KEEP = 0.005  # fraction of the weights that the left panel shows
 
 
 def save(records: Sequence[Record], path: Path) -> None:
-    """Write the picture, if there are merges among the records: those of the machine measured last."""
-    merges = [r for r in records if r["benchmark"] == "merge"]
-    if merges:
-        last = [r for r in merges if r["device"] == merges[-1]["device"]]
-        with matplotlib.style.context(STYLE, after_reset=True):
-            figure(last).savefig(path, metadata={"Software": None})
+    """Write the picture of a machine's merges."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure(records).savefig(path, metadata={"Software": None})
 
 
 def figure(records: Sequence[Record]) -> Figure:
-    """Left: kept and dense against weights, a colour for each number of workers. Right: against workers, by keep."""
+    """Draw time against weights, coloured by the number of workers, and against workers, coloured by keep."""
     fig = Figure(figsize=(10, 4.6), dpi=160, facecolor="white", layout="constrained")
     left, right = fig.subplots(1, 2)
     _by_size(left, records)
@@ -43,10 +43,10 @@ def _by_size(axes: Axes, records: Sequence[Record]) -> None:
     for workers, colour in colours.items():
         own = sorted((r for r in shown if r["workers"] == workers), key=lambda r: r["weights"])
         axes.plot([r["weights"] for r in own], [_ms(r) for r in own], "o-", color=colour)
-        points = [(r["weights"], *one) for r in own if (one := dense_seconds(records, workers, r["weights"]))]
+        points = [(r["weights"], *dense) for r in own if (dense := dense_seconds(records, workers, r["weights"]))]
         sizes, seconds, measured = zip(*points, strict=True)
-        times = [1e3 * one for one in seconds]
-        known = sum(measured)  # those that were come first
+        times = [1e3 * value for value in seconds]
+        known = sum(measured)  # those that were measured come first
         axes.plot(sizes[:known], times[:known], "s--", color=colour)
         axes.plot(sizes[known - 1 :], times[known - 1 :], "s:", color=colour, markerfacecolor="white", zorder=1)
     kinds = [("o-", None, f"keep {_KEEP:g}"), ("s--", None, "dense"), ("s:", "white", "dense, linear")]

@@ -1,4 +1,4 @@
-"""What training changed, stored in several ways: each with the operations that are timed, in their order."""
+"""Ways to store what training changed, each with the operations that are timed, in their order."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -11,48 +11,50 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks import adapters
-from benchmarks.delta_check import State, changed, check_same, state
+from benchmarks.delta.check import State, changed, check_same, state
 from fishexp.delta import Delta, Stack, Undo
 from fishexp.masks import position_codec
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
 
-SCALE = 0.01  # of the random numbers that stand for training
+SCALE = 0.01  # standard deviation of the random changes that stand for training
 
 
 class Stored(Protocol):
-    """A contender.
+    """Store what training changed, in a file.
 
     Attributes:
-        mask: Which entries it has, in a word; None for all.
-        file: That holds it, once it was saved.
-        entries: How many it has.
-        places: How many of them have a position in the file.
+        mask: Name of the rule that chose the entries; None for all entries.
+        file: Path of the file after ``save``.
+        entries: Number of entries that are stored.
+        positions: Number of entries that are stored with a position.
         entropy: Bits a position, if each tensor has its kept entries at random; None where it is of no interest.
-        lost: Entries of the base that are not what they were after it was applied and undone; None without an undo.
+        lost: Entries of the base that differ after apply and undo; None without an undo.
     """
 
     name: str
     mask: str | None
     file: Path
     entries: int
-    places: int
+    positions: int
     entropy: float | None
     lost: int | None
 
-    def calls(self) -> dict[str, Callable[[], object]]: ...
+    def operations(self) -> dict[str, Callable[[], object]]:
+        """Return the operations to time, in the order in which they depend on each other."""
+        ...
 
 
 class Dense(Stored):
-    """All weights, in a file of safetensors."""
+    """Store all weights in a safetensors file."""
 
-    name, mask, places, entropy, lost = "dense", None, 0, None, None
+    name, mask, positions, entropy, lost = "dense", None, 0, None, None
 
     def __init__(self, model: nn.Module, file: Path) -> None:
         self._model, self.file, self._loaded = model, file, {}
         self.entries = sum(p.numel() for p in model.parameters())
 
-    def calls(self) -> dict[str, Callable[[], object]]:
+    def operations(self) -> dict[str, Callable[[], object]]:
         return {"save": self._save, "load": self._load, "apply": self._apply}
 
     def _save(self) -> None:
@@ -63,11 +65,11 @@ class Dense(Stored):
 
     def _apply(self) -> None:
         self._model.load_state_dict(self._loaded)
-        self._loaded = {}  # it is the file, mapped, which is written again in the next round
+        self._loaded = {}  # these tensors are the mapped file, which the next round overwrites
 
 
 class Adapter(Stored):
-    """One of PEFT's, with as many entries as ``mask``, or nearly so; random numbers stand for training."""
+    """Store an adapter of PEFT with nearly as many entries as ``mask`` keeps; random changes stand for training."""
 
     entropy = None
 
@@ -77,7 +79,7 @@ class Adapter(Stored):
         self._folder, self.file = folder, folder / "adapter_model.safetensors"
         trained = [p for p in self._model.parameters() if p.requires_grad]
         self.entries = sum(p.numel() for p in trained)
-        self.places = self.entries - sum(mask[key].numel() for key in head)
+        self.positions = self.entries - sum(mask[key].numel() for key in head)
         with torch.no_grad():
             for p in trained:
                 p.add_(torch.randn_like(p), alpha=SCALE)
@@ -86,7 +88,7 @@ class Adapter(Stored):
         self._model.unmerge_adapter()
         self.lost = sum(changed(before, self._model).values())
 
-    def calls(self) -> dict[str, Callable[[], object]]:
+    def operations(self) -> dict[str, Callable[[], object]]:
         model = self._model
         return {"save": self._save, "load": self._load, "apply": model.merge_adapter, "undo": model.unmerge_adapter}
 
@@ -100,33 +102,33 @@ class Adapter(Stored):
 
 
 class Ours(Stored):
-    """A :class:`fishexp.delta.Delta` of a model that trained with a mask; random numbers stand for gradients."""
+    """Store a :class:`fishexp.delta.Delta` of a model trained with a mask; random numbers stand for gradients."""
 
     name, lost = "ours", 0
 
     def __init__(self, mask_name: str, model: nn.Module, mask: Mask, stack: Stack, file: Path) -> None:
         self.mask, self._model, self._stack, self.file = mask_name, model, stack, file
         self._delta, self._trained = train(model, mask)
-        self._moved = [moved for moved in self._delta.moved.values() if moved.positions is not None]
-        self._written = [moved for moved in self._moved if isinstance(moved.places, Tensor)]
+        partial = [tensor for tensor in self._delta.moved.values() if tensor.positions is not None]
+        self._written = [tensor for tensor in partial if isinstance(tensor.places, Tensor)]
         self._undo: Undo
         self._loaded: Delta
-        self.entries, self.places = self._delta.kept, sum(len(moved.values) for moved in self._moved)
-        chances = [_log_choose(moved.after.entries, len(moved.values)) for moved in self._moved]
-        self.entropy = sum(chances) / log(2) / self.places
+        self.entries, self.positions = self._delta.kept, sum(len(tensor.values) for tensor in partial)
+        chances = [_log_choose(tensor.after.entries, len(tensor.values)) for tensor in partial]
+        self.entropy = sum(chances) / log(2) / self.positions
 
-    def calls(self) -> dict[str, Callable[[], object]]:
-        """With a seed in the place of positions nothing is encoded, and decoding is to draw the mask."""
+    def operations(self) -> dict[str, Callable[[], object]]:
+        """Return the operations to time; with a seed instead of positions, "decode" draws the mask."""
         first = {"encode": self._encode} if self._written else {}
         rest = {"decode": self._decode, "apply": self._apply, "undo": self._revert}
         return {**first, "save": self._save, "load": self._load, **rest}
 
     def switch(self) -> None:
-        """Make it the one delta on the stack."""
+        """Make it the only delta on the stack."""
         self._stack.switch(self._delta)
 
     def check(self, base: State) -> None:
-        """From a file and from the stack it gives the trained model to the bit, and then the base.
+        """Check that from its file and on the stack it gives the trained model to the bit, and then the base.
 
         Raises:
             FishexpError: If not; names the first tensor that differs.
@@ -144,7 +146,7 @@ class Ours(Stored):
         self._trained = {}
 
     def _encode(self) -> None:
-        self._encoded = [position_codec.encode(moved.where(), moved.shape) for moved in self._written]
+        self._encoded = [position_codec.encode(tensor.where(), tensor.shape) for tensor in self._written]
 
     def _save(self) -> None:
         self._delta.save(self.file)
@@ -156,8 +158,8 @@ class Ours(Stored):
         if not self._written:
             self._loaded.positions(self._loaded.names[0])
         else:
-            for moved, (coding, data) in zip(self._written, self._encoded, strict=True):
-                position_codec.decode(data, coding, len(moved.values), moved.shape)
+            for tensor, (coding, data) in zip(self._written, self._encoded, strict=True):
+                position_codec.decode(data, coding, len(tensor.values), tensor.shape)
 
     def _apply(self) -> None:
         self._undo = self._loaded.apply_(self._model)
@@ -167,7 +169,7 @@ class Ours(Stored):
 
 
 def train(model: nn.Module, mask: Mask) -> tuple[Delta, State]:
-    """A copy of ``model`` with other values for the kept entries, as a delta and whole."""
+    """Change the kept entries of a copy of ``model``, and return the change as a delta and the whole copy."""
     network = deepcopy(model)
     sparse = sparsify(network, mask)
     for p in sparse.parameters():
@@ -177,12 +179,12 @@ def train(model: nn.Module, mask: Mask) -> tuple[Delta, State]:
 
 
 def position_bits(stored: Stored) -> float | None:
-    """What its file spends on where an entry is, a position; None if it has none."""
-    if not stored.places:
+    """Count the bits in its file that tell where an entry is, a position; None if it stores no position_codec."""
+    if not stored.positions:
         return None
-    found = load_file(stored.file)
-    size = sum(tensor.nbytes for name, tensor in found.items() if name == "positions" or name.endswith("indices"))
-    return 8 * size / stored.places
+    tensors = load_file(stored.file)
+    size = sum(tensor.nbytes for name, tensor in tensors.items() if name == "positions" or name.endswith("indices"))
+    return 8 * size / stored.positions
 
 
 def _log_choose(total: int, count: int) -> float:

@@ -1,13 +1,14 @@
-"""Records of deltas to tables: what one takes on the disk, and how long it takes to handle."""
+"""Records of deltas to tables: the size of a file, and the time to handle it."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
 
-from benchmarks.markdown import table
+from benchmarks.records import Record
+from fishexp.system.text_table import markdown_table
 
-Record: TypeAlias = dict[str, Any]
+PICTURE = None
+_WORDS = ("setting", "precision", "contender", "mask")  # columns that are aligned left
 
-# operation -> the column's heading with what is asked of it, and how many of its unit are a second
+# operation -> the column's heading with the project's target for BERT-large's shape, and its unit's number in a second
 _TIMES = {
     "encode": ("encode, ms (< 200)", 1e3),
     "decode": ("decode, ms (< 200)", 1e3),
@@ -21,15 +22,13 @@ _TIMES = {
 
 
 def title(record: Record) -> str:
-    """The setting but for its precision, with the mask where there is one: minilm, keep 0.005, random."""
+    """Describe the setting except for its precision, with the mask if there is any: ``minilm, keep 0.005, random``."""
     words = [record["model"], f"keep {record['keep']:g}", record.get("mask")]
     return ", ".join(word for word in words if word)
 
 
-def tables(records: Sequence[Record]) -> list[str]:
-    """Headings and tables; nothing without records. In parentheses, what the project asks of BERT-large's shape."""
-    if not records:
-        return []
+def sections(records: Sequence[Record]) -> list[str]:
+    """Return headings and tables of the records of a machine: sizes, then times."""
     same = {
         "setting": [r["model"] for r in records],
         "precision": [r["precision"] for r in records],
@@ -38,9 +37,9 @@ def tables(records: Sequence[Record]) -> list[str]:
     }
     return [
         "**Size of a delta of half a percent of the weights**",
-        table(same | _sizes(records)),
+        markdown_table(same | _sizes(records), left=_WORDS),
         "**Time to handle it on one core, median**",
-        table(same | _times(records)),
+        markdown_table(same | _times(records), left=_WORDS),
     ]
 
 

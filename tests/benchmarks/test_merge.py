@@ -3,35 +3,40 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import merge_report, merges, report
+from benchmarks import page
 from benchmarks.__main__ import run
-from benchmarks.merge_cases import MERGE_KEPT, MergeCase
-from benchmarks.merges import measure_merges
+from benchmarks.merge import measurement
+from benchmarks.merge.case import KEPT, MergeCase
+from benchmarks.merge.measurement import measure
+from benchmarks.merge.report import dense_seconds
+from benchmarks.records import read
 from benchmarks.timing import Effort
 from fishexp.distributed.torch_collectives import TorchCollectives
 from fishexp.errors import FishexpError
 from tests.support.workers import Workers
 
+CPU = torch.device("cpu")
 TWO = Effort(0.0, least=2, warmup=1)
 SMALL = MergeCase(2, 20_000, keep=0.05)
 
 
 def test_two_workers_merge_and_the_record_has_what_they_sent() -> None:
-    found = {one.contender: one for one in measure_merges(SMALL, TWO)}
-    assert [(name, one.values, one.sent_bytes) for name, one in found.items()] == [
+    found = {result.contender: result for result in measure(SMALL, CPU, TWO)}
+    assert [(name, result.values, result.sent_bytes) for name, result in found.items()] == [
         ("ours", 1000, 4000),
         ("ring", 1000, 4000),
         ("dense", 20_000, 80_000),
     ]
-    for one in found.values():
-        assert one.rounds == 2
-        assert 0 < one.seconds[0] <= one.seconds[1] <= one.seconds[2]
+    for result in found.values():
+        assert result.rounds == 2
+        assert 0 < result.seconds[0] <= result.seconds[1] <= result.seconds[2]
 
 
-def not_the_mean(crew: TorchCollectives) -> None:
-    merges.WAYS["ring"] = lambda crew, row: crew.add([row])
-    merges._measured(SMALL, TWO, crew)
+def not_the_mean(collectives: TorchCollectives) -> None:
+    measurement.CONTENDERS["ring"] = lambda collectives, row: collectives.all_reduce([row])
+    measurement.time_merges(SMALL, CPU, TWO, collectives)
 
 
 def test_what_is_not_the_mean_is_not_timed(tmp_path: Path) -> None:
@@ -49,13 +54,13 @@ class Refused(MergeCase):
 
 def test_what_a_worker_finds_wrong_is_said_here() -> None:
     with pytest.raises(FishexpError, match="what a worker has against ours"):
-        list(measure_merges(Refused(2, 1000), TWO))
+        list(measure(Refused(2, 1000), CPU, TWO))
 
 
 def test_a_run_records_and_makes_table_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "README.md").write_text(f"before {report.START} old {report.END} after")
-    run([SMALL, MergeCase(2, 40_000, MERGE_KEPT, keep=0.05)], TWO, "cpu", tmp_path)
-    records = report.read(tmp_path / "records.jsonl")
+    (tmp_path / "README.md").write_text(f"before {page.START} old {page.END} after")
+    run([SMALL, MergeCase(2, 40_000, KEPT, keep=0.05)], TWO, "cpu", tmp_path)
+    records = read(tmp_path / "records.jsonl")
     assert {record["threads"] for record in records} == {1}
     small, large = [record for record in records if record["contender"] == "ours"]
     (dense,) = [record for record in records if record["contender"] == "dense"]
@@ -79,8 +84,8 @@ def test_dense_is_foretold_from_the_largest_smaller_model() -> None:
     line = {"contender": "dense", "workers": 2, "seconds": [0.0, 1.0, 2.0]}
     records = [line | {"weights": 10}, line | {"weights": 30, "seconds": [0.0, 6.0, 9.0]}]
     records.append(line | {"workers": 4, "weights": 90})
-    assert merge_report.dense_seconds(records, 2, 10) == (1.0, True)
-    assert merge_report.dense_seconds(records, 2, 20) == (2.0, False)
-    assert merge_report.dense_seconds(records, 2, 90) == (18.0, False)
-    assert merge_report.dense_seconds(records, 2, 5) is None
-    assert merge_report.dense_seconds(records, 8, 90) is None
+    assert dense_seconds(records, 2, 10) == (1.0, True)
+    assert dense_seconds(records, 2, 20) == (2.0, False)
+    assert dense_seconds(records, 2, 90) == (18.0, False)
+    assert dense_seconds(records, 2, 5) is None
+    assert dense_seconds(records, 8, 90) is None

@@ -1,4 +1,4 @@
-"""The picture: time of a training step as a fraction of dense training's."""
+"""The picture of training steps: time as a fraction of dense training's."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.report import Record, Row, machines, settings
+from benchmarks.records import Record, by_machine
+from benchmarks.relative import Row, rows
+from benchmarks.step.report import title
 from fishexp.report.panels import STYLE
 
-# contender -> colour (Okabe and Ito's, or close to them), marker, how far below the middle of its row
+# contender -> colour (Okabe and Ito's, or close to them), marker, distance below the middle of its row
 _MARKS = {
     "original": ("#D98200", "s", 0.0),
     "SHiRA": ("#CC79A7", "^", -0.17),
@@ -20,27 +22,28 @@ _MARKS = {
     "floor": ("#868B90", "|", 0.0),
     "ours": ("#0072B2", "o", 0.0),
 }
-_INK, _QUIET, _GRID = "#24292F", "#59636E", "#E4E7EB"
+_INK = "#24292F"
+_QUIET = "#59636E"
+_GRID = "#E4E7EB"
 _GAP = 0.6  # between settings, in rows
 
 
 def save(records: Sequence[Record], path: Path) -> None:
-    """Write the picture, if there are steps among the records."""
-    panels = {name: rows for name, own in machines(records).items() if (rows := settings(own, "step"))}
-    if panels:
-        with matplotlib.style.context(STYLE, after_reset=True):
-            figure(panels).savefig(path, metadata={"Software": None})
+    """Write the picture of training steps."""
+    panels = {name: rows(own, title) for name, own in by_machine(records).items()}
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure(panels).savefig(path, metadata={"Software": None})
 
 
 def figure(panels: dict[str, list[Row]]) -> Figure:
-    """A panel for each device, a row for each setting and precision."""
-    sizes = [_heights(rows)[-1] + 3 for rows in panels.values()]
+    """Draw a panel for each machine, with a row for each setting and precision."""
+    sizes = [_heights(own)[-1] + 3 for own in panels.values()]
     fig = Figure(figsize=(9, 0.5 + 0.27 * sum(sizes)), dpi=160, facecolor="white", layout="constrained")
-    axes = fig.subplots(len(panels), 1, squeeze=False, height_ratios=sizes)[:, 0]
-    for one, (name, rows) in zip(axes, panels.items(), strict=True):
-        _panel(one, rows)
-        one.set_title(name, loc="left", size=11, weight="bold")
-    shown = [name for name in _MARKS if any(name in row for rows in panels.values() for _, _, row in rows)]
+    all_axes = fig.subplots(len(panels), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, (name, own) in zip(all_axes, panels.items(), strict=True):
+        _panel(axes, own)
+        axes.set_title(name, loc="left", size=11, weight="bold")
+    shown = [name for name in _MARKS if any(name in row for own in panels.values() for _, _, row in own)]
     handles = [
         Line2D([], [], color=_MARKS[name][0], marker=_MARKS[name][1], linestyle="", markersize=8, markeredgewidth=2)
         for name in shown
@@ -50,8 +53,8 @@ def figure(panels: dict[str, list[Row]]) -> Figure:
 
 
 def _heights(rows: Sequence[Row]) -> list[float]:
-    """Where each row goes, from the top: those of one setting next to each other."""
-    gaps = [0.0, *(_GAP * (a[0] != b[0]) for a, b in pairwise(rows))]
+    """Return the position of each row, from the top: those of a setting next to each other."""
+    gaps = [0.0, *(_GAP * (above[0] != below[0]) for above, below in pairwise(rows))]
     return [row + gap for row, gap in enumerate(accumulate(gaps))]
 
 

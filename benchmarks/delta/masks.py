@@ -1,11 +1,12 @@
-"""The masks of deltas: at random, and in columns as those of the Fisher information are."""
+"""The masks of deltas: at random, and in columns as masks by the Fisher information are."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import Batch, DeltaCase
+from benchmarks.delta.case import DeltaCase
+from benchmarks.models import Batch
 from fishexp.data import default_root, glue
 from fishexp.fisher import diagonal_fisher
 from fishexp.masks import top_k
@@ -15,14 +16,14 @@ from fishexp.models import bert
 from fishexp.sparse.parameter import weights
 
 SENTENCES = 256  # of SST-2, that a fish mask is chosen by
-COLUMNS = 64  # one of so many is outlying, and about a third of its entries are kept
+COLUMNS = 64  # of so many columns one has high scores, so that about a third of its entries is kept
 
 
 def masks(case: DeltaCase, model: nn.Module, head: tuple[str, ...]) -> dict[str, Mask]:
-    """Masks of one size by name: random, the same by its seed, and one that lies in columns.
+    """Choose masks of the same size: ``random``, the same mask as a ``seed``, and one that lies in columns.
 
-    The last one is chosen by the Fisher information on real sentences, ``fish``, where the weights are real and
-    $FISHEXP_DATA has SST-2; else it is made up, ``columns``.
+    The last is chosen by the Fisher information on real sentences, ``fish``, where the weights are real and
+    $FISHEXP_DATA has SST-2; otherwise it is made up, ``columns``.
     """
     shapes = {name: p.shape for name, p in weights(model).items()}
     seeded = top_k(random_scores(shapes, seed=2), case.keep, always=head)
@@ -36,7 +37,7 @@ def masks(case: DeltaCase, model: nn.Module, head: tuple[str, ...]) -> dict[str,
 
 
 def _columns(shapes: dict[str, torch.Size]) -> Scores:
-    """Higher in a few columns of each matrix than anywhere else, at random otherwise."""
+    """Make random scores that are higher in a few columns of each matrix than anywhere else."""
     scores: dict[str, Tensor] = dict(random_scores(shapes, seed=3))
     generator = torch.Generator().manual_seed(4)
     for score in scores.values():

@@ -1,4 +1,4 @@
-"""Ways to the diagonal Fisher information of a model's weights, at the true labels."""
+"""Implementations of the diagonal Fisher information of a model's weights, at the true labels."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.cases import Batch
+from benchmarks.models import Batch
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batches import logits_of, select
 from fishexp.masks.topk import Scores
@@ -20,21 +20,20 @@ SUM = "sum_grad_squared"  # the attribute that BackPACK gives a parameter
 
 
 def make(name: str, model: nn.Module) -> Scorer:
-    """The contender of that name, for a model in evaluation mode."""
+    """Make the contender of that name, for a model in evaluation mode."""
     return {"loop": _loop, "batched": _batched, "ours": _ours, "BackPACK": _backpack}[name](model)
 
 
 def _loop(model: nn.Module) -> Scorer:
-    """A forward and a backward pass for each example; every ratio refers to this."""
+    """Run a forward and a backward pass for each example; every ratio refers to this."""
 
     def score(batches: Sequence[Batch]) -> Scores:
         parameters = dict(model.named_parameters())
         totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
         for inputs, labels in batches:
             for i in range(len(labels)):
-                loss = F.cross_entropy(
-                    logits_of(model, select(inputs, slice(i, i + 1), len(labels))), labels[i : i + 1]
-                )
+                logits = logits_of(model, select(inputs, slice(i, i + 1), len(labels)))
+                loss = F.cross_entropy(logits, labels[i : i + 1])
                 gradients = torch.autograd.grad(loss, list(parameters.values()))
                 for total, gradient in zip(totals.values(), gradients, strict=True):
                     total.addcmul_(gradient, gradient)
@@ -49,7 +48,7 @@ def _mean(totals: Scores, batches: Sequence[Batch]) -> Scores:
 
 
 def _batched(model: nn.Module) -> Scorer:
-    """A forward and a backward pass for each batch: not the Fisher information, but what its passes cost at least."""
+    """Run a forward and a backward pass for each batch: not the Fisher information, but the least its passes cost."""
 
     def score(batches: Sequence[Batch]) -> Scores:
         totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -68,7 +67,7 @@ def _ours(model: nn.Module) -> Scorer:
 
 
 def _backpack(model: nn.Module) -> Scorer:
-    """The sum of squares that BackPACK forms in the backward pass of a batch's mean loss."""
+    """Take the sum of squares that BackPACK forms in the backward pass of a batch's mean loss."""
     from backpack import backpack, extend  # pyright: ignore[reportMissingImports]
     from backpack.extensions import SumGradSquared  # pyright: ignore[reportMissingImports]
 

@@ -1,4 +1,4 @@
-"""Ways to train a part of a model's weights, each as a model and an optimiser; those of PEFT are in adapters.py."""
+"""Implementations of training a part of a model's weights, each as a model and an optimizer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,37 +10,38 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from benchmarks import adapters
-from benchmarks.cases import Batch
+from benchmarks.models import Batch
 from fishexp.fisher.batches import logits_of
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
 from fishexp.sparse.sparsify import mask_gradients
 
-LR, DECAY = 1e-5, 0.01
+LEARNING_RATE = 1e-5
+WEIGHT_DECAY = 0.01
 
 
 @dataclass
 class Contender:
-    """``trained`` is the number of weights that may move."""
+    """Hold a model with its optimizer; ``trained`` is the number of weights that may change."""
 
     model: nn.Module
-    optimiser: Optimizer
+    optimizer: Optimizer
     trained: int
 
 
 def make(name: str, model: nn.Module, mask: Mask, head: tuple[str, ...]) -> Contender:
-    """The contender of that name; changes ``model``."""
+    """Make the contender of that name; changes ``model``."""
     if name in adapters.MAKERS:
         model = adapters.MAKERS[name](model, mask, head)
         parameters = [p for p in model.parameters() if p.requires_grad]
         return Contender(model, _adamw(parameters), sum(p.numel() for p in parameters))
-    optimiser = _OPTIMISERS[name](model, mask)
-    weights = sum(p.numel() for p in model.parameters())
-    return Contender(model, optimiser, weights if name == "dense" else sum(int(kept.sum()) for kept in mask.values()))
+    optimizer = _OPTIMIZERS[name](model, mask)
+    total = sum(p.numel() for p in model.parameters())
+    return Contender(model, optimizer, total if name == "dense" else sum(int(kept.sum()) for kept in mask.values()))
 
 
 def backward(model: nn.Module, batch: Batch, precision: str) -> None:
-    """Forward and backward pass; bf16 is autocast over float32 weights."""
+    """Run the forward and the backward pass; bf16 is autocast over float32 weights."""
     inputs, labels = batch
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss = F.cross_entropy(logits_of(model, inputs), labels)
@@ -48,27 +49,28 @@ def backward(model: nn.Module, batch: Batch, precision: str) -> None:
 
 
 def step(contender: Contender, batch: Batch, precision: str) -> None:
-    """What is timed."""
+    """Run a whole training step, which is timed."""
     backward(contender.model, batch, precision)
-    contender.optimiser.step()
-    contender.optimiser.zero_grad()
+    contender.optimizer.step()
+    contender.optimizer.zero_grad()
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    return AdamW(parameters, LR, weight_decay=DECAY, fused=True)
+    return AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 def _dense(model: nn.Module, mask: Mask) -> Optimizer:
-    """All weights train; every ratio refers to this."""
+    """Train all weights; every ratio refers to this."""
     return _adamw(model.parameters())
 
 
 def _original(model: nn.Module, mask: Mask) -> Optimizer:
-    """The rule of the paper's code: dense gradients times a mask of 0 and 1, moments for all weights.
+    """Train by the rule of the paper's code: dense gradients times a mask of 0 and 1, moments for all weights.
 
-    AdamW is neither fused nor foreach: one tensor after the other, as the one in transformers was that the code used.
+    AdamW is neither fused nor foreach: it handles one tensor after the other, as did the AdamW of transformers that
+    the code used.
     """
-    return AdamW(mask_gradients(model, mask), LR, weight_decay=DECAY, fused=False, foreach=False)
+    return AdamW(mask_gradients(model, mask), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=False, foreach=False)
 
 
 def _ours(model: nn.Module, mask: Mask) -> Optimizer:
@@ -76,7 +78,7 @@ def _ours(model: nn.Module, mask: Mask) -> Optimizer:
 
 
 def _floor(model: nn.Module, mask: Mask) -> Optimizer:
-    """A bound that no way of training these entries is expected to beat: their gradients are zeros that cost nothing.
+    """Set a bound that no implementation is expected to beat: the kept entries' gradients are zeros that cost nothing.
 
     Included: the forward pass; the gradient of every activation above the lowest kept entries, as their own gradients
     need it, and of none below; all of training the tensors that are kept whole, such as the head; fused AdamW on the
@@ -97,27 +99,27 @@ def _floor(model: nn.Module, mask: Mask) -> Optimizer:
                 packed.append((values, torch.zeros_like(values)))
                 needed = True
         if needed:
-            module.register_forward_hook(_need_gradient)
+            module.register_forward_hook(_require_gradient)
 
     def attach(*_: object) -> None:
         for values, zeros in packed:
             values.grad = zeros
 
-    optimiser = _adamw([*whole, *(values for values, _ in packed)])
-    optimiser.register_step_pre_hook(attach)
-    return optimiser
+    optimizer = _adamw([*whole, *(values for values, _ in packed)])
+    optimizer.register_step_pre_hook(attach)
+    return optimizer
 
 
-def _need_gradient(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+def _require_gradient(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     if output.requires_grad:
         return output
-    reached = _Reached.apply(output, torch.zeros((), device=output.device, requires_grad=True))
-    assert isinstance(reached, Tensor)
-    return reached
+    anchored = _DropGradient.apply(output, torch.zeros((), device=output.device, requires_grad=True))
+    assert isinstance(anchored, Tensor)
+    return anchored
 
 
-class _Reached(torch.autograd.Function):
-    """The first input as it is, but with a gradient that is formed and dropped; nothing is copied."""
+class _DropGradient(torch.autograd.Function):
+    """Return the first input without a copy; its gradient is computed, because of the second input, and dropped."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class _Reached(torch.autograd.Function):
         return None, None
 
 
-_OPTIMISERS: dict[str, Callable[[nn.Module, Mask], Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[nn.Module, Mask], Optimizer]] = {
     "dense": _dense,
     "original": _original,
     "floor": _floor,

@@ -1,6 +1,5 @@
 """The benchmark of deltas, on a tiny BERT: sizes are those of the files, and what is wrong is not timed."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cases, delta_contenders, delta_masks, report
+from benchmarks import models, page
 from benchmarks.__main__ import run
-from benchmarks.cases import DeltaCase
-from benchmarks.delta_check import State, check_same, state
-from benchmarks.delta_contenders import Ours
-from benchmarks.delta_masks import masks
-from benchmarks.deltas import MeasuredDelta, measure_deltas
-from benchmarks.timing import Effort, one_core
+from benchmarks.delta import contenders
+from benchmarks.delta.case import DeltaCase
+from benchmarks.delta.check import State, check_same, state
+from benchmarks.delta.contenders import Ours
+from benchmarks.delta.masks import SENTENCES, masks
+from benchmarks.delta.measurement import DeltaResult, measure
+from benchmarks.records import read
+from benchmarks.timing import Effort
 from fishexp.delta import Delta, Stack
 from fishexp.errors import FishexpError
 from fishexp.masks.random_masks import Seeded
@@ -25,32 +26,27 @@ TWO = Effort(0.0, least=2, warmup=1)
 KEEP = 0.005
 
 
-@pytest.fixture(autouse=True)
-def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cases.MODELS, "tiny-bert", lambda: cases._bert(1, 64))
-
-
 def built() -> tuple[nn.Module, tuple[str, ...]]:
-    return cases.build("tiny-bert")
+    return models.build("tiny-bert")
 
 
-def by_mask(case: DeltaCase) -> dict[tuple[str, str | None], MeasuredDelta]:
-    return {(one.contender, one.mask): one for one in measure_deltas(case, TWO)}
+def by_mask(case: DeltaCase) -> dict[tuple[str, str | None], DeltaResult]:
+    return {(result.contender, result.mask): result for result in measure(case, torch.device("cpu"), TWO)}
 
 
 def test_sizes_and_times_of_every_contender_that_is_installed() -> None:
     found = by_mask(DeltaCase("tiny-bert", "fp32"))
-    ours = {mask: one for (name, mask), one in found.items() if name == "ours"}
+    ours = {mask: result for (name, mask), result in found.items() if name == "ours"}
     total = found["dense", None].total
     assert list(ours) == ["random", "seed", "columns"]
     assert found["dense", None].file_bytes > 4 * total
     assert list(found["dense", None].seconds) == ["save", "load", "apply"]
-    for mask, one in ours.items():
-        assert (one.entries, one.lost, one.rounds) == (int(KEEP * total), 0, 2)
+    for mask, result in ours.items():
+        assert (result.entries, result.lost, result.rounds) == (int(KEEP * total), 0, 2)
         operations = {"save", "load", "decode", "apply", "undo", "switch", "fingerprint"}
-        assert one.seconds.keys() == operations | ({"encode"} if mask != "seed" else set())
-        assert all(0 < low <= middle <= high for low, middle, high in one.seconds.values())
-        assert one.file_bytes > 4 * one.entries + one.entries * (one.position_bits or 0) / 8.2
+        assert result.seconds.keys() == operations | ({"encode"} if mask != "seed" else set())
+        assert all(0 < low <= middle <= high for low, middle, high in result.seconds.values())
+        assert result.file_bytes > 4 * result.entries + result.entries * (result.position_bits or 0) / 8.2
     bits, entropy = ours["random"].position_bits, ours["random"].entropy_bits
     assert bits is not None
     assert entropy is not None
@@ -68,26 +64,26 @@ def test_adapters_of_peft_as_they_are_saved_if_it_is_installed() -> None:
     adapters = [("SHiRA", "random", 64), ("Super-Tuning", "largest", 32)] if find_spec("peft") else []
     assert [key for key in found if key[0] not in ("dense", "ours")] == [adapter[:2] for adapter in adapters]
     for name, mask, bits in adapters:
-        one = found[name, mask]
-        assert one.position_bits == bits
-        assert one.entropy_bits is None
-        assert one.entries == pytest.approx(ours.entries, rel=0.2)
-        assert one.file_bytes > (4 + bits / 8) * (one.entries - 130)  # but for the head, values of four bytes
-        assert one.lost is not None
-        assert one.lost > 0
-        assert list(one.seconds) == ["save", "load", "apply", "undo"]
+        result = found[name, mask]
+        assert result.position_bits == bits
+        assert result.entropy_bits is None
+        assert result.entries == pytest.approx(ours.entries, rel=0.2)
+        assert result.file_bytes > (4 + bits / 8) * (result.entries - 130)  # but for the head, values of four bytes
+        assert result.lost is not None
+        assert result.lost > 0
+        assert list(result.seconds) == ["save", "load", "apply", "undo"]
 
 
 def test_a_wrong_delta_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of one weight, once in the trained model, once in the base."""
-    right = delta_contenders.train
+    right = contenders.train
 
     def wrong(model: nn.Module, mask: dict[str, torch.Tensor]) -> tuple[Delta, State]:
         delta, trained = right(model, mask)
         trained["bert.pooler.dense.bias"].view(torch.int32)[3] ^= 1
         return delta, trained
 
-    monkeypatch.setattr(delta_contenders, "train", wrong)
+    monkeypatch.setattr(contenders, "train", wrong)
     with pytest.raises(
         FishexpError, match=r"random: after apply_: 1 entries of bert.pooler.dense.bias have other bits"
     ):
@@ -134,27 +130,15 @@ def test_a_mask_by_the_fisher_information_on_sentences(tmp_path: Path, monkeypat
     rows = found["bert.embeddings.word_embeddings.weight"].any(1).nonzero().flatten()
     assert 0 < len(rows) <= 8  # six words, and the two tokens around them: no other embedding has a gradient
     assert list(masks(DeltaCase("tiny-bert", "fp32"), model, head))[2] == "columns"
-    assert delta_masks.SENTENCES == 256
-
-
-def test_one_core_is_one_core_and_then_as_many_as_before() -> None:
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
-    torch.set_num_threads(2)
-    try:
-        with one_core():
-            assert torch.get_num_threads() == 1
-            assert len(os.sched_getaffinity(0)) == 1
-        assert (torch.get_num_threads(), os.sched_getaffinity(0)) == (2, cores)
-    finally:
-        torch.set_num_threads(threads)
+    assert SENTENCES == 256
 
 
 def test_run_records_and_makes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "README.md").write_text(f"before {report.START} old {report.END} after")
+    (tmp_path / "README.md").write_text(f"before {page.START} old {page.END} after")
     run([DeltaCase("tiny-bert", "fp32", ("dense", "ours"))] * 2, TWO, "cpu", tmp_path)
-    records = report.read(tmp_path / "records.jsonl")
+    records = read(tmp_path / "records.jsonl")
     assert len(records) == 2 * 4
-    assert len(report.newest(records)) == 4
+    assert len(page.newest(records)) == 4
     assert {record["threads"] for record in records} == {1}
     text = (tmp_path / "README.md").read_text()
     newest = {record["mask"]: record for record in records[4:]}

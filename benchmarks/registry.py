@@ -1,0 +1,8 @@
+"""The benchmarks by name, in the order in which they run and appear on the page."""
+
+from typing import Any
+
+from benchmarks import delta, fisher, merge, step
+from benchmarks.protocol import Benchmark
+
+BENCHMARKS: dict[str, Benchmark[Any]] = {"step": step, "fisher": fisher, "delta": delta, "merge": merge}

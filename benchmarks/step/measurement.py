@@ -1,0 +1,93 @@
+"""Measurement of training steps: time of all contenders in turn, and the memory of each."""
+
+import gc
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from benchmarks import memory
+from benchmarks.models import Batch, batches, build
+from benchmarks.packages import installed
+from benchmarks.relative import RelativeTime, summary
+from benchmarks.step import contenders
+from benchmarks.step.case import StepCase, choose_mask
+from benchmarks.step.check import check_frozen, check_step
+from benchmarks.step.contenders import Contender
+from benchmarks.timing import Effort, interleave
+from fishexp.masks.topk import Mask
+
+PRECISIONS = ("fp32", "bf16")
+BASELINE = "dense"
+
+
+@dataclass(frozen=True)
+class StepResult(RelativeTime):
+    """Hold the time of a training step and the memory it needs.
+
+    Attributes:
+        trained: Number of weights that may change.
+        state_bytes: Memory that training adds, see :func:`benchmarks.memory.training_state`.
+        peak_bytes: Peak of a GPU's memory, see :func:`benchmarks.memory.peak`; None on a CPU.
+    """
+
+    trained: int
+    state_bytes: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Hold a contender after its first step, the bytes of its state, and all bytes it has on a GPU."""
+
+    contender: Contender
+    state_bytes: int
+    resident: int
+
+
+def measure(case: StepCase, device: torch.device, effort: Effort) -> Iterator[StepResult]:
+    """Check, then time the contenders whose packages are installed, in both precisions.
+
+    Raises:
+        FishexpError: If a result is wrong.
+    """
+    model, head = build(case.model)
+    model = model.to(device).train()
+    mask = choose_mask(case, model, head)
+    check_step(case, model, mask)
+    (batch,) = batches(case.batch, case.batch, case.length, device)
+    for precision in PRECISIONS:  # so that memory which the libraries allocate only once is no contender's
+        contenders.backward(model, batch, precision)
+        model.zero_grad()
+    prepared = {name: _prepare(name, model, mask, head, batch) for name in installed(case.contenders)}
+    check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
+    for precision in PRECISIONS:
+        calls = {name: partial(contenders.step, p.contender, batch, precision) for name, p in prepared.items()}
+        times = interleave(calls, effort, device)
+        for name, own in prepared.items():
+            yield StepResult(
+                **summary(times, name, BASELINE),
+                precision=precision,
+                total=sum(p.numel() for p in model.parameters()),
+                trained=own.contender.trained,
+                state_bytes=own.state_bytes,
+                peak_bytes=memory.peak(calls[name], own.resident, device),
+            )
+    check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
+
+
+def _prepare(name: str, model: nn.Module, mask: Mask, head: tuple[str, ...], batch: Batch) -> _Prepared:
+    device = next(model.parameters()).device
+    gc.collect()  # present garbage would otherwise be freed halfway, and be counted
+    allocated = memory.allocated(device)
+    model = deepcopy(model)
+    before = memory.storages()
+    contender = contenders.make(name, model, mask, head)
+    contenders.backward(contender.model, batch, "fp32")
+    contender.optimizer.step()
+    state = memory.training_state(before, contender.optimizer)
+    contender.optimizer.zero_grad()
+    return _Prepared(contender, state, memory.allocated(device) - allocated)
