@@ -1,4 +1,4 @@
-"""Kept entries become the only weights that train."""
+"""Make the kept entries of a model the only weights that train: :func:`sparsify`."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import get_args
@@ -11,14 +11,19 @@ from fishexp.delta.trained import Original, by_seed, trained
 from fishexp.errors import FishexpError
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
-from fishexp.sparse.modules import add_hook, attach, detach, remove_hook
+from fishexp.sparse.modules import (
+    add_gradient_hook,
+    attach,
+    detach,
+    kind_of,
+    remove_gradient_hook,
+    sparse_parameter,
+)
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, retire, weights
-
-PRODUCTS = nn.Linear | nn.Conv2d | nn.Embedding  # whose kept entries are sparse matrices
 
 
 class Sparse:
-    """The kept entries of a model, one parameter for each tensor that holds any; made by :func:`sparsify`."""
+    """Hold the kept entries of a model, a parameter for each tensor that has any; made by :func:`sparsify`."""
 
     def __init__(
         self, model: nn.Module, parameters: dict[str, nn.Parameter], kept: dict[str, SparseParameter], seed: int | None
@@ -27,11 +32,11 @@ class Sparse:
         self.rebase()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What to give to an optimiser: its state is as large as these, not as the model."""
+        """Return what to give to an optimiser: its state is as large as these, not as the model."""
         return iter(self._parameters.values())
 
     def positions(self) -> dict[str, Tensor]:
-        """Where in its flattened weight each value of :meth:`parameters` stands."""
+        """Return for each of :meth:`parameters`, by name, where in the flattened weight its values stand."""
         return {
             name: self._kept[name].positions.long() if name in self._kept else torch.arange(p.numel(), device=p.device)
             for name, p in self._parameters.items()
@@ -50,7 +55,7 @@ class Sparse:
                 self._originals[name] = tensor.detach().clone()
 
     def delta(self, fresh: Collection[str] = ()) -> Delta:
-        """What training changed since :func:`sparsify`, or since :meth:`rebase`.
+        """Return what training changed since :func:`sparsify`, or since :meth:`rebase`.
 
         It has all kept entries, also those that have the value they had, and the buffers that are others now. Its base
         is the model with the values of then in their place, and everything else as it is: a weight that was changed
@@ -71,8 +76,11 @@ class Sparse:
         return Delta.of(content if self._seed is None else by_seed(content, self._seed, weights(self._model)))
 
     def ways(self) -> dict[str, GradientMethod]:
-        """How the last backward pass found the gradient of each partly kept weight of a Linear or a convolution."""
-        return {name: kept.found for name, kept in self._kept.items() if kept.found is not None}
+        """Return the gradient method of the last backward pass for each partly kept weight of a Linear or Conv2d.
+
+        ``sddmm``, ``submatrix`` or ``dense``; see :func:`fishexp.sparse.cost_model.choose`.
+        """
+        return {name: kept.last_method for name, kept in self._kept.items() if kept.last_method is not None}
 
 
 def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) -> Sparse:
@@ -91,8 +99,9 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.
         mask: name -> bool tensor of the parameter's shape, for every parameter.
-        way: How the gradient of the kept entries of Linears and convolutions is found; None lets
-            :func:`fishexp.sparse.cost_model.choose` predict the fastest for each layer.
+        way: The method that forms the gradient of the kept entries of Linears and convolutions: ``sddmm``,
+            ``submatrix`` or ``dense``; None lets :func:`fishexp.sparse.cost_model.choose` predict the fastest for each
+            layer.
 
     Returns:
         The kept entries; give :meth:`Sparse.parameters` to an optimiser.
@@ -105,7 +114,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
         raise FishexpError(f"way={way!r} is none of {', '.join(get_args(GradientMethod))}")
     partly = _partly_kept(model, mask)
     _restore(model)
-    users = {m._parameters.get("weight"): m for m in model.modules() if isinstance(m, PRODUCTS)}
+    users = {m._parameters.get("weight"): m for m in model.modules() if kind_of(m) is not None}
     parameters: dict[str, nn.Parameter] = {}
     kept: dict[str, SparseParameter] = {}
     for name, weight in weights(model).items():
@@ -113,20 +122,20 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
         if not weight.requires_grad:
             weight.grad = None  # of an earlier dense pass: nobody would clear it
         if name in partly:
-            kept[name] = SparseParameter(weight, mask[name], users.get(weight), way)
+            kept[name] = sparse_parameter(weight, mask[name], users.get(weight), way)
             parameters[name] = kept[name].values
         elif weight.requires_grad:
             parameters[name] = weight
-    of = {one.weight: one for one in kept.values()}
+    by_weight = {parameter.weight: parameter for parameter in kept.values()}
     for module in list(model.modules()):
-        own = {name: of[p] for name, p in module._parameters.items() if p is not None and p in of}
+        own = {name: by_weight[p] for name, p in module._parameters.items() if p is not None and p in by_weight}
         if own:
             attach(module, own)
     return Sparse(model, parameters, kept, mask.seed if isinstance(mask, Seeded) else None)
 
 
 def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
-    """The weights of which some entries are kept, but not all.
+    """Return the weights of which some entries are kept, but not all.
 
     Raises:
         FishexpError: If the mask is not one for this model, or such a weight cannot be stood in for.
@@ -152,7 +161,7 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
 
 
 def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[nn.Module]) -> str | None:
-    """An attribute through which ``module`` reaches a weight otherwise than by its name in a registered module."""
+    """Find an attribute through which ``module`` reaches a weight otherwise than by name in a registered module."""
     if isinstance(module, nn.Sequential):  # what stands beside the weight would be called, too
         return next((name for name, p in module._parameters.items() if p in partly), None)
     known = {"_parameters", "_modules", "_buffers", "_flat_weights"}  # the last of recurrent layers
@@ -167,16 +176,16 @@ def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[
 
 
 def _restore(model: nn.Module) -> None:
-    """As it was before the last mask."""
+    """Undo what the last mask did to the modules."""
     for _, kept in detach(model):
-        for one in kept.values():
-            retire(one)
+        for parameter in kept.values():
+            retire(parameter)
     for weight in model.parameters():
-        remove_hook(weight)
+        remove_gradient_hook(weight)
 
 
 def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
-    """The original's way: all weights train, with the gradient zeroed outside ``mask``; decay still reaches them.
+    """Train all weights, with the gradient zeroed outside ``mask``, as the original does; decay still reaches them.
 
     Returns:
         All parameters, for an optimiser with dense state.
@@ -187,7 +196,7 @@ def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
     _restore(model)
     for name, weight in weights(model).items():
         weight.requires_grad_(True)
-        add_hook(weight, _zero_outside(mask[name].to(weight)))
+        add_gradient_hook(weight, _zero_outside(mask[name].to(weight)))
     return list(model.parameters())
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fishexp import Delta, sparsify
 from fishexp.delta import merge, moved
 from fishexp.delta.moved import Moved
-from tests.sparse.test_sparsify import random_mask
 from tests.support.cases import conv_net, tiny_bert
 from tests.support.checks import refusal
 from tests.support.delta_cases import MODELS, SHAPES, TYPES, Tied, disturbed, noise, same_bits, snapshot, tuned
+from tests.support.modules import random_mask
 
 
 def reloaded(delta: Delta, folder: Path) -> Delta:

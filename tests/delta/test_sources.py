@@ -15,10 +15,10 @@ from fishexp import Delta, sparsify
 from fishexp.delta import container, tensors
 from fishexp.delta.fingerprint import fingerprint
 from fishexp.delta.tensors import source
-from tests.sparse.test_sparsify import OPTIMISERS, random_mask, steps
-from tests.support.cases import conv_net, images, sentences, tiny_bert
+from tests.support.cases import OPTIMISERS, conv_net, images, sentences, steps, tiny_bert
 from tests.support.checks import refusal
 from tests.support.delta_cases import MODELS, Tied, noise, same_bits, snapshot, tuned
+from tests.support.modules import random_mask
 
 CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
 

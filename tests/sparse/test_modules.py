@@ -1,19 +1,29 @@
-"""The gradient of the kept entries equals the dense one's there, whatever the module."""
+"""Modules train through their kept entries, whatever the module: gradients, copies, pickles, and back again."""
 
 import copy
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from fishexp.fisher import diagonal_fisher
 from fishexp.masks.topk import count
 from fishexp.sparse import sparsify
-from fishexp.sparse.cost_model import choose
-from fishexp.sparse.gradients import TOKENS, linear_gradient
-from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
+from fishexp.sparse.linear import linear_forward
+from fishexp.sparse.modules import REGISTRY, plain
+from fishexp.sparse.parameter import GradientMethod, LayerKind, matrix_layout, weights
+from fishexp.sparse.sparsify import mask_gradients
+from tests.support.cases import NETS, conv_net, images, sentences, tiny_bert, trained
 from tests.support.modules import CASES, built, mask_of, numbers, objective
 
-WAYS: list[GradientMethod | None] = ["sampled", "touched", "dense", None]
+WAYS: list[GradientMethod | None] = ["sddmm", "submatrix", "dense", None]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -45,43 +55,6 @@ def test_the_gradient_is_the_dense_one_at_the_kept_entries(case: str, way: Gradi
     assert all(p.grad is None for name, p in weights(model).items() if not mask[name].all())
 
 
-@pytest.mark.parametrize("way", ["sampled", "touched", "dense"])
-@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (200, 200)])
-def test_many_tokens_and_few_touched_rows_or_columns(way: GradientMethod, shape: tuple[int, int]) -> None:
-    few = 0.001 + 6 / (shape[0] * shape[1])
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < few
-    kept = SparseParameter(nn.Parameter(numbers(*shape)), mask, nn.Linear(1, 1), way)
-    assert kept.touched is not None
-    g, x = numbers(2 * TOKENS + 5, shape[0]), numbers(2 * TOKENS + 5, shape[1])
-    torch.testing.assert_close(linear_gradient(kept, g, x), kept.gather(g.t() @ x), rtol=1e-12, atol=1e-11)
-    assert kept.found == way
-
-
-def test_the_rule_takes_a_sparse_way_only_where_it_pays() -> None:
-    def way(shape: tuple[int, int], mask: Tensor, dtype: torch.dtype) -> GradientMethod:
-        kept = SparseParameter(nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None)
-        return choose(kept, dtype, 1024, 1024 * (mask.any(0).sum().item() + shape[0]))
-
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.rand((768, 768), generator=generator) < 0.005
-    column = torch.zeros((768, 768), dtype=torch.bool)
-    column[:, 3] = True
-    for dtype in (torch.float32, torch.bfloat16):
-        assert way((768, 768), spread, dtype) == "sampled"
-        assert way((768, 768), column, dtype) == "touched"
-        assert way((768, 768), ~column, dtype) == "dense"
-        assert way((2, 2), torch.tensor([[True, False], [False, True]]), dtype) == "dense"
-    assert way((768, 768), spread, torch.complex64) == "dense"
-
-
-def test_ways_are_told() -> None:
-    model, inputs = built("linear on sequences")
-    sparse = sparsify(model, mask_of(model), "sampled")
-    assert sparse.ways() == {}
-    objective(model, inputs).backward()
-    assert sparse.ways() == {"0.weight": "sampled", "2.weight": "sampled"}
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_autocast_computes_in_bf16_and_moves_values_in_float32(way: GradientMethod | None) -> None:
     """As near to the float64 gradient as the dense one under autocast is."""
@@ -103,3 +76,169 @@ def test_autocast_computes_in_bf16_and_moves_values_in_float32(way: GradientMeth
         assert values.grad is not None
         assert values.grad.dtype == torch.float32
         assert (values.grad - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm(), name
+
+
+def test_a_kind_of_layer_is_registered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, the same class gathers from the dense gradient."""
+    for registered in (False, True):
+
+        class Doubled(nn.Linear):
+            def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+                return 2 * super().forward(input)
+
+        if registered:
+            kind = LayerKind(lambda module, x: 2 * linear_forward(module, x), matrix_layout)
+            monkeypatch.setitem(REGISTRY, Doubled, kind)
+        model, inputs = Doubled(5, 3, bias=False).double(), numbers(4, 5)
+        dense = copy.deepcopy(model)
+        sparse = sparsify(model, mask_of(model), "sddmm")
+        for net in (model, dense):
+            objective(net, inputs).backward()
+        for (name, p), values in zip(dense.named_parameters(), sparse.parameters(), strict=True):
+            assert p.grad is not None
+            torch.testing.assert_close(values.grad, p.grad.take(sparse.positions()[name]), rtol=1e-12, atol=1e-12)
+        assert sparse.ways() == ({"weight": "sddmm"} if registered else {})
+
+
+def test_complex_layers_shared_weights_of_other_groups_and_no_tokens() -> None:
+    """Where a fast way does not hold, the dense gradient is gathered from."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, groups=2, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).tanh())
+
+    torch.manual_seed(0)
+    cases = [(Shared().double(), numbers(2, 2, 5, 5)), (nn.Linear(6, 8, dtype=torch.complex128), numbers(3, 6) + 1j)]
+    for model, inputs in cases:
+        dense, mask = copy.deepcopy(model), mask_of(model)
+        sparse = sparsify(model, mask, "sddmm")
+        for net in (model, dense):
+            net(inputs).abs().square().sum().backward()
+        for (name, p), values in zip(dense.named_parameters(), sparse.parameters(), strict=True):
+            assert p.grad is not None
+            torch.testing.assert_close(values.grad, p.grad.take(sparse.positions()[name]), rtol=1e-12, atol=1e-12)
+    model = nn.Linear(32, 32)
+    sparse = sparsify(model, mask_of(model), "sddmm")
+    model(torch.zeros(0, 32)).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in sparse.parameters())
+
+
+def test_activation_checkpointing_recomputes_the_same() -> None:
+    (model, inputs), (other, _) = built("linear on sequences"), built("linear on sequences")
+    first, second = sparsify(model, mask_of(model)), sparsify(other, mask_of(other))
+    inputs.requires_grad_()
+    objective(model, inputs).backward()
+    checkpoint(other, inputs, use_reentrant=False).tanh().square().sum().backward()
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save", "pair"])
+def test_a_copy_trains_as_the_original_does_and_apart_from_it(net: str, how: str) -> None:
+    build, data = NETS[net]
+    model = build().eval()
+    sparse = sparsify(model, mask_of(model))
+    if how == "pair":
+        copied, others = copy.deepcopy((model, sparse))
+        parameters = list(others.parameters())
+    else:
+        if how == "deepcopy":
+            copied = copy.deepcopy(model)
+        elif how == "pickle":
+            copied = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            copied = torch.load(file, weights_only=False)
+        parameters = [p for p in copied.parameters() if p.requires_grad]
+    assert [type(module).__name__ for module in copied.modules()] == [type(m).__name__ for m in model.modules()]
+    before = {name: p.clone() for name, p in weights(model).items()}
+    other = trained(copied, parameters, data())
+    assert all(torch.equal(p, before[name]) for name, p in weights(model).items())
+    found = trained(model, list(sparse.parameters()), data())
+    assert any(not torch.equal(found[name], before[name]) for name in found)
+    torch.testing.assert_close(other, found, rtol=0, atol=0)
+
+
+def test_an_unpickled_model_trains_in_a_process_that_knows_nothing_of_us(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    sparsify(model, {"weight": torch.eye(2, 3) > 0, "bias": torch.zeros(2) > 0})
+    torch.save(model, tmp_path / "model.pt")
+    code = f"""import torch
+model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+before = model.weight_kept.weight.clone()
+optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+model(torch.ones(1, 3)).sum().backward()
+optimiser.step()
+print((model.weight_kept.weight != before).sum().item())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
+
+
+def test_a_weight_that_is_assigned_anew_is_the_one_that_trains() -> None:
+    model, other = conv_net().eval(), conv_net().eval()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    mask = mask_of(model)
+    first, second = sparsify(model, mask), sparsify(other, mask)
+    model.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    found, expected = (trained(net, list(one.parameters()), images()) for net, one in ((model, first), (other, second)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_data_parallel_training(tmp_path: Path) -> None:
+    """Of one process; values and their gradients are all that it would exchange."""
+    inputs, labels = images()
+    model, alone = conv_net().eval(), conv_net().eval()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sparse = sparsify(model, mask_of(model))
+        found = trained(nn.parallel.DistributedDataParallel(model), list(sparse.parameters()), (inputs, labels))
+    finally:
+        torch.distributed.destroy_process_group()
+    expected = trained(alone, list(sparsify(alone, mask_of(alone)).parameters()), (inputs, labels))
+    torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=0, atol=0)
+
+
+def test_plain_gives_the_model_back_for_a_while() -> None:
+    model = conv_net()
+    names, kinds = list(dict(model.named_parameters())), [type(module) for module in model.modules()]
+    sparsify(model, mask_of(model))
+
+    def look() -> None:
+        with plain(model):
+            assert list(dict(model.named_parameters())) == names
+            assert [type(module) for module in model.modules()] == kinds
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        look()
+    assert "0.weight_kept.values" in dict(model.named_parameters())
+
+
+def test_scores_of_a_sparsified_model_are_those_of_the_model() -> None:
+    """A regime may score again; the kept entries train on afterwards."""
+    model, data = tiny_bert().eval(), sentences()
+    wanted = diagonal_fisher(model, [data])
+    sparse = sparsify(model, mask_of(model))
+    torch.testing.assert_close(dict(diagonal_fisher(model, [data])), dict(wanted))
+    before = {name: p.clone() for name, p in weights(model).items()}
+    moved = trained(model, list(sparse.parameters()), data)
+    assert any(not torch.equal(moved[name], before[name]) for name in moved)
+
+
+def test_scores_after_masked_gradients_are_those_of_the_model() -> None:
+    model, data = conv_net().eval(), images()
+    wanted = diagonal_fisher(model, [data])
+    mask_gradients(model, mask_of(model))
+    torch.testing.assert_close(dict(diagonal_fisher(model, [data])), dict(wanted))
+    F.cross_entropy(model(data[0]), data[1]).backward()
+    assert all(not p.grad[~mask_of(model)[name]].any() for name, p in model.named_parameters())  # type: ignore[index]

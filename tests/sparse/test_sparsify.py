@@ -1,7 +1,7 @@
-"""Frozen means frozen, and the kept entries train as dense ones would."""
+"""Frozen means frozen, and the kept entries train as dense ones would; what is refused."""
 
 import copy
-import gc
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,54 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher.batches import logits_of
-from fishexp.masks.topk import Mask, count
+from fishexp.masks.topk import count
 from fishexp.sparse import sparsify
 from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.trainer import linear_schedule, make_optimizer
-from tests.support.cases import conv_net, images, sentences, tiny_bert
-
-CASES = {"conv": (conv_net, images), "bert": (tiny_bert, sentences)}
-
-
-def random_mask(model: nn.Module, density: float = 0.3) -> Mask:
-    """With one parameter whole, one empty, the rest partial."""
-    generator = torch.Generator().manual_seed(5)
-    mask = {name: torch.rand(p.shape, generator=generator) < density for name, p in model.named_parameters()}
-    names = list(mask)
-    mask[names[-1]][:] = True
-    mask[names[0]][:] = False
-    return mask
-
-
-def steps(
-    model: nn.Module, optimiser: torch.optim.Optimizer, data: tuple, n: int = 5, clip: float | None = None
-) -> None:
-    inputs, labels = data
-    model.eval()  # dropout would draw
-    for _ in range(n):
-        F.cross_entropy(logits_of(model, inputs), labels).backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], clip)
-        optimiser.step()
-        optimiser.zero_grad()
-
-
-OPTIMISERS = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1),
-    "nesterov": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
-    "fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
-    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.0),
-}
+from tests.support.cases import NETS, OPTIMISERS, conv_net, images, sentences, steps, tiny_bert
+from tests.support.modules import built, mask_of, objective, random_mask
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NETS)
 def test_equals_masked_dense_training(case: str, optimiser: str, clip: float | None) -> None:
     """Step for step in float64: the gradient masked, then clipped, then a dense optimiser without decay."""
-    build, data = CASES[case]
+    build, data = NETS[case]
     dense, model = build(), build()
     mask, make = random_mask(model), OPTIMISERS[optimiser]
     steps(model, make(sparsify(model, mask).parameters()), data(), clip=clip)
@@ -69,10 +36,10 @@ def test_equals_masked_dense_training(case: str, optimiser: str, clip: float | N
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NETS)
 def test_frozen_weights_are_bit_identical(case: str, name: str, autocast: bool) -> None:
     """Under weight decay, momentum, clipping and bf16."""
-    build, data = CASES[case]
+    build, data = NETS[case]
     model = build().float()
     before, mask = copy.deepcopy(model.state_dict()), random_mask(model)
     optimiser = make_optimizer(name, sparsify(model, mask).parameters(), 0.1, weight_decay=0.1)  # type: ignore[arg-type]
@@ -141,24 +108,6 @@ def test_gradients_accumulate_and_two_forwards_may_precede_one_backward() -> Non
     torch.testing.assert_close(results[2], results[0])
 
 
-def test_weights_follow_although_the_sparse_object_is_gone() -> None:
-    model = conv_net()
-    before = copy.deepcopy(model[0].weight)  # type: ignore[index]
-    mask = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
-    mask["0.weight"][0] = True
-    optimiser = torch.optim.SGD(sparsify(model, mask).parameters(), 0.1)
-    gc.collect()
-    steps(model, optimiser, images(), n=1)
-    assert not torch.equal(model[0].weight, before)  # type: ignore[index]
-
-
-def test_an_optimiser_that_moves_weights_within_a_step_is_refused() -> None:
-    model = conv_net()
-    optimiser = torch.optim.LBFGS(sparsify(model, random_mask(model)).parameters())
-    with pytest.raises(FishexpError, match="LBFGS looks at the loss within a step"):
-        optimiser.step(lambda: 0.0)
-
-
 def test_a_second_mask_takes_the_place_of_the_first() -> None:
     model = conv_net()
     first = random_mask(model)
@@ -169,20 +118,6 @@ def test_a_second_mask_takes_the_place_of_the_first() -> None:
     for name, p in weights(model).items():
         assert torch.equal(p != before[name], second[name] & (p != before[name])), name
         assert bool((p != before[name]).any()) == bool(second[name].any()), name
-
-
-def test_values_loaded_after_sparsify_are_where_the_next_step_starts() -> None:
-    model, other = conv_net(), conv_net()
-    with torch.no_grad():
-        for p in other.parameters():
-            p.mul_(2)
-    mask = random_mask(model)
-    optimiser = torch.optim.SGD(sparsify(model, mask).parameters(), 0.1)
-    model.load_state_dict(other.state_dict())
-    steps(model, optimiser, images(), n=1)
-    steps(other, torch.optim.SGD(sparsify(other, mask).parameters(), 0.1), images(), n=1)
-    for found, expected in zip(weights(model).values(), weights(other).values(), strict=True):
-        assert torch.equal(found, expected)
 
 
 def test_channels_last_weights() -> None:
@@ -247,3 +182,55 @@ def test_masks_that_do_not_fit(change, message: str) -> None:
     change(mask)
     with pytest.raises(FishexpError, match=message):
         sparsify(model, mask)
+
+
+class Scaled(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+def hidden(hide: Callable[[nn.Linear], object]) -> nn.Module:
+    model = nn.Linear(2, 2)
+    object.__setattr__(model, "also", hide(model))
+    return model
+
+
+def tied(weight: Tensor) -> nn.Module:
+    other = nn.Linear(2, 2)
+    other.weight = weight  # type: ignore[assignment]
+    return other
+
+
+@pytest.mark.parametrize(
+    ("model", "place"),
+    [
+        (hidden(lambda m: [m.weight]), "also of a Linear"),
+        (hidden(lambda m: {"w": m.weight}), "also of a Linear"),
+        (hidden(lambda m: m.weight), "also of a Linear"),
+        (hidden(lambda m: [tied(m.weight)]), "also of a Linear"),
+        (Scaled(), "scale of a Scaled"),
+    ],
+)
+def test_a_weight_that_is_out_of_reach_is_refused_and_nothing_has_changed(model: nn.Module, place: str) -> None:
+    with pytest.raises(FishexpError, match=f"{place} holds a weight that the mask keeps in part"):
+        sparsify(model, {name: torch.arange(p.numel()).view(p.shape) > 0 for name, p in weights(model).items()})
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_gradients_of_an_earlier_dense_pass_are_gone() -> None:
+    model, inputs = built("linear on sequences")
+    objective(model, inputs).backward()
+    mask = mask_of(model)
+    mask["0.bias"][:] = True
+    sparsify(model, mask)
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"0.bias"}
+
+
+def test_integers_are_no_weights_and_an_unknown_way_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.counter = nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False)
+    assert list(weights(model)) == ["weight", "bias"]
+    sparsify(model, mask_of(model, 0.5))
+    with pytest.raises(FishexpError, match="way='fast' is none of sddmm, submatrix, dense"):
+        sparsify(model, mask_of(model, 0.5), "fast")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Modules with inputs for them, in float64, and a mask."""
+"""Modules with inputs for them, in float64, and masks."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,19 @@ from fishexp.sparse.parameter import weights
 
 
 def mask_of(model: nn.Module, density: float = 0.3) -> Mask:
+    """Draw a mask in which each parameter is kept in part, but for chance."""
     generator = torch.Generator().manual_seed(5)
     return {name: torch.rand(p.shape, generator=generator) < density for name, p in weights(model).items()}
+
+
+def random_mask(model: nn.Module, density: float = 0.3) -> Mask:
+    """Draw a mask with a parameter whole, another empty, the rest partial."""
+    generator = torch.Generator().manual_seed(5)
+    mask = {name: torch.rand(p.shape, generator=generator) < density for name, p in model.named_parameters()}
+    names = list(mask)
+    mask[names[-1]][:] = True
+    mask[names[0]][:] = False
+    return mask
 
 
 def numbers(*shape: int) -> Tensor:
@@ -24,7 +35,7 @@ def tokens(*shape: int) -> Tensor:
 
 
 class Tied(nn.Module):
-    """One weight as an embedding, as a Linear's, and by itself, as language models have it."""
+    """Use the same weight as an embedding, as a Linear's, and by itself, as language models do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +50,7 @@ class Tied(nn.Module):
 
 
 class Bare(nn.Module):
-    """Parameters of its own, in a list and a dict of the sorts that torch has, and a weight used without its module."""
+    """Have bare parameters, also in torch's list and dict of parameters, and a weight used without its module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +66,7 @@ class Bare(nn.Module):
 
 
 class Sequence(nn.Module):
-    """Recurrent layers keep a second list of their weights."""
+    """Have recurrent layers, which keep a second list of their weights."""
 
     def __init__(self) -> None:
         super().__init__()

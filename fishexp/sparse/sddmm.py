@@ -1,0 +1,90 @@
+"""Products formed at kept entries, which kinds of layers share: the sampled product (SDDMM) and a submatrix's."""
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fishexp.sparse.parameter import SparseParameter
+
+# columns that are transposed together
+TRANSPOSED_COLUMNS = 16
+
+
+@cache
+def is_available() -> bool:
+    """Tell whether this build of torch has the sampled product.
+
+    Trying it also uses up torch's warning that CSR is in beta, given once in a process.
+    """
+    ones = torch.ones(1, 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.sparse.sampled_addmm(ones.to_sparse_csr(), ones, ones)
+    except RuntimeError:
+        return False
+    return True
+
+
+def sampled_addmm(kept: SparseParameter, offset: int, left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
+    """Return ``total``, or zero, plus the kept entries of ``left @ right.T`` at a kernel offset.
+
+    Args:
+        left: (outputs, length), rows contiguous.
+        right: (inputs, length), rows contiguous.
+        total: (kept entries at the offset,).
+    """
+    is_available()  # for its trial, which silences torch's warning of CSR
+    columns = kept.col_indices[kept.offset_starts[offset] : kept.offset_starts[offset + 1]]
+    if total is None:
+        total = left.new_zeros(len(columns))
+    size = len(left), len(right)
+    pattern = torch.sparse_csr_tensor(kept.crow_indices[offset], columns, total, size, check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, left, right.t()).values()
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """Return the transpose with contiguous rows, in the type of the sampled product.
+
+    Formed as the product with blocks of the unit matrix, which is exact: torch's own transposing copy uses one thread
+    only.
+    """
+    matrix = matrix.to(sddmm_dtype(matrix))
+    length, width = matrix.shape
+    if width % TRANSPOSED_COLUMNS or not length:
+        return matrix.t().contiguous()
+    unit = torch.eye(TRANSPOSED_COLUMNS, dtype=matrix.dtype, device=matrix.device)
+    unit = unit.expand(width // TRANSPOSED_COLUMNS, TRANSPOSED_COLUMNS, TRANSPOSED_COLUMNS)
+    return torch.bmm(unit, matrix.reshape(length, -1, TRANSPOSED_COLUMNS).permute(1, 2, 0)).view(width, length)
+
+
+def sddmm_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type in which the sampled product takes the tensor's numbers."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def submatrix_factors(kept: SparseParameter, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of the dense product of the lines that hold kept entries.
+
+    Args:
+        g: (length, outputs, ...), gradient of the layer's output.
+        x: (length, inputs, ...), the layer's input.
+    """
+    lines = kept.submatrix_lines
+    assert lines is not None
+    return (g, x.index_select(1, lines)) if kept.by_column else (g.index_select(1, lines), x)
+
+
+def gather_from_submatrix(kept: SparseParameter, block: Tensor) -> Tensor:
+    """Return the kept entries of the product of :func:`submatrix_factors`, (outputs, inputs, ...)."""
+    outputs = len(kept.weight)
+    line = torch.repeat_interleave(kept.crow_indices.diff(dim=1).flatten()).long()  # offset * outputs + row
+    row, offset, column = line % outputs, line // outputs, kept.col_indices.long()
+    assert kept.submatrix_lines is not None
+    if kept.by_column:
+        column = torch.searchsorted(kept.submatrix_lines.long(), column)
+    else:
+        row = torch.searchsorted(kept.submatrix_lines.long(), row)
+    return block.reshape(*block.shape[:2], -1)[row, column, offset].to(kept.values.dtype)

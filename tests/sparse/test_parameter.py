@@ -1,0 +1,105 @@
+"""Kept entries go where the model goes: files, types, devices; and each optimiser step moves the weights."""
+
+import copy
+import gc
+
+import pytest
+import torch
+
+from fishexp.errors import FishexpError
+from fishexp.sparse import sparsify
+from fishexp.sparse.parameter import INDICES, SparseParameter, weights
+from tests.support.cases import NETS, conv_net, images, steps, trained
+from tests.support.modules import built, mask_of, objective, random_mask
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_state_dict_has_the_models_own_names_and_loads_strictly(net: str) -> None:
+    build, data = NETS[net]
+    model, fresh = build().eval(), build().eval()
+    names = list(model.state_dict())
+    sparse = sparsify(model, mask_of(model))
+    moved = trained(model, list(sparse.parameters()), data())
+    assert list(model.state_dict()) == names
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(dict(fresh.named_parameters()), moved, rtol=0, atol=0)
+    again = build().eval()
+    more = sparsify(again, mask_of(again))
+    again.load_state_dict(model.state_dict(), strict=True)
+    after = trained(again, list(more.parameters()), data(), n=1)
+    for name, kept in mask_of(model).items():
+        assert torch.equal(after[name][~kept], moved[name][~kept]), name
+
+
+def test_types_and_devices_move_values_and_positions_along() -> None:
+    model = conv_net().eval()
+    sparse = sparsify(model, mask_of(model))
+    parameters = list(sparse.parameters())
+    model.float()
+    assert {p.dtype for p in parameters} == {torch.float32}
+    inputs, labels = images()
+    trained(model, parameters, (inputs.float(), labels))
+    meta = copy.deepcopy(model).to("meta")
+    found = [one for one in meta.modules() if isinstance(one, SparseParameter)]
+    moved = [getattr(one, name, None) for one in found for name in INDICES]
+    assert {(t.dtype, t.device.type) for t in moved if t is not None} == {(torch.int32, "meta")}
+    assert {t.device.type for t in [*meta.parameters(), *meta.buffers()]} == {"meta"}
+
+
+def test_values_are_those_of_loaded_weights_at_once() -> None:
+    model = conv_net()
+    sparse = sparsify(model, mask_of(model))
+    model.load_state_dict({name: torch.zeros_like(value) for name, value in model.state_dict().items()})
+    assert all(not p.any() for p in sparse.parameters())
+
+
+def test_values_loaded_after_sparsify_are_where_the_next_step_starts() -> None:
+    model, other = conv_net(), conv_net()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2)
+    mask = random_mask(model)
+    optimiser = torch.optim.SGD(sparsify(model, mask).parameters(), 0.1)
+    model.load_state_dict(other.state_dict())
+    steps(model, optimiser, images(), n=1)
+    steps(other, torch.optim.SGD(sparsify(other, mask).parameters(), 0.1), images(), n=1)
+    for found, expected in zip(weights(model).values(), weights(other).values(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_weights_follow_although_the_sparse_object_is_gone() -> None:
+    model = conv_net()
+    before = copy.deepcopy(model[0].weight)  # type: ignore[index]
+    mask = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    mask["0.weight"][0] = True
+    optimiser = torch.optim.SGD(sparsify(model, mask).parameters(), 0.1)
+    gc.collect()
+    steps(model, optimiser, images(), n=1)
+    assert not torch.equal(model[0].weight, before)  # type: ignore[index]
+
+
+def test_an_optimiser_that_moves_weights_within_a_step_is_refused() -> None:
+    model = conv_net()
+    optimiser = torch.optim.LBFGS(sparsify(model, random_mask(model)).parameters())
+    with pytest.raises(FishexpError, match="LBFGS looks at the loss within a step"):
+        optimiser.step(lambda: 0.0)
+
+
+def test_an_optimiser_of_an_earlier_mask_is_refused() -> None:
+    model, inputs = built("linear on sequences")
+    optimiser = torch.optim.SGD(sparsify(model, mask_of(model)).parameters(), 0.1)
+    objective(model, inputs).backward()
+    sparsify(model, mask_of(model, 0.5))
+    with pytest.raises(FishexpError, match="an optimiser of an earlier mask cannot step"):
+        optimiser.step()
+
+
+def test_a_step_between_forward_and_backward_is_noticed() -> None:
+    """As in dense training: the weights that the gradient needs are no more."""
+    model, inputs = built("linear on sequences")
+    optimiser = torch.optim.SGD(sparsify(model, mask_of(model)).parameters(), 0.1)
+    first, second = objective(model, inputs), objective(model, inputs)
+    first.backward()
+    optimiser.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward()
