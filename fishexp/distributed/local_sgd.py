@@ -114,7 +114,7 @@ class LocalSGD:
         return self._outcome()
 
     def _train_all_steps(self) -> None:
-        step = self.workers[0].trainer.place.steps
+        step = self.workers[0].trainer.progress.steps
         while step < self.schedule.total:
             stop = self.schedule.next_stop(step)
             with self.logger.clock("train"):
@@ -156,7 +156,7 @@ class LocalSGD:
 
     def _select_masks(self) -> None:
         """Select new masks by what the workers hold in common."""
-        model, step = self.problem.model, self.workers[0].trainer.place.steps
+        model, step = self.problem.model, self.workers[0].trainer.progress.steps
         mode = model.training
         with self.shared_state.applied():
             masks = self.choose.disjoint(self.collectives.world_size) if self.disjoint else [self.choose()]
@@ -190,7 +190,7 @@ class LocalSGD:
                 self.shared_metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
         first.trainer.end_epoch(self.shared_metrics)
         for worker in self.workers[1:]:
-            worker.trainer.next_epoch()
+            worker.trainer.begin_next_epoch()
 
     def _save(self) -> None:
         """Write a snapshot of each local worker."""

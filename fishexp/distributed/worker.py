@@ -57,14 +57,14 @@ class Worker:
     def set_mask(self, mask: Mask | None, decay: Decay) -> None:
         """Train the entries of this mask from now on (None: all); those that stay keep their momentum."""
         if self._steps is not None:
-            self.trainer.again()
+            self.trainer.reopen_epoch()
             self._steps = None
         before = self._trainable
-        old = self.trainer.optimiser if before else None
+        old = self.trainer.optimizer if before else None
         self._trainable = Trainable(self.problem.model, mask, decay)
-        self.trainer.optimise(self._trainable.parameters)
+        self.trainer.start_optimizer(self._trainable.parameters)
         if before and old:
-            transfer_optimizer_state(old, before, self.trainer.optimiser, self._trainable)
+            transfer_optimizer_state(old, before, self.trainer.optimizer, self._trainable)
 
     def train(self, steps: int, *, ends_epoch: bool) -> None:
         """Take so many optimiser steps, unless the worker has failed.
@@ -100,7 +100,7 @@ class Worker:
             tensors, counts = self.trainer.state()
         base = {"whole": self.base_values.whole, "seeds": self.base_values.seeds}
         snapshot = Snapshot(self.base_values.delta(), tensors | shared, {**about, **counts, "ledger": base})
-        self._snapshots.save(self.trainer.place.steps, snapshot, settled)
+        self._snapshots.save(self.trainer.progress.steps, snapshot, settled)
 
     def restore_weights(self, snapshot: Snapshot) -> None:
         """Put the weights of a snapshot into the model, which is as training began."""

@@ -10,9 +10,9 @@ from fishexp.distributed.merge import Merge
 from fishexp.distributed.schedule import Plan
 from fishexp.distributed.synchronizer import Reduce, Wire
 from fishexp.errors import FishexpError
-from fishexp.regimes import Outcome
+from fishexp.regimes import Outcome, check_warmup
 from fishexp.sparse.parameter import weights
-from fishexp.training.evaluate import evaluated
+from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
@@ -76,7 +76,7 @@ def train(
     """
     epochs = recipe["epochs"]
     if epochs == 0:
-        return Outcome(evaluated(problem, logger, recipe["evaluation_batch_size"]))
+        return Outcome(evaluate_only(problem, logger, recipe["evaluation_batch_size"]))
     if masks == "disjoint":
         choose.check_disjoint()
     if reduce == "ring" and merge == "sum":
@@ -87,10 +87,7 @@ def train(
         raise FishexpError(f"regime.workers={workers}: there are only {len(problem.data.train)} training examples")
     if choose.method == "full":
         warmup_epochs = 0  # every weight moves as it is
-    if warmup_epochs >= epochs:
-        raise FishexpError(
-            f"regime.warmup_epochs={warmup_epochs} leaves no epoch with a mask: regime.epochs={epochs}; lower it"
-        )
+    check_warmup(warmup_epochs, epochs)
     disjoint = masks == "disjoint"
     if problem.as_original and choose.method == "random":
         disjoint = True  # the original's random masks always are

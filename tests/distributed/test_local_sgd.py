@@ -293,7 +293,7 @@ def test_the_originals_traps_are_there_under_compat_only(here: Path, monkeypatch
     def remask(self: LocalSGD) -> None:
         with self.shared_state.applied():
             state = {name: t.clone() for name, t in self.problem.model.state_dict().items()}
-        scored.append((self.workers[0].trainer.place.steps, state))
+        scored.append((self.workers[0].trainer.progress.steps, state))
         original(self)
 
     monkeypatch.setattr(LocalSGD, "_select_masks", remask)
