@@ -3,12 +3,12 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fishexp.delta import Delta
+from fishexp.masks.positions import find_positions, positions_for_file, positions_from_file, positions_to_mask
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
@@ -74,19 +74,16 @@ class Trainable:
         if self.sparse is not None:
             self.sparse.rebase()
 
-    def places(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
-        """Name -> what the optimiser moves of this weight, and where in the flattened weight its entries are."""
+    def entries(self) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """Return, for each weight that trains, the optimiser's parameter, and its entries' positions in the weight."""
         if self.sparse is None:
             return {name: (p, torch.arange(p.numel(), device=p.device)) for name, p in weights(self._model).items()}
         positions = self.sparse.positions()
         return {name: (p, positions[name]) for name, p in zip(positions, self.sparse.parameters(), strict=True)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What :func:`snapshot_mask` needs beside the delta."""
-        return {
-            MASK + name: torch.from_numpy(np.packbits(kept.cpu().numpy().reshape(-1)))
-            for name, kept in self._mask.items()
-        }
+        """Return what :func:`snapshot_mask` needs beside the delta."""
+        return {MASK + name: positions_for_file(find_positions(kept)) for name, kept in self._mask.items()}
 
 
 def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
@@ -95,40 +92,38 @@ def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def snapshot_mask(snapshot: Snapshot, model: nn.Module) -> Mask:
-    """The mask that the run of this snapshot had chosen."""
+    """Return the mask that the run of this snapshot had selected."""
     seed = snapshot.about.get("mask_seed")
-    packed = {name.removeprefix(MASK): t for name, t in snapshot.tensors.items() if name.startswith(MASK)}
-    if not packed:
+    stored = {name.removeprefix(MASK): t for name, t in snapshot.tensors.items() if name.startswith(MASK)}
+    if not stored:
         mask = snapshot.delta.mask(model)
         return mask if seed is None else Seeded(mask, seed)
-    return {
-        name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=p.numel())).bool().view(p.shape).to(p.device)
-        for name, p in weights(model).items()
-    }
+    parameters = weights(model)
+    return positions_to_mask({name: positions_from_file(stored[name], p) for name, p in parameters.items()}, parameters)
 
 
 def transfer_optimizer_state(old: Optimizer, before: Trainable, new: Optimizer, after: Trainable) -> None:
-    """Give entries that move under both masks the state in ``new`` that they had in ``old``; others begin at zero.
+    """Give entries that train under both masks the state in ``new`` that they had in ``old``; others begin at zero.
 
     What an optimiser counts per tensor, such as AdamW's steps, goes on counting where any entry of a tensor stays.
     """
-    if before.sparse is None and after.sparse is None:  # every weight moves, whatever the mask
+    if before.sparse is None and after.sparse is None:  # every weight trains, whatever the mask
         new.load_state_dict(old.state_dict())
         return
-    earlier = before.places()
+    earlier = before.entries()
     like = next((q for q, _ in earlier.values() if q in old.state), None)
     if like is None:
         return
-    for name, (p, positions) in after.places().items():
-        q, places = earlier.get(name, (like, positions[:0]))
+    for name, (p, positions) in after.entries().items():
+        q, known = earlier.get(name, (like, positions[:0]))
         if q not in old.state:  # it had no gradient
-            q, places = like, positions[:0]
-        order = places.argsort()
-        nearest = torch.searchsorted(places, positions, sorter=order).clamp(max=max(len(places) - 1, 0))
-        stays = places[order[nearest]] == positions if len(places) else torch.zeros_like(positions, dtype=torch.bool)
+            q, known = like, positions[:0]
+        order = known.argsort()
+        nearest = torch.searchsorted(known, positions, sorter=order).clamp(max=max(len(known) - 1, 0))
+        stays = known[order[nearest]] == positions if len(known) else torch.zeros_like(positions, dtype=torch.bool)
         for key, value in old.state[q].items():
             if value.shape != q.shape:
-                new.state[p][key] = value.clone() if len(places) else torch.zeros_like(value)
+                new.state[p][key] = value.clone() if len(known) else torch.zeros_like(value)
                 continue
             new.state[p][key] = torch.zeros_like(p, dtype=value.dtype)
             new.state[p][key].put_(stays.nonzero().squeeze(1), value.take(order[nearest[stays]]))

@@ -1,12 +1,14 @@
 """What an optimiser remembers goes with the entries that stay, and with no others."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fishexp.masks.topk import Mask
 from fishexp.sparse.parameter import weights
-from fishexp.training.trainable import Trainable, transfer_optimizer_state
+from fishexp.training.snapshots import Snapshot
+from fishexp.training.trainable import Trainable, snapshot_mask, transfer_optimizer_state
 
 
 def model() -> nn.Module:
@@ -37,7 +39,7 @@ def step(network: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> Non
 def dense_state(moving: Trainable, optimiser: torch.optim.Optimizer, key: str) -> dict[str, Tensor]:
     """The state in the weights' shape, zero where nothing moves."""
     found = {name: torch.zeros(p.shape, dtype=p.dtype) for name, p in weights(moving._model).items()}
-    for name, (p, positions) in moving.places().items():
+    for name, (p, positions) in moving.entries().items():
         if key in optimiser.state[p]:
             found[name].put_(positions, optimiser.state[p][key].flatten())
     return found
@@ -103,3 +105,16 @@ def test_where_all_moves_all_is_carried() -> None:
     transfer_optimizer_state(old, before, new, after)
     for p in after.parameters:
         assert torch.equal(new.state[p]["momentum_buffer"], old.state[p]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["positions", "bits"])
+def test_a_snapshot_of_a_run_that_moves_all_weights_has_its_mask(older: bool) -> None:
+    """Older snapshots hold its bits."""
+    network, (mask, _) = model(), masks()
+    trainable = Trainable(network, mask, "all")
+    tensors = trainable.tensors()
+    if older:
+        tensors = {f"mask.{name}": torch.from_numpy(np.packbits(kept.numpy())) for name, kept in mask.items()}
+    found = snapshot_mask(Snapshot(trainable.delta(), tensors, {}), model())
+    assert list(found) == list(mask)
+    assert all(torch.equal(found[name], kept) for name, kept in mask.items())
