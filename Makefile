@@ -23,13 +23,13 @@ demo: setup  ## five methods on the digits over three seeds, a table and a pictu
 	$(BIN)/python -m fishexp.report.plot $(DEMO)/records.jsonl --uncommitted -o $(DEMO)/demo.png
 
 table2: setup  ## the paper's Table 2, workers that merge rarely, on GLUE; PROFILE and DRY as for table4
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table2/table2.py
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
 table3: setup  ## the paper's Table 3, the same on CIFAR-10; PROFILE and DRY as for table4
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table3/table3.py
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
 table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python experiments/table4/table4.py
+	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
 test: setup  ## all but the slow tests
 	$(BIN)/python -m pytest -m 'not slow'

@@ -1,25 +1,35 @@
-"""Records to README.md and its pictures."""
+"""The report: README.md and its pictures, made from the results."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
 
-from experiments import merges, picture, rates
-from experiments.merges import BYTES, sent
-from experiments.picture import Line
-from experiments.study import Result, Section
-from experiments.table2.cells import LOGS, METHODS, Cell
-from experiments.wording import MISSING, NAMES, agrees, side_by_side, uncommitted
-from fishexp.report.group import Group
+from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, findings, score_table
+from experiments.lib.learning_rates import chosen_on, rates_tried
+from experiments.lib.plot import Line, draw_score_against_bytes
+from experiments.lib.report import (
+    METHOD_NAMES,
+    MISSING,
+    about_logs,
+    section_name,
+    side_by_side,
+    uncommitted,
+    write_readme,
+)
+from experiments.lib.results import Result, Section
+from experiments.lib.settings import agrees
+from experiments.table2.cells import METHODS, Cell
+from fishexp.report.group import Group, settings_of
 from fishexp.report.plot import save
-from fishexp.report.table import aligned
+from fishexp.system.text_table import markdown_table
 
 _INTRO = f"""# Table 2: workers that merge rarely, on GLUE
 
-Made by [table2.py](table2.py) from [records.jsonl](records.jsonl). Two workers fine-tune a BERT while only 0.5 % of its
-weights may move on each, and every so many steps they merge what has moved.
+Made by `python -m experiments table2` from [records.jsonl](records.jsonl). Two workers fine-tune a BERT while only
+0.5 % of its weights may move on each, and every so many steps they merge what has moved.
 
 ```bash
 make table2 PROFILE=cpu DRY=1    # how many runs and hours; runs nothing
@@ -27,61 +37,62 @@ make table2 PROFILE=cpu          # or gpu, paper; the same command goes on after
 ```
 
 Scores are means ± sample standard deviations over seeds, of the merged model after the last epoch, on the development
-set. {BYTES}"""
-_SECOND = {"mrpc": "f1", "qqp": "f1", "stsb": "spearman"}  # task -> its other metric
+set. {ABOUT_BYTES}"""
+LOGS = json.loads((Path(__file__).parent / "authors_logs.json").read_text())
+# task -> its other metric
+_SECOND = {"mrpc": "f1", "qqp": "f1", "stsb": "spearman"}
 
 
-def write(home: Path, sections: Sequence[Section[Cell]]) -> None:
-    """README.md and a picture for each task that has results; nothing where none has."""
-    shown = [one for one in sections if any(result.group or result.tried for result in one.results)]
-    parts = [_INTRO]
-    for one in shown:
-        name = "-".join(filter(None, [one.profile, one.study.name]))
-        parts += [f"## Profile {' '.join([one.profile, one.study.name]).strip()}", one.study.about, _settings(one)]
-        for task in tasks(one):
-            if fig := draw(one, task):
-                save(fig, home / f"{name}-{task}.png")
-                parts.append(f"![{task}: score against bytes sent]({name}-{task}.png)")
-        parts += [_table(one), *_second(one), _findings(one), *uncommitted(one.results), *_logs_said(one), *_rates(one)]
-    if shown:
-        (home / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
+    """Write README.md and a picture for each task that has results; nothing where none has."""
+    write_readme(folder, _INTRO, sections, _parts)
 
 
-def tasks(one: Section[Cell]) -> list[str]:
-    """In the order of the table."""
-    return list(dict.fromkeys(cell.task for cell in one.study.cells))
+def _parts(section: Section[Cell], folder: Path) -> list[str]:
+    """Return the paragraphs, tables and headings of a section; write its pictures."""
+    title = " ".join(["## Profile", section.profile, section.study.name]).rstrip()
+    parts = [title, section.study.about, _settings(section)]
+    for task in dict.fromkeys(cell.task for cell in section.study.cells):
+        if fig := draw(section, task):
+            picture = f"{section_name(section)}-{task}.png"
+            save(fig, folder / picture)
+            parts.append(f"![{task}: score against bytes sent]({picture})")
+    parts += [_table(section), *_second(section), findings(section, lambda cell: (cell.task, cell.sync))]
+    parts += uncommitted(section.results)
+    return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
 
 
-def draw(one: Section[Cell], task: str) -> Figure | None:
-    """The score against bytes sent: a line over the intervals for each method."""
-    found: dict[str, list[Group]] = {}
-    for result in one.results:
+def draw(section: Section[Cell], task: str) -> Figure | None:
+    """Draw the score against bytes sent: a line over the intervals for each method."""
+    groups: dict[str, list[Group]] = {}
+    for result in section.results:
         if result.cell.task == task and result.group and result.group.mean is not None:
-            found.setdefault(result.cell.method, []).append(result.group)
-    lines = [Line(method, "", 0, groups) for method, groups in found.items()]
-    return picture.draw(lines, sent, "sent by one worker", [f"{one.in_table['regime']['workers']} workers"])
+            groups.setdefault(result.cell.method, []).append(result.group)
+    lines = [Line(method, "", 0, joined) for method, joined in groups.items()]
+    title = [f"{section.in_table['regime']['workers']} workers"]
+    return draw_score_against_bytes(lines, bytes_sent, "sent by one worker", title)
 
 
-def _rows(one: Section[Cell]) -> dict[tuple[str, int], dict[str, Result[Cell]]]:
-    """(task, interval) -> method -> its cell."""
+def _rows(section: Section[Cell]) -> dict[tuple[str, int], dict[str, Result[Cell]]]:
+    """Return (task, interval) -> method -> its result."""
     rows: dict[tuple[str, int], dict[str, Result[Cell]]] = {}
-    for result in one.results:
+    for result in section.results:
         rows.setdefault((result.cell.task, result.cell.sync), {})[result.cell.method] = result
     return rows
 
 
-def _table(one: Section[Cell]) -> str:
-    """A row for each task and interval."""
+def _table(section: Section[Cell]) -> str:
+    """Make the table of scores: a row for each task and interval."""
     rows = []
-    for (task, sync), results in _rows(one).items():
+    for (task, sync), results in _rows(section).items():
         header = next((result.group.header for result in results.values() if result.group), "")
         rows.append(({"task": task, "score": header, "merge every": f"{sync} steps"}, results))
-    return merges.table(rows, ("task", "score", "merge every"), _logs(one))
+    return score_table(rows, ("task", "score", "merge every"), _logs(section))
 
 
-def _second(one: Section[Cell]) -> list[str]:
-    """The other metric of the tasks that have two."""
-    rows = {key: results for key, results in _rows(one).items() if key[0] in _SECOND}
+def _second(section: Section[Cell]) -> list[str]:
+    """Make the table of the other metric of the tasks that have two."""
+    rows = {key: results for key, results in _rows(section).items() if key[0] in _SECOND}
     if not any(result.group for results in rows.values() for result in results.values()):
         return []
     columns = {
@@ -90,38 +101,29 @@ def _second(one: Section[Cell]) -> list[str]:
         "merge every": [f"{sync} steps" for _, sync in rows],
     }
     for method in METHODS:
-        columns[NAMES[method]] = [_other(results[method], _SECOND[task]) for (task, _), results in rows.items()]
-    return [aligned(columns, left=("task", "score", "merge every"))]
+        entries = [_second_score(results[method], _SECOND[task]) for (task, _), results in rows.items()]
+        columns[METHOD_NAMES[method]] = entries
+    return [markdown_table(columns, left=("task", "score", "merge every"))]
 
 
-def _other(result: Result[Cell], metric: str) -> str:
-    """The mean of ``metric``, times 100."""
+def _second_score(result: Result[Cell], metric: str) -> str:
+    """Return the mean of ``metric``, times 100, as text."""
     if result.group is None:
         return MISSING
     values = [run["metrics"][metric] for run in result.group.runs]
     return "undefined" if None in values else f"{100 * mean(values):.1f}"
 
 
-def _findings(one: Section[Cell]) -> str:
-    return merges.findings(one, lambda cell: (cell.task, cell.sync))
-
-
-def _logs(one: Section[Cell]) -> dict[Cell, float]:
-    """The authors' logs; empty where the setting is not theirs."""
-    if not agrees(LOGS["settings"], one.in_table):
+def _logs(section: Section[Cell]) -> dict[Cell, float]:
+    """Return cell -> its score in the authors' logs; empty where the setting is not theirs."""
+    if not agrees(LOGS["settings"], settings_of({"config": section.in_table})):
         return {}
     return {Cell(run["method"], run["task"], run["merge_steps"]): run["score"] for run in LOGS["runs"]}
 
 
-def _logs_said(one: Section[Cell]) -> list[str]:
-    if _logs(one):
-        return [f"Their logs: {LOGS['what']} They are in [authors_logs.json](authors_logs.json)."]
-    return []
-
-
-def _settings(one: Section[Cell]) -> str:
-    """What was run, beside the original."""
-    run, data, regime = one.in_table, one.in_table["data"], one.in_table["regime"]
+def _settings(section: Section[Cell]) -> str:
+    """Make the table of what was run beside the original."""
+    run, data, regime = section.in_table, section.in_table["data"], section.in_table["regime"]
     half = "each worker has its half of them" if regime["shard"] else "each worker has all of them"
     limit = f"{data['train_limit']:,}" if data["train_limit"] else "all"
     return side_by_side(
@@ -134,7 +136,7 @@ def _settings(one: Section[Cell]) -> str:
                 "3.5 of all: as many steps as 7 of a half",
             ),
             "steps between merges": (
-                ", ".join(dict.fromkeys(str(cell.sync) for cell in one.study.cells)),
+                ", ".join(dict.fromkeys(str(cell.sync) for cell in section.study.cells)),
                 "10, 30, 100",
             ),
             "merge": (f"{regime['merge']}, {regime['masks']} masks", "sum, disjoint masks"),
@@ -142,24 +144,24 @@ def _settings(one: Section[Cell]) -> str:
             "examples that FISH scores": (str(run["method"]["samples"]), "256"),
             "classifier": ("mean of the workers", "sum of their changes"),
             "rate chosen on": (
-                "not chosen: the authors'" if one.chosen is None else rates.chosen_on(one, "examples"),
+                "not chosen: the authors'" if section.chosen is None else chosen_on(section, "examples"),
                 "5e-05 (dense 1e-05), for every task",
             ),
-            "seeds": (str(len(one.study.seeds)), "5"),
+            "seeds": (str(len(section.study.seeds)), "5"),
         }
     )
 
 
-def _rates(one: Section[Cell]) -> list[str]:
-    """The learning rates tried and the one taken."""
-    if one.chosen is None:
+def _rates(section: Section[Cell]) -> list[str]:
+    """Say which learning rates were tried and which taken."""
+    if section.chosen is None:
         return [
             "Learning rates are those of the authors' scripts: 5e-05 for FISH and random, 1e-05 for dense training."
         ]
-    return rates.paragraphs(
-        one,
-        score=f"Score on {rates.chosen_on(one, 'examples')}",
+    return rates_tried(
+        section,
+        score=f"Score on {chosen_on(section, 'examples')}",
         columns=lambda cell: {"task": cell.task, "method": cell.method, "merge every": f"{cell.sync} steps"},
-        name=lambda cell: f"{NAMES[cell.method]} on {cell.task}",
+        name=lambda cell: f"{METHOD_NAMES[cell.method]} on {cell.task}",
         shared="Every interval takes the rate of its method and task here.",
     )

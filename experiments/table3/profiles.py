@@ -1,45 +1,62 @@
-"""How large Table 3 may be made."""
+"""The profiles of Table 3: how large it may be made."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.study import Study
+from experiments.lib.settings import Settings
+from experiments.lib.study import Study
 from experiments.table3.cells import KEEPS, METHODS, Cell, cells, methods
 
 LOGS = json.loads((Path(__file__).parent / "authors_logs.json").read_text())
 # two workers in one process give the bits of two processes, and need one device
-_TWO = "data=cifar10 regime=distributed regime.workers=2 regime.backend=simulated regime.shard=false"
-_MEAN, _SUM = f"{_TWO} regime.merge=mean regime.refresh_every=10", f"{_TWO} regime.merge=sum regime.refresh_every=10"
-_KEPT, _ORIGINAL = "decay=kept compat=none", "decay=all compat=fish"
+_TWO_WORKERS: Settings = {
+    "data": "cifar10",
+    "regime": "distributed",
+    "regime.workers": 2,
+    "regime.backend": "simulated",
+    "regime.shard": False,
+    "regime.refresh_every": 10,
+}
+# weights outside the mask stay; or all is as in the original code, where they decay
+_KEPT: Settings = {"decay": "kept", "compat": "none"}
+_ORIGINAL: Settings = {"decay": "all", "compat": "fish"}
 
 
 def own(keeps: Sequence[float], syncs: Sequence[int]) -> dict[Cell, Cell]:
-    """Every cell has its rate chosen."""
+    """Return cell -> source such that every cell has its own rate chosen."""
     return {cell: cell for cell in cells(keeps, syncs)}
 
 
 def borrowed(syncs: Sequence[int], keep: float, sync: int) -> dict[Cell, Cell]:
-    """Every cell takes the rate of its method at ``keep`` and ``sync``."""
+    """Return cell -> source such that every cell takes the rate of its method at ``keep`` and ``sync``."""
     return {cell: replace(cell, keep=cell.keep if cell.keep == 1 else keep, sync=sync) for cell in cells(KEEPS, syncs)}
 
 
-def every(*rates: float) -> dict[str, Sequence[float]]:
-    """Each method tries ``rates``."""
+def same_rates(*rates: float) -> dict[str, Sequence[float]]:
+    """Return method -> ``rates``, the same for every method."""
     return dict.fromkeys((*METHODS, "full"), rates)
 
 
 def june(
-    *, about: str, common: str, report: str, seeds: int, keeps: Sequence[float], merges: Sequence[int], steps: int
+    *,
+    about: str,
+    common: Settings,
+    batch: int,
+    report: Settings,
+    seeds: int,
+    keeps: Sequence[float],
+    merges: Sequence[int],
+    steps: int,
 ) -> Study[Cell]:
-    """The setting of the authors' logs: disjoint masks, sum, no warm-up, the code as it was.
+    """Return the study of the authors' logs: disjoint masks, sum, no warm-up, the code as it was.
 
     Args:
-        merges: Of those in the logs: after 10, 30 and 100 of 97 steps an epoch, the last therefore at its end.
-        steps: An epoch. The original counts one more.
+        batch: Examples in a batch of a worker; rates are in proportion to it.
+        merges: Which of the intervals in the logs: 10, 30 and 100 of 97 steps an epoch, the last therefore its end.
+        steps: Steps of an epoch. The original counts one more.
     """
-    (batch,) = (int(word.partition("=")[2]) for word in common.split() if word.startswith("regime.batch_size="))
     syncs = {merge: min(round(merge * steps / 97), steps + 1) for merge in merges}
     known = {
         Cell(run["method"], run["keep"], syncs[run["merge_steps"]]): run["lr"] * batch / 512
@@ -49,7 +66,7 @@ def june(
     return Study(
         name="june",
         about=about,
-        common=f"{_SUM} {_ORIGINAL} {common}",
+        common=_TWO_WORKERS | {"regime.merge": "sum"} | _ORIGINAL | {"regime.batch_size": batch} | common,
         methods=methods(0, "disjoint"),
         choose=None,
         rates={},
@@ -64,12 +81,21 @@ _FULL = Study(
     name="",
     about="The network, the epochs and the rates of the paper, in fp32; weights outside the mask stay. Which rate, "
     "held-out images say.",
-    common=f"{_MEAN} {_KEPT} model=resnet34 precision=fp32 regime.batch_size=512 regime.epochs=50 regime.warmup=5",
+    common=_TWO_WORKERS
+    | {
+        "regime.merge": "mean",
+        "model": "resnet34",
+        "precision": "fp32",
+        "regime.batch_size": 512,
+        "regime.epochs": 50,
+        "regime.warmup": 5,
+    }
+    | _KEPT,
     methods=methods(5),
-    choose="data.holdout=5000",
-    rates=every(0.8, 0.4, 0.2, 0.08, 0.04, 0.02),
+    choose={"data.holdout": 5000},
+    rates=same_rates(0.8, 0.4, 0.2, 0.08, 0.04, 0.02),
     sources=own(KEEPS, (100, 500, 2500)),
-    report="",
+    report={},
     seeds=range(5),
 )
 PROFILES: dict[str, Sequence[Study[Cell]]] = {
@@ -80,20 +106,30 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             "of the 50,000 training images, a fifth of the test images, 6 of 50 epochs. A run has 210 steps, and the "
             "intervals between merges are as many of them as the paper's are of its 4,850: 52, 10 and 2 merges. One "
             "epoch of six is dense, of the paper's one of ten.",
-            common=f"{_MEAN} {_KEPT} model=resnet18 precision=bf16 threads=1 device=cpu data.train_limit=2240 "
-            "regime.batch_size=64",
+            common=_TWO_WORKERS
+            | {
+                "regime.merge": "mean",
+                "model": "resnet18",
+                "precision": "bf16",
+                "threads": 1,
+                "device": "cpu",
+                "data.train_limit": 2240,
+                "regime.batch_size": 64,
+            }
+            | _KEPT,
             methods=methods(1),
-            choose="data.holdout=1000 regime.epochs=5 regime.warmup=0.5",
-            rates=every(0.01, 0.03, 0.1),
+            choose={"data.holdout": 1000, "regime.epochs": 5, "regime.warmup": 0.5},
+            rates=same_rates(0.01, 0.03, 0.1),
             sources=borrowed((4, 21, 105), 0.02, 35),
-            report="data.valid_limit=2000 regime.epochs=6 regime.warmup=0.6",
+            report={"data.valid_limit": 2000, "regime.epochs": 6, "regime.warmup": 0.6},
             seeds=range(3),
         ),
         june(
             about="A few cells of the setting of the authors' logs, with their network: a twenty-sixth of the images, "
             "6 of 50 epochs, batches of 64, and merges at the same shares of an epoch.",
-            common="model=resnet9 precision=bf16 threads=1 device=cpu data.train_limit=1920 regime.batch_size=64",
-            report="data.valid_limit=2000 regime.epochs=6 regime.warmup=0.6",
+            common={"model": "resnet9", "precision": "bf16", "threads": 1, "device": "cpu", "data.train_limit": 1920},
+            batch=64,
+            report={"data.valid_limit": 2000, "regime.epochs": 6, "regime.warmup": 0.6},
             seeds=1,
             keeps=(0.02,),
             merges=(10, 100),
@@ -105,15 +141,16 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             _FULL,
             about="The network and the epochs of the paper, in bf16; weights outside the mask stay. The rates are "
             "chosen at keep 0.02 and one interval.",
-            common=_FULL.common.replace("fp32", "bf16 device=cuda"),
-            rates=every(0.4, 0.2, 0.08, 0.02),
+            common=_FULL.common | {"precision": "bf16", "device": "cuda"},
+            rates=same_rates(0.4, 0.2, 0.08, 0.02),
             sources=borrowed((100, 500, 2500), 0.02, 500),
             seeds=range(3),
         ),
         june(
             about="The setting of the authors' logs at their rates, in bf16 where theirs is fp16.",
-            common="model=resnet9 precision=bf16 device=cuda regime.batch_size=512",
-            report="regime.epochs=50 regime.warmup=5",
+            common={"model": "resnet9", "precision": "bf16", "device": "cuda"},
+            batch=512,
+            report={"regime.epochs": 50, "regime.warmup": 5},
             seeds=3,
             keeps=KEEPS,
             merges=(10, 30, 100),
@@ -126,7 +163,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             _FULL,
             name="original",
             about="The same as the original code does it: every weight decays, random masks are disjoint.",
-            common=_FULL.common.replace(_KEPT, _ORIGINAL),
+            common=_FULL.common | _ORIGINAL,
         ),
     ],
 }

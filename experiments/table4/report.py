@@ -1,25 +1,40 @@
-"""Records to README.md and its pictures."""
+"""The report: README.md and its picture, made from the results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from experiments import rates
-from experiments.study import Result, Section
-from experiments.table4 import picture
-from experiments.table4.cells import LOGS, Cell
-from experiments.table4.findings import SCHEDULES, brief, findings, sizes
-from experiments.wording import MISSING, NAMES, agrees, rate, score, sentence, side_by_side, uncommitted
+from experiments.lib.findings import sentence
+from experiments.lib.learning_rates import chosen_on, rates_tried
+from experiments.lib.report import (
+    METHOD_NAMES,
+    MISSING,
+    about_logs,
+    rate,
+    score,
+    section_name,
+    side_by_side,
+    uncommitted,
+    write_readme,
+)
+from experiments.lib.results import Result, Section
+from experiments.lib.settings import agrees
+from experiments.table4.cells import Cell, Variant
+from experiments.table4.findings import SCHEDULE_NAMES, findings, sizes, variant_name
+from experiments.table4.plot import draw
+from experiments.table4.profiles import LOGS
+from fishexp.report.group import settings_of
 from fishexp.report.plot import save
-from fishexp.report.table import aligned
+from fishexp.system.text_table import markdown_table
 
-Logs: TypeAlias = Mapping[tuple[str, float, str], float]  # (method, keep, schedule) -> accuracy
+# (method, keep, schedule) -> accuracy
+Logs: TypeAlias = Mapping[tuple[str, float, str], float]
 
 _INTRO = """# Table 4: every epoch kept as a checkpoint
 
-Made by [table4.py](table4.py) from [records.jsonl](records.jsonl). A ResNet is trained from scratch on CIFAR-10 while
-only `keep` of its weights may move: those of one fixed mask, or of a new mask every epoch. A checkpoint is what an
-epoch changed.
+Made by `python -m experiments table4` from [records.jsonl](records.jsonl). A ResNet is trained from scratch on
+CIFAR-10 while only `keep` of its weights may move: those of one fixed mask, or of a new mask every epoch. A checkpoint
+is what an epoch changed.
 
 ```bash
 make table4 PROFILE=cpu DRY=1    # how many runs, hours and gigabytes; runs nothing
@@ -31,30 +46,36 @@ of its file, on average, moved BatchNorm statistics included; the model that tra
 them."""
 
 
-def write(home: Path, sections: Sequence[Section[Cell]]) -> None:
-    """README.md and a picture for each profile that has results; nothing where none has."""
-    shown = [one for one in sections if any(result.group or result.tried for result in one.results)]
-    parts = [_INTRO]
-    for one in shown:
-        parts += [f"## Profile {one.profile}", one.study.about, _settings(one)]
-        if fig := picture.draw(one):
-            save(fig, home / f"{one.profile}.png")
-            parts.append(f"![Accuracy against bytes of a checkpoint]({one.profile}.png)")
-        parts += [*_tables(one), *_rates(one)]
-    if shown:
-        (home / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
+    """Write README.md and a picture for each profile that has results; nothing where none has."""
+    write_readme(folder, _INTRO, sections, _parts)
 
 
-def _tables(one: Section[Cell]) -> list[str]:
-    """One for each variant, and what it says."""
-    parts, variants = [], _variants(one)
+def _parts(section: Section[Cell], folder: Path) -> list[str]:
+    """Return the paragraphs, tables and headings of a section; write its picture."""
+    parts = [f"## Profile {section.profile}", section.study.about, _settings(section)]
+    if fig := draw(section):
+        picture = f"{section_name(section)}.png"
+        save(fig, folder / picture)
+        parts.append(f"![Accuracy against bytes of a checkpoint]({picture})")
+    return [*parts, *_tables(section), *_rates(section)]
+
+
+def _tables(section: Section[Cell]) -> list[str]:
+    """Make a table for each variant, and of dense training below the first; say what they show."""
+    parts, variants = [], _variants(section)
+    dense = [result for result in section.results if result.cell.method == "full"]
     for variant in variants:
-        parts += [f"### {brief(variant)}"] if len(variants) > 1 else []
-        results = [result for result in one.results if result.cell.variant == variant or result.cell.method == "full"]
-        parts += [_table(results, _logs(one, variant)), " ".join(findings(results, len(one.study.seeds)))]
-    parts += uncommitted(one.results)
-    if any(_logs(one, variant) for variant in variants):
-        return [*parts, f"Their logs: {LOGS['what']} They are in [authors_logs.json](authors_logs.json)."]
+        masked = [result for result in section.results if result.cell.variant == variant and result not in dense]
+        parts += [f"### {variant_name(variant)}"] if len(variants) > 1 else []
+        parts.append(_table(masked, _logs(section, variant.decay)))
+        if variant == variants[0]:
+            # with no weights outside the mask, dense training is in the setting of the logs whatever becomes of those
+            parts.append(_dense_table(dense, _logs(section, LOGS["settings"]["decay"])))
+        parts.append(" ".join(findings([*masked, *dense], len(section.study.seeds))))
+    parts += uncommitted(section.results)
+    if any(_logs(section, variant.decay) for variant in variants):
+        return [*parts, about_logs(LOGS)]
     return [
         *parts,
         "The runs of the [authors' logs](authors_logs.json) had other settings (ResNet-9, 100 epochs, batches of 512, "
@@ -62,20 +83,20 @@ def _tables(one: Section[Cell]) -> list[str]:
     ]
 
 
-def _variants(one: Section[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell.variant for cell in one.study.cells))
+def _variants(section: Section[Cell]) -> list[Variant]:
+    return list(dict.fromkeys(cell.variant for cell in section.study.cells))
 
 
-def _logs(one: Section[Cell], variant: str) -> Logs:
-    """The authors' logs; empty where a setting is not theirs."""
-    if not agrees(LOGS["settings"], one.in_table | {"decay": variant.split()[0].removeprefix("decay=")}):
+def _logs(section: Section[Cell], decay: str) -> Logs:
+    """Return the authors' logs; empty where a setting is not theirs."""
+    if not agrees(LOGS["settings"], settings_of({"config": section.in_table}) | {"decay": decay}):
         return {}
-    return {(line["method"], line["keep"], line["mask"]): line["accuracy"] for line in LOGS["runs"]}
+    return {(run["method"], run["keep"], run["mask"]): run["accuracy"] for run in LOGS["runs"]}
 
 
-def _settings(one: Section[Cell]) -> str:
-    """What was run, beside the original."""
-    run, regime = one.in_table, one.in_table["regime"]
+def _settings(section: Section[Cell]) -> str:
+    """Make the table of what was run beside the original."""
+    run, regime = section.in_table, section.in_table["regime"]
     rows = {
         "network": (f"{run['model']['name']}, {run['precision']}", "resnet34, fp32 (in their logs resnet9, fp16)"),
         "training images": (f"{run['data']['train_limit'] or 50_000:,}", "50,000"),
@@ -87,38 +108,38 @@ def _settings(one: Section[Cell]) -> str:
             "5 epochs (5%)",
         ),
         "images that FISH scores": (f"{run['method']['samples']:,}", "1,024"),
-        "weights outside the mask": ("; ".join(map(brief, _variants(one))), "decay all the same"),
-        "rate chosen on": (rates.chosen_on(one, "images"), "the test images, as far as their code shows"),
-        "seeds": (str(len(one.study.seeds)), "5 (in their logs 1)"),
+        "weights outside the mask": ("; ".join(map(variant_name, _variants(section))), "decay all the same"),
+        "rate chosen on": (chosen_on(section, "images"), "the test images, as far as their code shows"),
+        "seeds": (str(len(section.study.seeds)), "5 (in their logs 1)"),
     }
     return side_by_side(rows)
 
 
-def _rates(one: Section[Cell]) -> list[str]:
-    """The learning rates tried and the one taken."""
-    if one.chosen is None:
+def _rates(section: Section[Cell]) -> list[str]:
+    """Say which learning rates were tried and which taken."""
+    if section.chosen is None:
         return [
             "Learning rates are the best of the authors' logs, which they found with every weight decaying: "
-            f"nobody tuned the others. {_shared(one.results)}".rstrip()
+            f"nobody tuned the others. {_shared(section.results)}".rstrip()
         ]
-    several = len(_variants(one)) > 1
+    several = len(_variants(section)) > 1
 
     def columns(cell: Cell) -> dict[str, str]:
         found = {"method": cell.method, "keep": f"{cell.keep:g}"}
-        found["mask"] = SCHEDULES[cell.schedule] if cell.method != "full" else ""
-        return found | ({"weights outside the mask": brief(cell.variant)} if several else {})
+        found["mask"] = SCHEDULE_NAMES[cell.schedule] if cell.method != "full" else ""
+        return found | ({"weights outside the mask": variant_name(cell.variant)} if several else {})
 
-    return rates.paragraphs(
-        one,
-        score=f"Accuracy in % on {rates.chosen_on(one, 'images')}",
+    return rates_tried(
+        section,
+        score=f"Accuracy in % on {chosen_on(section, 'images')}",
         columns=columns,
-        name=lambda cell: f"{NAMES[cell.method]}{f' at {cell.keep:g}' if cell.method != 'full' else ''}",
-        shared=_shared(one.results),
+        name=lambda cell: f"{METHOD_NAMES[cell.method]}{f' at {cell.keep:g}' if cell.method != 'full' else ''}",
+        shared=_shared(section.results),
     )
 
 
 def _shared(results: Sequence[Result[Cell]]) -> str:
-    """Which cells take the rate of others."""
+    """Say which cells take the rate of others; empty if none does."""
     keeps = {result.cell.keep: result.source.keep for result in results if result.cell.keep != result.source.keep}
     texts = [f"keep {keep:g} takes the rate of {other:g}" for keep, other in keeps.items()]
     if any(result.cell.schedule != result.source.schedule for result in results):
@@ -127,36 +148,34 @@ def _shared(results: Sequence[Result[Cell]]) -> str:
 
 
 def _table(results: Sequence[Result[Cell]], logs: Logs) -> str:
-    """A row for each keep and schedule; dense training last."""
-    columns: dict[str, list[str]] = {"keep": [], "mask": []}
+    """Make the table with a row for each keep and schedule, and the methods side by side."""
     by_cell = {(result.cell.method, result.cell.keep, result.cell.schedule): result for result in results}
-    rows = dict.fromkeys((keep, schedule) for method, keep, schedule in by_cell if method != "full")
-    methods = [method for method in ("fish", "random") if any(key[0] == method for key in by_cell)]
-    for keep, schedule in rows:
-        columns["keep"].append(f"{keep:g}")
-        columns["mask"].append("fixed" if schedule == "fixed" else "every epoch")
-        for method in methods:
-            _add(columns, method, by_cell[method, keep, schedule], logs)
-    columns["keep"].append("1")
-    columns["mask"].append("none: dense")
-    for method in methods:
-        _add(columns, method, by_cell["full", 1.0, "fixed"], logs)
-    return aligned(columns, left=("mask",))
-
-
-def _add(columns: dict[str, list[str]], method: str, result: Result[Cell], logs: Logs) -> None:
-    """What is known of a cell, to the columns of ``method``."""
-    cells = {
-        "%": score(result),
-        "lr": rate(result),
-        "MB": MISSING,
-        "of dense": MISSING,
+    rows = dict.fromkeys((keep, schedule) for _, keep, schedule in by_cell)
+    columns = {
+        "keep": [f"{keep:g}" for keep, _ in rows],
+        "mask": ["fixed" if schedule == "fixed" else "every epoch" for _, schedule in rows],
     }
-    if result.group:
-        size, whole = sizes(result.group)
-        cells |= {"MB": f"{size / 1e6:.2f}", "of dense": f"{size / whole:.2%}"}
-    if logs:
-        logged = logs.get((result.cell.method, result.cell.keep, result.cell.schedule))
-        cells["% in their log"] = "–" if logged is None else f"{logged:.1f}"
-    for header, cell in cells.items():
-        columns.setdefault(f"{NAMES[method]}: {header}", []).append(cell)
+    for method in dict.fromkeys(method for method, _, _ in by_cell):
+        columns |= _columns(method, [by_cell[method, keep, schedule] for keep, schedule in rows], logs)
+    return markdown_table(columns, left=("mask",))
+
+
+def _dense_table(results: Sequence[Result[Cell]], logs: Logs) -> str:
+    """Make the table of dense training, whose single cell has no mask."""
+    return markdown_table(_columns("full", results, logs), left=())
+
+
+def _columns(method: str, results: Sequence[Result[Cell]], logs: Logs) -> dict[str, list[str]]:
+    """Return header -> entries of the results of ``method``."""
+    columns: dict[str, list[str]] = {}
+    for result in results:
+        entries = {"%": score(result), "lr": rate(result), "MB": MISSING, "of dense": MISSING}
+        if result.group:
+            size, whole = sizes(result.group)
+            entries |= {"MB": f"{size / 1e6:.2f}", "of dense": f"{size / whole:.2%}"}
+        if logs:
+            logged = logs.get((result.cell.method, result.cell.keep, result.cell.schedule))
+            entries["% in their log"] = "–" if logged is None else f"{logged:.1f}"
+        for header, entry in entries.items():
+            columns.setdefault(f"{METHOD_NAMES[method]}: {header}", []).append(entry)
+    return columns

@@ -1,15 +1,18 @@
-"""Made-up records of a table's runs, and what a report says of them."""
+"""Made-up records of an experiment's runs, and what its report says of them."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.study import C, Study
+from experiments.lib.settings import Settings
+from experiments.lib.study import C, Study
+
+_GROUPS = ("data", "model", "method", "regime")
 
 
 def line(
-    told: Sequence[str],
+    settings: Settings,
     score: float | None,
     *,
     seed: int = 0,
@@ -17,26 +20,24 @@ def line(
     metrics: Mapping[str, float | None] | None = None,
     **sizes: int,
 ) -> dict[str, Any]:
-    """A record of a run that was told ``told``; its run_id stands for its settings.
+    """Make up the record of a run with ``settings``; its run_id stands for its settings.
 
     Args:
         score: Its accuracy, the headline metric unless there are ``metrics``.
         sizes: Entries of its bytes.
     """
-    groups: dict[str, Any] = {key: {} for key in ("data", "model", "method", "regime")} | {"keep": None, "seed": seed}
-    groups["data"]["holdout"] = 0
-    for word in told:
-        key, _, text = word.partition("=")
+    config: dict[str, Any] = {group: {} for group in _GROUPS} | {"keep": None, "seed": seed}
+    config["data"]["holdout"] = 0
+    for key, value in settings.items():
         group, _, last = key.partition(".")
-        value = _value(text)
-        if group in ("data", "model", "method", "regime"):
-            groups[group][last or "name"] = value
+        if group in _GROUPS:
+            config[group][last or "name"] = value
         elif key != "seed":
-            groups[key] = value
-    metric = "accuracy_holdout" if groups["data"]["holdout"] else "accuracy"
+            config[key] = value
+    metric = "accuracy_holdout" if config["data"]["holdout"] else "accuracy"
     return {
-        "run_id": json.dumps(groups, sort_keys=True),
-        "config": groups,
+        "run_id": json.dumps(config, sort_keys=True),
+        "config": config,
         "status": status,
         "kept": 100,
         "total": 1000,
@@ -47,38 +48,43 @@ def line(
     }
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def chosen(study: Study[C], cell: C, scores: Mapping[float, float | None], **more: Any) -> list[dict[str, Any]]:
-    """Held-out runs of ``cell``: learning rate -> accuracy."""
-    choose = study.choose or ""
-    told = {lr: study.overrides(cell, choose, f"regime.lr={lr:g}") for lr in scores}
-    return [line(told[lr], score, **more) for lr, score in scores.items()]
+    """Make up held-out runs of ``cell``: learning rate -> accuracy."""
+    settings = {lr: study.settings(cell, study.choose or {}, {"regime.lr": lr}) for lr in scores}
+    return [line(settings[lr], score, **more) for lr, score in scores.items()]
 
 
 def reported(study: Study[C], cell: C, lr: float, scores: Sequence[float], **more: Any) -> list[dict[str, Any]]:
-    """Runs of the table, one for each seed."""
-    told = study.overrides(cell, study.report, f"regime.lr={lr:g}")
-    return [line(told, score, seed=seed, **more) for seed, score in enumerate(scores)]
+    """Make up runs of the table, one for each seed."""
+    settings = study.settings(cell, study.report, {"regime.lr": lr})
+    return [line(settings, score, seed=seed, **more) for seed, score in enumerate(scores)]
 
 
-def noted(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
-    """A file of these records."""
-    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+def write_records(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
+    """Write these records to a file."""
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / "records.jsonl"
 
 
 def rows(text: str, title: str) -> list[list[str]]:
-    """The first table after ``title``."""
-    table = next(part for part in text.partition(title)[2].split("\n\n") if part.strip().startswith("|")).strip()
+    """Return the cells of the first table after ``title``."""
+    return _cells(_tables(text.partition(title)[2])[0])
+
+
+def figures(text: str, title: str, index: int = 0) -> list[list[str]]:
+    """Return the cells of a table of scores below ``title``; the first is the one behind the table of settings."""
+    tables = _tables(text.partition(title)[2].partition("| seeds ")[2].partition("\n")[2])
+    return _cells(tables[index])
+
+
+def _tables(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip().startswith("|")]
+
+
+def _cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
 
 
 def words(text: str) -> set[str]:
-    """``text`` without its order."""
+    """Return the words of ``text`` without their order."""
     return set(text.split())

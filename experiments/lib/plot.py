@@ -1,34 +1,37 @@
-"""Accuracy against bytes."""
+"""A picture of score against bytes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.wording import NAMES
+from experiments.lib.report import METHOD_NAMES
 from fishexp.report.group import Group
 from fishexp.report.panels import GRID, QUIET, STYLE, Series, canvas
 from fishexp.report.plot import COLOURS
 
-Size = Callable[[Group], float]  # bytes
+# group -> bytes
+Size: TypeAlias = Callable[[Group], float]
 
 # line, marker, whether that is filled
 LOOKS: Sequence[tuple[Any, str, bool]] = (("-", "o", True), ((0, (4, 2)), "s", False), ((0, (1, 1.5)), "^", True))
-_TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]  # MB
-_MANY = 9  # ticks with room for their labels
+# MB
+_TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+# number of ticks with room for their labels
+_MANY = 9
 
 
 @dataclass(frozen=True)
 class Line:
-    """Groups of one method.
+    """Hold groups of the same method, which a line joins.
 
     Attributes:
-        detail: What else they have in common; may be empty.
+        detail: Text on what else they have in common; may be empty.
         look: Index of ``LOOKS``.
-        groups: Those with a mean.
+        groups: Groups that have a mean.
     """
 
     method: str
@@ -37,12 +40,12 @@ class Line:
     groups: list[Group]
 
 
-def draw(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]) -> Figure | None:
-    """A line for each of ``lines`` over the logarithm of ``size``; None if they hold no two groups.
+def draw_score_against_bytes(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]) -> Figure | None:
+    """Draw each of ``lines`` over the logarithm of ``size``; None if they hold no two groups.
 
     Args:
-        size: Of a group.
-        title: Behind data set and model.
+        size: Group -> its bytes.
+        title: Words of the title behind data set and model.
     """
     if sum(len(line.groups) for line in lines) < 2:
         return None
@@ -67,6 +70,7 @@ def _figure(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]
 
 
 def _ticks(axes: Axes) -> None:
+    """Label the horizontal axis in MB."""
     low, high = axes.get_xlim()
     ticks = [tick for tick in _TICKS if low <= tick * 1e6 <= high]
     if len(ticks) > _MANY:
@@ -76,6 +80,7 @@ def _ticks(axes: Axes) -> None:
 
 
 def _line(axes: Axes, line: Line, size: Size) -> None:
+    """Draw a line; a single group of dense training gets a horizontal line across the picture as well."""
     style, marker, filled = LOOKS[line.look]
     groups, colour = sorted(line.groups, key=size), COLOURS[line.method]
     if line.method == "full" and len(groups) == 1:
@@ -84,7 +89,7 @@ def _line(axes: Axes, line: Line, size: Size) -> None:
         [size(group) for group in groups],
         [group.mean or 0 for group in groups],
         [group.std or 0 for group in groups],
-        label=NAMES[line.method] + (f", {line.detail}" if line.detail else ""),
+        label=METHOD_NAMES[line.method] + (f", {line.detail}" if line.detail else ""),
         color=colour,
         linestyle=style,
         marker=marker,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
-from experiments.sweep import Command, composed
+from experiments.lib import sweep
+from experiments.lib.plan import Command
+from experiments.lib.settings import composed_runs
 from fishexp.run import record
 from fishexp.run.settings import run_id
 
@@ -25,15 +26,15 @@ class Runner:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
         self.records, self.calls = records, []
-        self.status: Callable[[list[str]], int] = lambda told: 0
+        self.status: Callable[[list[str]], int] = lambda overrides: 0
         monkeypatch.setattr(sweep, "_call", self)
 
     def __call__(self, command: list[str]) -> int:
-        told = command[command.index("-m", 2) + 1 :]
-        self.calls.append(told[3:])
-        status = self.status(told[3:])
+        overrides = command[command.index("-m", 2) + 1 :]
+        self.calls.append(overrides[3:])
+        status = self.status(overrides[3:])
         if status == 0:
-            for run in composed(tuple(told[3:])):
+            for run in composed_runs(tuple(overrides[3:])):
                 done = {"run_id": run_id(run), "status": "finished", "config": run, "metrics": {"accuracy": 1}}
                 record.append(self.records, json.dumps(done))
         return status
@@ -57,21 +58,21 @@ def go(runner: Runner, plan: list[Command]) -> int:
 
 def test_finished_runs_are_skipped_and_the_others_run_in_order(runner: Runner) -> None:
     assert go(runner, commands("0,1", "2")) == 0
-    assert [told[-1] for told in runner.calls] == ["seed=0,1", "seed=2"]
+    assert [overrides[-1] for overrides in runner.calls] == ["seed=0,1", "seed=2"]
     assert go(runner, commands("3", "1", "0,1,4")) == 0
-    assert [told[-1] for told in runner.calls[2:]] == ["seed=3", "seed=0,1,4"]
+    assert [overrides[-1] for overrides in runner.calls[2:]] == ["seed=3", "seed=0,1,4"]
 
 
 def test_a_run_that_fails_or_goes_on_elsewhere_is_tried_once(runner: Runner, capsys) -> None:
-    runner.status = lambda told: 1 if told[-1] == "seed=0" else 0
+    runner.status = lambda overrides: 1 if overrides[-1] == "seed=0" else 0
     assert go(runner, commands("0", "1")) == 1
-    assert [told[-1] for told in runner.calls] == ["seed=0", "seed=1"]
+    assert [overrides[-1] for overrides in runner.calls] == ["seed=0", "seed=1"]
     assert "1 run is not done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("status", "ended"), [(2, 2), (130, 130), (-9, 137)])
 def test_mistakes_and_signals_end_the_sweep(runner: Runner, status: int, ended: int) -> None:
-    runner.status = lambda told: status
+    runner.status = lambda overrides: status
     assert go(runner, commands("0", "1")) == ended
     assert len(runner.calls) == 1
 
@@ -84,7 +85,7 @@ def test_the_plan_is_asked_again_after_every_command(runner: Runner) -> None:
         return [*commands("0"), Command("table", (*DIGITS, f"seed={1 if waits else 2}"), waits=waits)]
 
     assert sweep.carry_out(plan, "python", "outputs", runner.records) == 0
-    assert [told[-1] for told in runner.calls] == ["seed=0", "seed=2"]
+    assert [overrides[-1] for overrides in runner.calls] == ["seed=0", "seed=2"]
     never = [*commands("0"), replace(commands("0")[0], waits=True)]
     assert go(runner, never) == 1  # done, but it still waits
     assert len(runner.calls) == 2
@@ -113,8 +114,8 @@ def test_a_sweep_that_writes_tracked_records_stays_clean(tmp_path: Path, monkeyp
         file.parent.mkdir(parents=True)
         file.write_text("1\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for told in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *told], check=True)
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
     monkeypatch.setattr(record, "__file__", str(files[0]))
     commits = []
     for file in reversed(files):

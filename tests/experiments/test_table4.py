@@ -12,32 +12,39 @@ import numpy as np
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from experiments import costs, study, sweep
-from experiments.command import sections
-from experiments.study import Result, Section
-from experiments.sweep import composed
-from experiments.table4 import cells, dry, findings, picture, report, table4
-from experiments.table4.cells import Cell
+from experiments import table4
+from experiments.__main__ import HOME, main
+from experiments.lib import costs, sweep
+from experiments.lib.experiment import run_experiment, sections
+from experiments.lib.plan import plan
+from experiments.lib.records import recorded_runs
+from experiments.lib.results import Result, Section, result_of, section_of
+from experiments.lib.settings import Settings, as_overrides, composed_run
+from experiments.table4.cells import ALL, KEPT, ORIGINAL, Cell
+from experiments.table4.costs import Cost, cost_of
+from experiments.table4.findings import findings
+from experiments.table4.plot import draw
+from experiments.table4.profiles import PROFILES
 from fishexp.errors import FishexpError
 from fishexp.run import config, record
 from fishexp.run.settings import run_id
 from tests.support.cli import fishexp
-from tests.support.tables import chosen, line, noted, reported, rows, words
+from tests.support.tables import chosen, figures, line, reported, rows, words, write_records
 
-CPU, GPU = cells.PROFILES["cpu"][0], cells.PROFILES["gpu"][0]
-FISH = Cell("fish", 0.005, "fixed", cells.KEPT)
-RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", cells.KEPT)
+CPU, GPU = PROFILES["cpu"][0], PROFILES["gpu"][0]
+FISH = Cell("fish", 0.005, "fixed", KEPT)
+RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", KEPT)
 EVERY = replace(FISH, schedule="every_epoch")
 
 
 @pytest.fixture
 def write(tmp_path: Path):
-    return lambda lines: noted(tmp_path, lines)
+    return lambda lines: write_records(tmp_path, lines)
 
 
 @pytest.fixture
 def result(write):
-    return lambda lines, cell, profile=CPU: study.result(profile, cell, sweep.on_record(write(lines)))
+    return lambda lines, cell, profile=CPU: result_of(profile, cell, recorded_runs(write(lines)))
 
 
 RATES = {0.02: 0.4, 0.08: 0.39, 0.32: 0.2}
@@ -48,44 +55,44 @@ COMMON += "regime.keyframe_every=1000 data.train_limit=10000 regime.batch_size=1
 def test_the_runs_of_the_cpu_profile(write) -> None:
     """Word for word, as the identity of runs on record hangs on them."""
     rates = {0.02: 0.3, 0.08: 0.5, 0.32: 0.4}
-    path = write([one for cell in set(CPU.sources.values()) for one in chosen(CPU, cell, rates)])
-    plan = list(study.plan([CPU], path))
-    choices = [command for command in plan if command.step == "rates"]
+    path = write([run for cell in set(CPU.sources.values()) for run in chosen(CPU, cell, rates)])
+    commands = list(plan([CPU], path))
+    choices = [command for command in commands if command.step == "rates"]
     wanted = [
         f"method={method} keep={keep}" for keep in (0.005, 0.1) for method in ("fish method.samples=256", "random")
     ]
-    told = "seed=0 regime.mask=fixed data.holdout=2000 regime.epochs=4 regime.warmup=0.2 regime.lr=0.02,0.08,0.32"
+    further = "seed=0 regime.mask=fixed data.holdout=2000 regime.epochs=4 regime.warmup=0.2 regime.lr=0.02,0.08,0.32"
     assert [set(command.overrides) for command in choices] == [
-        words(f"{COMMON} {told} {method}") for method in (*wanted, "method=full")
+        words(f"{COMMON} {further} {method}") for method in (*wanted, "method=full")
     ]
-    table = [command for command in plan if command.step == "table"]
+    table = [command for command in commands if command.step == "table"]
     assert len(table) == 5 * 17
-    assert not any(command.waits for command in plan)
-    told = "regime.lr=0.08 data.valid_limit=5000 regime.epochs=6 regime.warmup=0.3"
+    assert not any(command.waits for command in commands)
+    further = "regime.lr=0.08 data.valid_limit=5000 regime.epochs=6 regime.warmup=0.3"
     for seed in range(5):
         of_seed = [frozenset(command.overrides) for command in table[17 * seed : 17 * seed + 17]]
         assert set(of_seed) == {
-            frozenset(words(f"{COMMON} {told} seed={seed} {method} regime.mask={mask}"))
+            frozenset(words(f"{COMMON} {further} seed={seed} {method} regime.mask={mask}"))
             for mask in ("fixed", "every_epoch")
             for method in (
                 *(f"method=fish method.samples=256 keep={keep}" for keep in (0.005, 0.02, 0.1, 0.25)),
                 *(f"method=random keep={keep}" for keep in (0.005, 0.02, 0.1, 0.25)),
             )
-        } | {frozenset(words(f"{COMMON} {told} seed={seed} method=full regime.mask=fixed"))}
+        } | {frozenset(words(f"{COMMON} {further} seed={seed} method=full regime.mask=fixed"))}
 
 
-@pytest.mark.parametrize("name", cells.PROFILES)
+@pytest.mark.parametrize("name", PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
     """The kinds differ in method, schedule and variant; a keep is a keep."""
-    (profile,) = cells.PROFILES[name]
+    (profile,) = PROFILES[name]
     config.register_resolvers()
     ids = set()
     some = [cell for cell in profile.cells if cell.keep in (0.005, 1)]
     for cell in some:
-        steps = [(profile.report, "seed=1")] + ([(profile.choose, "seed=0")] if profile.choose else [])
+        steps = [(profile.report, {"seed": 1})] + ([(profile.choose, {"seed": 0})] if profile.choose else [])
         for step, seed in steps:
-            told = profile.overrides(cell, step, seed, "regime.lr=0.1")
-            (run,) = config.check_command_line(get_args_parser().parse_args(["-m", *told]))
+            overrides = as_overrides(profile.settings(cell, step, seed, {"regime.lr": 0.1}))
+            (run,) = config.check_command_line(get_args_parser().parse_args(["-m", *overrides]))
             assert run["regime"]["name"] == "checkpointing"
             assert (run["keep"], run["regime"]["mask"]) == (None if cell.method == "full" else 0.005, cell.schedule)
             assert run["regime"]["warmup"] / run["regime"]["epochs"] == pytest.approx(0.05)
@@ -96,8 +103,8 @@ def test_every_kind_of_command_can_be_composed(name: str) -> None:
 def test_variants_of_what_cannot_vary_do_not_run_twice() -> None:
     every = GPU.cells
     assert len(every) == len(set(every)) == 3 * 8 + 2 * 8 + 1
-    assert {cell.variant for cell in every if cell.method == "random"} == {cells.KEPT, cells.ALL}
-    assert [cell.variant for cell in every if cell.method == "full"] == [cells.KEPT]
+    assert {cell.variant for cell in every if cell.method == "random"} == {KEPT, ALL}
+    assert [cell.variant for cell in every if cell.method == "full"] == [KEPT]
 
 
 def test_the_best_rate_on_held_out_images_is_taken(result) -> None:
@@ -137,26 +144,28 @@ def test_a_rate_that_diverged_counts_as_tried(result) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["data.holdout=1000", "data.holdout=0", "regime.epochs=5", "data.train_limit=20000", "decay=all", "compat=fish",
-     "regime.mask=every_epoch", "keep=0.006", "model=resnet34", "method.samples=1024", "threads=2"],
+    [{"data.holdout": 1000}, {"data.holdout": 0}, {"regime.epochs": 5}, {"data.train_limit": 20000}, {"decay": "all"},
+     {"compat": "fish"}, {"regime.mask": "every_epoch"}, {"keep": 0.006}, {"model": "resnet34"},
+     {"method.samples": 1024}, {"threads": 2}],
+    ids=str,
 )  # fmt: skip
-def test_runs_with_other_settings_choose_nothing(result, other: str) -> None:
+def test_runs_with_other_settings_choose_nothing(result, other: Settings) -> None:
     lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39})
-    told = (*CPU.overrides(FISH, CPU.choose or "", "regime.lr=0.32"), other)
-    assert result([*lines, line(told, 0.9)], FISH).lr is None
+    settings = CPU.settings(FISH, CPU.choose or {}, {"regime.lr": 0.32}) | other
+    assert result([*lines, line(settings, 0.9)], FISH).lr is None
 
 
 def test_the_table_waits_for_the_rates_and_takes_none_of_their_runs(result, write) -> None:
     """In the profile `paper` the two kinds of runs differ in the images held out alone."""
-    paper = replace(cells.PROFILES["paper"][0], rates={"fish": (0.4,), "random": (0.4,), "full": (0.4,)})
+    paper = replace(PROFILES["paper"][0], rates={"fish": (0.4,), "random": (0.4,), "full": (0.4,)})
     of_fish = write(chosen(paper, FISH, {0.4: 0.7}))
     waiting = {
         command.waits
-        for command in study.plan([paper], of_fish)
+        for command in plan([paper], of_fish)
         if words("method=fish keep=0.005 decay=kept regime.mask=fixed") <= set(command.overrides)
     }
     assert waiting == {False}
-    others = [command for command in study.plan([paper], of_fish) if "method=random" in command.overrides]
+    others = [command for command in plan([paper], of_fish) if "method=random" in command.overrides]
     assert {(command.step, command.waits) for command in others} == {("rates", False), ("table", True)}
     assert result(chosen(paper, FISH, {0.4: 0.7}), FISH, paper).group is None
     found = result([*chosen(paper, FISH, {0.4: 0.7}), *reported(paper, FISH, 0.4, [0.6])], FISH, paper)
@@ -171,29 +180,34 @@ def test_a_run_that_failed_and_then_finished_is_no_failure(result) -> None:
 
 def test_records_that_differ_in_more_than_was_told_are_refused(result) -> None:
     lines = chosen(CPU, FISH, {0.02: 0.4, 0.08: 0.39, 0.32: 0.2})
-    told = (*CPU.overrides(FISH, CPU.choose or "", "regime.lr=0.02"), "regime.momentum=reset")
+    settings = CPU.settings(FISH, CPU.choose or {}, {"regime.lr": 0.02}) | {"regime.momentum": "reset"}
     with pytest.raises(FishexpError, match=r"differ in regime\.momentum"):
-        result([*lines, line(told, 0.9)], FISH)
+        result([*lines, line(settings, 0.9)], FISH)
 
 
 def test_rates_of_the_logs_for_every_cell_of_the_gpu_profile(result) -> None:
     rates = {cell: result([], cell, GPU).lr for cell in GPU.cells}
     assert rates[FULL] == 0.4
     assert rates[FISH] == 0.02
-    assert (
-        rates[replace(FISH, schedule="every_epoch")] == rates[replace(FISH, schedule="every_epoch", variant=cells.ALL)]
-    )
+    assert rates[replace(FISH, schedule="every_epoch")] == rates[replace(FISH, schedule="every_epoch", variant=ALL)]
     assert rates[replace(FISH, keep=0.25)] == rates[replace(FISH, keep=0.1)] == 0.04
     assert set(rates.values()) == {0.02, 0.04, 0.08, 0.2, 0.4}
 
 
 TINY = replace(
     CPU,
-    common="data=digits model=resnet8 data.train_limit=128 device=cpu threads=1 regime=checkpointing",
-    methods={"fish": "method.samples=16"},
-    choose="data.holdout=64 regime.epochs=1",
+    common={
+        "data": "digits",
+        "model": "resnet8",
+        "data.train_limit": 128,
+        "device": "cpu",
+        "threads": 1,
+        "regime": "checkpointing",
+    },
+    methods={"fish": {"method.samples": 16}},
+    choose={"data.holdout": 64, "regime.epochs": 1},
     sources={FISH: FISH, EVERY: FISH, FULL: FULL},
-    report="data.valid_limit=64 regime.epochs=2",
+    report={"data.valid_limit": 64, "regime.epochs": 2},
     rates={"fish": (0.1, 0.3), "full": (0.1, 0.3)},
     seeds=(0,),
 )
@@ -208,24 +222,24 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
         return fishexp(*command[3:]).status
 
     monkeypatch.setattr(sweep, "_call", call)
-    monkeypatch.setattr(table4, "PROFILES", {"tiny": [TINY]})
-    arguments: Any = ({"PROFILE": "tiny", "PYTHON": "py"}, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
-    assert table4.main(*arguments) == 0
+    experiment, environment = replace(table4.EXPERIMENT, profiles={"tiny": [TINY]}), {"PROFILE": "tiny", "PYTHON": "py"}
+    arguments: Any = (experiment, environment, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
+    assert run_experiment(*arguments) == 0
     assert {command[:3] for command in calls} == {("py", "-m", "fishexp")}
     assert len(calls) == 2 + 3  # FISH and dense have a rate chosen; they and FISH with new masks run
     lines = list(record.read(tmp_path / "records.jsonl"))
-    assert [one["status"] for one in lines] == ["finished"] * 7
-    held_out = [one for one in lines if one["config"]["data"]["holdout"]]
+    assert [run["status"] for run in lines] == ["finished"] * 7
+    held_out = [run for run in lines if run["config"]["data"]["holdout"]]
     for method in ("fish", "full"):
-        of = [one for one in held_out if one["method"] == method]
-        best = max(of, key=lambda one: (one["metrics"]["accuracy_holdout"], -one["config"]["regime"]["lr"]))
-        ran = {one["config"]["regime"]["lr"] for one in lines if one["method"] == method and one not in held_out}
+        runs = [run for run in held_out if run["method"] == method]
+        best = max(runs, key=lambda run: (run["metrics"]["accuracy_holdout"], -run["config"]["regime"]["lr"]))
+        ran = {run["config"]["regime"]["lr"] for run in lines if run["method"] == method and run not in held_out}
         assert ran == {best["config"]["regime"]["lr"]}
     text = (tmp_path / "README.md").read_text()
     assert "missing" not in text
     assert "3 of the 3 runs of this table are on record" in text
     assert (tmp_path / "tiny.png").stat().st_size > 10_000
-    assert table4.main(*arguments) == 0
+    assert run_experiment(*arguments) == 0
     assert len(calls) == 5
     assert (tmp_path / "README.md").read_text() == text
 
@@ -236,12 +250,12 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
     some = {cell: source for cell, source in CPU.sources.items() if cell.keep in (0.005, 0.1, 1)}
-    monkeypatch.setattr(table4, "PROFILES", {"cpu": [replace(CPU, sources=some, seeds=(0,))]})
-    told = CPU.overrides(FISH, CPU.choose or "", "seed=0", "regime.lr=0.08")
-    (run,) = composed(told)
+    smaller = replace(table4.EXPERIMENT, profiles={"cpu": [replace(CPU, sources=some, seeds=(0,))]})
+    settings = CPU.settings(FISH, CPU.choose or {}, {"seed": 0, "regime.lr": 0.08})
+    run = composed_run(settings)
     path = tmp_path / "records.jsonl"
-    path.write_text(json.dumps(line(told, 0.5) | {"run_id": run_id(run)}) + "\n")
-    assert table4.main({"DRY": "1"}, path) == 0
+    path.write_text(json.dumps(line(settings, 0.5) | {"run_id": run_id(run)}) + "\n")
+    assert run_experiment(smaller, {"DRY": "1"}, path, "outputs") == 0
     rows = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()[:4]]
     assert rows[0] == ["step", "runs", "done", "to do", "hours to go", "GB to come"]
     assert rows[1][:4] == ["rates", "15", "1", "14"]
@@ -251,24 +265,24 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_a_run_costs_by_hand() -> None:
-    (fixed,) = composed(CPU.overrides(FISH, CPU.report, "regime.lr=0.1"))
-    cost = dry.cost(fixed)
+    fixed = composed_run(CPU.settings(FISH, CPU.report, {"regime.lr": 0.1}))
+    cost = cost_of(fixed)
     assert cost.seconds == pytest.approx(6 * (10_000 / 500 + 5_000 / 1250) + 2.4)
     entropy = -(0.005 * math.log2(0.005) + 0.995 * math.log2(0.995))
     assert cost.bytes == pytest.approx(6 * (38_560 + 11_173_962 * (0.005 * 4 + entropy / 8)))
     assert 0.9 < cost.bytes / 6 / 342_738 < 1.1  # what a checkpoint of a random mask took; FISH's positions take less
-    (again,) = composed(CPU.overrides(replace(FISH, schedule="every_epoch"), CPU.choose or "", "regime.lr=0.1"))
-    assert dry.cost(again).seconds == pytest.approx(4 * (10_000 / 500 + 2_000 / 1250 + 2.4))
-    (dense,) = composed(CPU.overrides(FULL, CPU.report, "regime.lr=0.1"))
-    assert dry.cost(dense) == dry.Cost(6 * 24.0, 6 * 44_734_408)
-    (gpu,) = composed(GPU.overrides(replace(FISH, variant=cells.ALL), GPU.report, "regime.lr=0.1"))
-    assert dry.cost(gpu) == dry.Cost(None, 100 * (4 * 6_573_120 + 17_984))
+    again = composed_run(CPU.settings(replace(FISH, schedule="every_epoch"), CPU.choose or {}, {"regime.lr": 0.1}))
+    assert cost_of(again).seconds == pytest.approx(4 * (10_000 / 500 + 2_000 / 1250 + 2.4))
+    dense = composed_run(CPU.settings(FULL, CPU.report, {"regime.lr": 0.1}))
+    assert cost_of(dense) == Cost(6 * 24.0, 6 * 44_734_408)
+    gpu = composed_run(GPU.settings(replace(FISH, variant=ALL), GPU.report, {"regime.lr": 0.1}))
+    assert cost_of(gpu) == Cost(None, 100 * (4 * 6_573_120 + 17_984))
     assert costs.hours([None, 1]) == "not measured"
     assert costs.hours([1800, 3600]) == "1.5"
 
 
 def test_an_unknown_profile_is_one_line(capsys) -> None:
-    assert table4.main({"PROFILE": "tpu"}) == 2
+    assert main(["table4"], {"PROFILE": "tpu"}) == 2
     assert capsys.readouterr().err == "fishexp: PROFILE=tpu: no such profile; there are cpu, gpu, paper\n"
 
 
@@ -276,11 +290,11 @@ def test_an_unknown_profile_is_one_line(capsys) -> None:
 
 
 def cpu(path: Path) -> Section[Cell]:
-    return study.section("cpu", CPU, sweep.on_record(path))
+    return section_of(CPU, "cpu", recorded_runs(path))
 
 
 def written(path: Path) -> str:
-    report.write(path.parent, sections(cells.PROFILES, path))
+    table4.EXPERIMENT.write_report(path.parent, sections(table4.EXPERIMENT, path))
     return (path.parent / "README.md").read_text()
 
 
@@ -292,7 +306,7 @@ def test_the_numbers_of_the_report(write) -> None:
     lines[-1]["commit"] += "+"
     lines += [reported(CPU, RANDOM, 0.32, [0, 0], status="failed")[1]]
     text = written(write(lines))
-    table = rows(text, "what an\nepoch changed") and rows(text.partition("| seeds ")[2], "\n")
+    table = rows(text, "what an epoch changed") and figures(text, "## Profile cpu")
     assert table[0][:6] == ["keep", "mask", "FISH: %", "FISH: lr", "FISH: MB", "FISH: of dense"]
     assert table[2] == [
         *("0.005", "fixed", "53.0 ± 3.6 (3 seeds)", "0.02", "0.40", "0.89%"),
@@ -301,8 +315,10 @@ def test_the_numbers_of_the_report(write) -> None:
     assert table[3] == ["0.005", "every epoch", "missing", "0.02", *["missing"] * 3, "0.32", *["missing"] * 2]
     assert [row[:2] for row in table[2:]] == [
         [keep, mask] for keep in ("0.005", "0.02", "0.1", "0.25") for mask in ("fixed", "every epoch")
-    ] + [["1", "none: dense"]]
-    assert table[-1][2:] == ["missing"] * 8
+    ]
+    dense = figures(text, "## Profile cpu", 1)
+    assert dense[0] == [f"dense training: {header}" for header in ("%", "lr", "MB", "of dense")]
+    assert dense[2:] == [["missing"] * 4]
     assert "4 of the 85 runs of this table are on record; they took 2.0 hours." in text
     assert "† with uncommitted code: " in text
     rates = rows(text, "### Learning rates")
@@ -323,16 +339,18 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
     cpu = written(write(chosen(CPU, FISH, RATES) + reported(CPU, FISH, 0.02, [0.5])))
     assert not any(number in cpu for number in logged)
     assert "none of their figures stands here" in cpu
-    everything = [replace(FISH, variant=variant) for variant in (cells.KEPT, cells.ALL, cells.ORIGINAL)]
-    gpu = written(write([one for cell in everything for one in reported(GPU, cell, 0.02, [0.5])]))
+    everything = [replace(FISH, variant=variant) for variant in (KEPT, ALL, ORIGINAL)]
+    gpu = written(write([run for cell in everything for run in reported(GPU, cell, 0.02, [0.5])]))
     kept, decays, original = (
         rows(gpu, f"### {title}\n") for title in ("decay=kept", "decay=all", "decay=all compat=fish")
     )
     assert not any("log" in header for header in kept[0])
     assert decays[2][decays[0].index("FISH: % in their log")] == "61.5"
     assert decays[3][decays[0].index("random: % in their log")] == "76.1"
-    assert decays[-1][decays[0].index("FISH: % in their log")] == "95.2"
-    assert decays[-2][decays[0].index("FISH: % in their log")] == "–"  # keep 0.25
+    dense = figures(gpu, "## Profile gpu", 1)
+    assert dense[2][dense[0].index("dense training: % in their log")] == "95.2"
+    assert gpu.count("95.2") == 1
+    assert decays[-1][decays[0].index("FISH: % in their log")] == "–"  # keep 0.25
     assert original[3][original[0].index("FISH: % in their log")] == "87.3"
     assert not any("random" in header for header in original[0])
     assert "one seed, fp16" in gpu
@@ -340,21 +358,21 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
 
 
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path: Path) -> None:
-    shutil.copy(table4.HOME / "records.jsonl", tmp_path)
-    assert written(tmp_path / "records.jsonl") == (table4.HOME / "README.md").read_text(encoding="utf-8")
+    shutil.copy(HOME / "table4" / "records.jsonl", tmp_path)
+    assert written(tmp_path / "records.jsonl") == (HOME / "table4" / "README.md").read_text(encoding="utf-8")
 
 
 def test_nothing_is_written_of_nothing(write) -> None:
     path = write([])
-    report.write(path.parent, [cpu(path)])
+    table4.EXPERIMENT.write_report(path.parent, [cpu(path)])
     assert [file.name for file in path.parent.iterdir()] == ["records.jsonl"]
 
 
 @pytest.fixture
 def results(result):
     def results(scores: dict[Cell, list[float]], **more: Any) -> list[Result[Cell]]:
-        lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
-        lines += [one for cell, values in scores.items() for one in reported(CPU, cell, 0.02, values, **more)]
+        lines = [run for cell in (FISH, RANDOM, FULL) for run in chosen(CPU, cell, RATES)]
+        lines += [run for cell, values in scores.items() for run in reported(CPU, cell, 0.02, values, **more)]
         return [result(lines, cell) for cell in scores]
 
     return results
@@ -364,7 +382,7 @@ def test_sentences_come_from_the_numbers(results) -> None:
     """FISH: 60 and 70; random: 62 and 61, standard deviation 1 each, so twice the standard error is 1.63."""
     three = {FISH: 0.60, RANDOM: 0.62, EVERY: 0.70, replace(EVERY, method="random"): 0.61, FULL: 0.8}
     found = results({cell: [mean - 0.01, mean, mean + 0.01] for cell, mean in three.items()}, delta=22_367_204)
-    assert findings.findings(found, seeds=4) == [
+    assert findings(found, seeds=4) == [
         "15 of the 20 runs of this table are on record; they took 7.5 hours.",
         "FISH is ahead of random in 1 of 2 pairs of cells, by -2.0 to +9.0 points.",
         "By more than two standard errors of the difference, FISH is ahead in 1 and random in 1.",
@@ -377,7 +395,7 @@ def test_sentences_come_from_the_numbers(results) -> None:
 
 
 def test_few_seeds_claim_nothing(results) -> None:
-    found = findings.findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), seeds=5)
+    found = findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), seeds=5)
     assert found[1:] == [
         "FISH is ahead of random in 1 of 1 pairs of cells, by +10.5 to +10.5 points; some cells have fewer than three "
         "seeds, so that small differences mean nothing."
@@ -386,13 +404,13 @@ def test_few_seeds_claim_nothing(results) -> None:
 
 def test_the_picture_shows_means_against_bytes(write) -> None:
     wide = replace(FISH, keep=0.02)
-    lines = [one for cell in (FISH, RANDOM, FULL) for one in chosen(CPU, cell, RATES)]
+    lines = [run for cell in (FISH, RANDOM, FULL) for run in chosen(CPU, cell, RATES)]
     lines += reported(CPU, FISH, 0.02, [0.5, 0.6], delta=400_000)
     path = write(lines)
-    assert picture.draw(cpu(path)) is None  # one point is no picture
+    assert draw(cpu(path)) is None  # one point is no picture
     lines += reported(CPU, wide, 0.02, [0.7], delta=900_000) + reported(CPU, EVERY, 0.02, [0.4], delta=450_000)
     lines += reported(CPU, FULL, 0.02, [0.8], delta=44_734_408)
-    fig = picture.draw(cpu(write(lines)))
+    fig = draw(cpu(write(lines)))
     assert fig is not None
     axes = fig.axes[0]
     containers: Any = axes.containers
@@ -403,7 +421,7 @@ def test_the_picture_shows_means_against_bytes(write) -> None:
     assert drawn["FISH, a new mask every epoch"].get_linestyle() == "--"
     assert drawn["FISH, a new mask every epoch"].get_markerfacecolor() == "white"
     assert list(drawn["dense training"].get_xdata()) == [44_734_408]
-    assert [80, 80] in [np.asarray(one.get_ydata()).tolist() for one in axes.lines]
+    assert [80, 80] in [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
     assert axes.get_xscale() == "log"
     assert axes.get_xticklabels()[0].get_text() == "0.5 MB"
     assert fig.texts[0].get_text() == "cifar10 on resnet18, decay=kept, 1–2 seeds"

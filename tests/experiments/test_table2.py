@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
-from experiments import merges, study, sweep
-from experiments.command import sections
-from experiments.sweep import composed
-from experiments.table2 import cells, report, table2
+from experiments import table2
+from experiments.__main__ import HOME
+from experiments.lib import distributed, sweep
+from experiments.lib.experiment import run_experiment, sections
+from experiments.lib.plan import plan
+from experiments.lib.settings import composed_run
 from experiments.table2.cells import Cell
+from experiments.table2.profiles import PROFILES
 from fishexp.run.settings import run_id
-from tests.support.tables import chosen, noted, reported, rows, words
+from tests.support.tables import chosen, figures, reported, rows, words, write_records
 
-(CPU,) = cells.PROFILES["cpu"]
-SUM, MEAN = cells.PROFILES["paper"]
+(CPU,) = PROFILES["cpu"]
+SUM, MEAN = PROFILES["paper"]
 FISH, RANDOM, FULL = (Cell(method, "mrpc", 7) for method in ("fish", "random", "full"))
 COMMON = "data=glue model=minilm precision=bf16 threads=1 device=cpu data.train_limit=1400 regime=distributed "
 COMMON += "regime.workers=2 regime.backend=simulated regime.merge=sum regime.shard=true regime.refresh_every=10 "
 COMMON += "regime.warmup_epochs=0 "
-# method -> what it is told
+# method -> its overrides
 METHOD = {
     "fish": "method=fish keep=0.005 method.samples=256 regime.masks=disjoint",
     "random": "method=random keep=0.005 regime.masks=disjoint",
@@ -44,35 +47,37 @@ def tuned() -> list[dict[str, Any]]:
 
 def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
     """Word for word, as the identity of runs on record hangs on them."""
-    plan = list(study.plan([CPU], noted(tmp_path, tuned())))
+    commands = list(plan([CPU], write_records(tmp_path, tuned())))
     tried = {"fish": "0.0005,0.002", "random": "0.0005,0.002", "full": "3e-05,0.0001"}
-    told = "seed=0 regime.sync_every=7 data.holdout=500 regime.epochs=2"
-    assert [set(command.overrides) for command in plan if command.step == "rates"] == [
-        words(f"{COMMON} {told} data.task={task} {METHOD[method]} regime.lr={rates}")
+    further = "seed=0 regime.sync_every=7 data.holdout=500 regime.epochs=2"
+    assert [set(command.overrides) for command in commands if command.step == "rates"] == [
+        words(f"{COMMON} {further} data.task={task} {METHOD[method]} regime.lr={rates}")
         for task in TASKS
         for method, rates in tried.items()
     ]
-    told = "seed=2 data.valid_limit=1000 regime.epochs=3"
-    third = [command for command in plan if command.step == "table"][54:]
+    further = "seed=2 data.valid_limit=1000 regime.epochs=3"
+    third = [command for command in commands if command.step == "table"][54:]
     assert [frozenset(command.overrides) for command in third] == [
-        frozenset(words(f"{COMMON} {told} data.task={task} regime.sync_every={sync} {METHOD[method]} regime.lr={lr}"))
+        frozenset(
+            words(f"{COMMON} {further} data.task={task} regime.sync_every={sync} {METHOD[method]} regime.lr={lr}")
+        )
         for task in TASKS
         for sync in SYNCS
         for method, rates in tried.items()
         for lr in [rates.split(",")[task != "sst2"]]
     ]
-    assert Counter(command.step for command in plan) == {"rates": 9, "table": 3 * 27}
-    assert not any(command.waits for command in plan)
+    assert Counter(command.step for command in commands) == {"rates": 9, "table": 3 * 27}
+    assert not any(command.waits for command in commands)
 
 
-@pytest.mark.parametrize("name", cells.PROFILES)
+@pytest.mark.parametrize("name", PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
     """The kinds differ in method, merge and size of a batch; an interval is an interval."""
     ids, runs = set(), 0
-    for part in cells.PROFILES[name]:
+    for part in PROFILES[name]:
         for cell in (cell for cell in part.cells if cell.sync in (7, 30) and cell.task in ("mrpc", "rte", "mnli")):
-            for step in filter(None, (part.report or "seed=1", part.choose)):
-                (run,) = composed(part.overrides(cell, step, "regime.lr=0.1"))
+            for step in filter(None, (part.report or {"seed": 1}, part.choose)):
+                run = composed_run(part.settings(cell, step, {"regime.lr": 0.1}))
                 regime = run["regime"]
                 assert (run["data"]["task"], regime["sync_every"]) == (cell.task, cell.sync)
                 assert run["keep"] == (None if cell.method == "full" else 0.005)
@@ -86,7 +91,7 @@ def test_every_kind_of_command_can_be_composed(name: str) -> None:
 
 def test_the_paper_profile_is_the_originals() -> None:
     """As many steps as 3.5 epochs of all examples; its seeds, intervals and rates."""
-    (run,) = composed(SUM.overrides(Cell("fish", "rte", 10), "regime.lr=5e-5"))
+    run = composed_run(SUM.settings(Cell("fish", "rte", 10), {"regime.lr": 5e-5}))
     assert run["regime"]["epochs"] / run["regime"]["workers"] == 3.5
     assert (run["method"]["samples"], run["regime"]["merge"], run["precision"]) == (256, "sum", "fp32")
     assert tuple(SUM.seeds) == tuple(MEAN.seeds) == (0, 1, 2, 4, 5)
@@ -106,8 +111,8 @@ def test_all_rows_of_the_cpu_profile_merge_several_times() -> None:
 
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
-    monkeypatch.setattr(table2, "PROFILES", {"cpu": [replace(CPU, seeds=(0,))]})
-    assert table2.main({"DRY": "1"}, tmp_path / "records.jsonl") == 0
+    one_seed = replace(table2.EXPERIMENT, profiles={"cpu": [replace(CPU, seeds=(0,))]})
+    assert run_experiment(one_seed, {"DRY": "1"}, tmp_path / "records.jsonl", "outputs") == 0
     lines = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()]
     assert [row[:4] for row in lines[1:4]] == [
         ["rates", "18", "0", "18"],
@@ -120,20 +125,15 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_what_a_run_costs_by_hand() -> None:
     """Each worker has half of the examples; MRPC has 408 to report on; 64 merges, a new mask after every tenth."""
-    (run,) = composed(CPU.overrides(replace(FISH, sync=2), CPU.report, "regime.lr=0.1"))
-    assert merges.seconds(run) == pytest.approx(6 + 3 * 1400 / 57 + 3 * 408 / 210 + 7 * 256 / 38)
-    (short,) = composed(CPU.overrides(replace(FULL, task="stsb"), CPU.choose or "", "regime.lr=0.1"))
-    assert merges.seconds(short) == pytest.approx(6 + 2 * 1400 / 93 + 2 * 500 / 215)
+    run = composed_run(CPU.settings(replace(FISH, sync=2), CPU.report, {"regime.lr": 0.1}))
+    assert distributed.run_seconds(run) == pytest.approx(6 + 3 * 1400 / 57 + 3 * 408 / 210 + 7 * 256 / 38)
+    short = composed_run(CPU.settings(replace(FULL, task="stsb"), CPU.choose or {}, {"regime.lr": 0.1}))
+    assert distributed.run_seconds(short) == pytest.approx(6 + 2 * 1400 / 93 + 2 * 500 / 215)
 
 
 def written(path: Path) -> str:
-    report.write(path.parent, sections(cells.PROFILES, path))
+    table2.EXPERIMENT.write_report(path.parent, sections(table2.EXPERIMENT, path))
     return (path.parent / "README.md").read_text()
-
-
-def figures(text: str, title: str) -> list[list[str]]:
-    """The table of scores below ``title``, behind that of the settings."""
-    return rows(text.partition(title)[2].partition("| seeds ")[2], "\n")
 
 
 def both(accuracy: float, f1: float) -> dict[str, float]:
@@ -148,18 +148,18 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     lines += reported(CPU, FULL, 1e-4, [0], metrics=both(0.8, 0.9), **SIZES | {"sent": 8 * 10**9, "per_merge": 10**8})
     stsb = replace(FISH, task="stsb")
     lines += reported(CPU, stsb, 0.002, [0], metrics={"pearson": 0.5, "spearman": None}, **SIZES)
-    text = written(noted(tmp_path, lines))
+    text = written(write_records(tmp_path, lines))
     table = figures(text, "## Profile cpu")
     assert table[0][:6] == ["task", "score", "merge every", "FISH", "random", "dense training"]
     assert table[0][9:12] == ["FISH: MB a merge", "random: MB a merge", "dense training: MB a merge"]
     assert [row[0] for row in table[2:]] == [task for task in TASKS for _ in SYNCS]
-    of = {(row[0], row[2]): row for row in table[2:]}
-    assert of["mrpc", "7 steps"][1:] == [
+    by_row = {(row[0], row[2]): row for row in table[2:]}
+    assert by_row["mrpc", "7 steps"][1:] == [
         *("accuracy, %", "7 steps", "73.0 ± 3.6 (3 seeds)", "60.0 (one seed)", "80.0 (one seed)"),
         *("0.002", "0.002", "0.0001", "0.45", "0.45", "100.00", "40.0", "36.0", "8000.0", "0.5%", "0.4%", "100.0%"),
     ]
-    assert of["stsb", "7 steps"][1:4] == ["pearson, x100", "7 steps", "50.0 (one seed)"]
-    assert of["sst2", "2 steps"][1:7] == ["", "2 steps", *["missing"] * 3, "0.0005"]
+    assert by_row["stsb", "7 steps"][1:4] == ["pearson, x100", "7 steps", "50.0 (one seed)"]
+    assert by_row["sst2", "2 steps"][1:7] == ["", "2 steps", *["missing"] * 3, "0.0005"]
     assert (
         "6 of the 81 runs of this table are on record; they took 3.0 hours. FISH is ahead of random in 1 of 1" in text
     )
@@ -178,30 +178,30 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
 def test_the_other_metric_of_a_task(tmp_path: Path) -> None:
     lines = reported(CPU, FISH, 0.002, [0, 0], metrics=both(0.7, 0.81), **SIZES) + tuned()
     lines += reported(CPU, replace(FISH, task="stsb"), 0.002, [0], metrics={"pearson": 0.5, "spearman": None}, **SIZES)
-    text = written(noted(tmp_path, lines))
+    text = written(write_records(tmp_path, lines))
     _, second = (part for part in text.split("\n\n") if part.startswith("| task | score"))
-    of = {(row[0], row[2]): row for row in rows(f"#\n\n{second}", "#")}
-    assert of["mrpc", "7 steps"] == ["mrpc", "f1, x100", "7 steps", "81.0", "missing", "missing"]
-    assert of["stsb", "7 steps"][3] == "undefined"
-    assert not any(task == "sst2" for task, _ in of)
+    by_row = {(row[0], row[2]): row for row in rows(f"#\n\n{second}", "#")}
+    assert by_row["mrpc", "7 steps"] == ["mrpc", "f1, x100", "7 steps", "81.0", "missing", "missing"]
+    assert by_row["stsb", "7 steps"][3] == "undefined"
+    assert not any(task == "sst2" for task, _ in by_row)
 
 
 def test_figures_of_the_logs_stand_beside_what_matches_only(tmp_path: Path) -> None:
     cell = Cell("fish", "mrpc", 30)
-    lines = [one for part in (SUM, MEAN) for one in reported(part, cell, 5e-5, [0], metrics=both(0.9, 0.9), **SIZES)]
-    text = written(noted(tmp_path, lines))
+    lines = [run for part in (SUM, MEAN) for run in reported(part, cell, 5e-5, [0], metrics=both(0.9, 0.9), **SIZES)]
+    text = written(write_records(tmp_path, lines))
     table = figures(text, "## Profile paper sum")
     assert table[0][3:9:2] == ["FISH", "random", "dense training"]
-    of = {(row[0], row[2]): row[3:9] for row in table[2:]}
-    assert of["mrpc", "30 steps"] == ["90.0 (one seed)", "88.2", "missing", "76.5", "missing", "88.5"]
-    assert of["mnli", "30 steps"][3] == "–"  # cut short, so not in the list
+    by_row = {(row[0], row[2]): row[3:9] for row in table[2:]}
+    assert by_row["mrpc", "30 steps"] == ["90.0 (one seed)", "88.2", "missing", "76.5", "missing", "88.5"]
+    assert by_row["mnli", "30 steps"][3] == "–"  # cut short, so not in the list
     assert not any("log" in header for header in figures(text, "## Profile paper mean")[0])
     assert "Not the paper's Table 2" in text
 
 
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path: Path) -> None:
-    if (table2.HOME / "records.jsonl").exists():
-        shutil.copy(table2.HOME / "records.jsonl", tmp_path)
-        assert written(tmp_path / "records.jsonl") == (table2.HOME / "README.md").read_text(encoding="utf-8")
+    if (HOME / "table2" / "records.jsonl").exists():
+        shutil.copy(HOME / "table2" / "records.jsonl", tmp_path)
+        assert written(tmp_path / "records.jsonl") == (HOME / "table2" / "README.md").read_text(encoding="utf-8")
     else:
-        assert not (table2.HOME / "README.md").exists()
+        assert not (HOME / "table2" / "README.md").exists()

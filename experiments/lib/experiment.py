@@ -1,0 +1,63 @@
+"""An experiment, and the environment variables that say what to do with it: PROFILE, DRY, PYTHON."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+from experiments.lib.plan import Command, plan
+from experiments.lib.records import recorded_runs
+from experiments.lib.results import Section, section_of
+from experiments.lib.study import C, Study
+from experiments.lib.sweep import carry_out
+from fishexp.errors import FishexpError
+from fishexp.run.record import finished
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[C]):
+    """Hold what an experiment runs, what that costs and how it is reported.
+
+    Attributes:
+        profiles: Name of a profile, which says how large the experiment is made -> its studies.
+        cost_table: (the commands, the run_ids that are done) -> the text that DRY=1 prints.
+        write_report: (folder, the sections of all profiles) -> README.md and pictures in the folder.
+    """
+
+    profiles: Mapping[str, Sequence[Study[C]]]
+    cost_table: Callable[[Iterable[Command], set[str]], str]
+    write_report: Callable[[Path, Sequence[Section[C]]], None]
+
+
+def run_experiment(experiment: Experiment[C], environment: Mapping[str, str], records: Path, outputs: str) -> int:
+    """Carry out a profile and write the report, or with DRY print what there is to do; return the exit status.
+
+    Args:
+        environment: PROFILE, DRY, PYTHON.
+        records: File to which the runs append their records; the report is written beside it.
+        outputs: Folder of the run folders.
+
+    Raises:
+        FishexpError: If there is no such profile, a setting is wrong or the records are not in order.
+    """
+    profiles, name = experiment.profiles, environment.get("PROFILE") or "cpu"
+    if name not in profiles:
+        raise FishexpError(f"PROFILE={name}: no such profile; there are {', '.join(profiles)}")
+    if environment.get("DRY", "0") not in ("", "0"):
+        print(experiment.cost_table(plan(profiles[name], records), finished(records)))
+        return 0
+    python = environment.get("PYTHON") or sys.executable
+    status = carry_out(lambda: plan(profiles[name], records), python, outputs, records)
+    experiment.write_report(records.parent, sections(experiment, records))
+    return status
+
+
+def sections(experiment: Experiment[C], records: Path) -> list[Section[C]]:
+    """Return the sections of all profiles, with what is on record.
+
+    Raises:
+        FishexpError: If a line is not a record, or records of one cell differ in their settings.
+    """
+    runs = recorded_runs(records)
+    return [section_of(study, name, runs) for name, studies in experiment.profiles.items() for study in studies]

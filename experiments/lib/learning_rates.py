@@ -1,0 +1,68 @@
+"""The part of a report on learning rates: which were tried, and which taken."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.lib.report import MISSING
+from experiments.lib.results import Result, Section
+from experiments.lib.study import C
+from fishexp.system.text_table import markdown_table
+
+
+def chosen_on(section: Section[Any], examples: str) -> str:
+    """Say on which ``examples``, such as ``images``, rates are chosen and in how many epochs; if known, by whom."""
+    if section.chosen is None:
+        return "the authors' logs"
+    data, regime = section.chosen["data"], section.chosen["regime"]
+    return f"{data['holdout']:,} held-out training {examples}, {regime['epochs']} epochs, seed 0"
+
+
+def rates_tried(
+    section: Section[C],
+    *,
+    score: str,
+    columns: Callable[[C], Mapping[str, str]],
+    name: Callable[[C], str],
+    shared: str,
+) -> list[str]:
+    """Return heading, text and table of the learning rates tried on held-out examples, and the one taken.
+
+    Args:
+        score: Name of the scores and what they are on: ``Accuracy in % on 2,000 images``.
+        columns: Cell -> (header -> entry that says which cell it is).
+        name: Cell -> its name in a sentence.
+        shared: Sentence that says which cells take the rate of others; may be empty.
+    """
+    sources = {result.source: result for result in section.results}
+    rows = [columns(cell) for cell in sources]
+    table = {header: [row[header] for row in rows] for header in rows[0]}
+    left = [header for header in table if header != "keep"]
+    for lr in sorted({lr for cell in sources for lr in section.study.rates[cell.method]}):
+        table[f"{lr:g}"] = [_tried(section, result, lr) for result in sources.values()]
+    text = f"{score}; the rate taken is in bold, of equals the smallest."
+    return [
+        "### Learning rates",
+        " ".join(filter(None, [text, shared, _edges(section, sources, name)])),
+        markdown_table(table, left=left),
+    ]
+
+
+def _tried(section: Section[Any], result: Result[Any], lr: float) -> str:
+    """Return the score of the runs with ``lr`` as the entry of a table, in bold if it is the rate taken."""
+    if lr not in section.study.rates[result.source.method]:
+        return ""
+    if lr not in result.tried:
+        return MISSING
+    group = result.tried[lr]
+    text = group.score if group else "failed"
+    return f"**{text}**" if lr == result.lr else text
+
+
+def _edges(section: Section[C], sources: Mapping[C, Result[C]], name: Callable[[C], str]) -> str:
+    """Say for which cells a better rate may lie beyond those tried."""
+    found = []
+    for cell, result in sources.items():
+        rates = section.study.rates[cell.method]
+        ends = {min(rates): "smallest", max(rates): "largest"}
+        found += [f"{name(cell)} ({ends[result.lr]})"] if result.lr in ends else []
+    return f"At the edge of those tried, so that a better one may lie beyond: {', '.join(found)}." if found else ""

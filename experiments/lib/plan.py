@@ -1,0 +1,51 @@
+"""The command lines of studies, in the order in which they run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.lib.records import recorded_runs
+from experiments.lib.results import result_of
+from experiments.lib.settings import as_overrides, composed_runs
+from experiments.lib.study import C, Study
+from fishexp.run.settings import Config, run_id
+
+
+@dataclass(frozen=True)
+class Command:
+    """Hold the command line of one or several runs.
+
+    Attributes:
+        step: Name of the step of the sweep that it belongs to, for people.
+        overrides: Arguments of ``python -m fishexp -m``.
+        waits: Something in ``overrides`` is a placeholder until runs of an earlier step are done.
+    """
+
+    step: str
+    overrides: tuple[str, ...]
+    waits: bool = False
+
+    def to_do(self, done: set[str]) -> list[Config]:
+        """Return the runs whose run_id is not among ``done``; all of them while the command waits."""
+        return [run for run in composed_runs(self.overrides) if self.waits or run_id(run) not in done]
+
+
+def plan(studies: Sequence[Study[C]], records: Path) -> Iterator[Command]:
+    """Yield every command of the sweep: the choices of learning rates, then the table, seed by seed.
+
+    Raises:
+        FishexpError: If a line is not a record, or records of one cell differ in their settings.
+    """
+    runs = recorded_runs(records)
+    planned = [(study, [result_of(study, cell, runs) for cell in study.cells]) for study in studies]
+    for study, results in planned:
+        if study.choose is not None:
+            for cell in dict.fromkeys(result.source for result in results):
+                sweep = {"seed": 0, "regime.lr": tuple(study.rates[cell.method])}
+                yield Command(f"{study.name} rates".strip(), as_overrides(study.settings(cell, study.choose, sweep)))
+    for seed in dict.fromkeys(seed for study in studies for seed in study.seeds):
+        for study, results in planned:
+            for result in results if seed in study.seeds else []:
+                lr = result.lr or study.rates[result.cell.method][0]
+                settings = study.settings(result.cell, study.report, {"seed": seed, "regime.lr": lr})
+                yield Command(f"{study.name} table".strip(), as_overrides(settings), waits=result.lr is None)

@@ -1,0 +1,64 @@
+"""The README.md of an experiment: its parts, and entries of its tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lib.results import Result, Section
+from experiments.lib.study import C
+from fishexp.system.text_table import markdown_table
+
+MISSING = "missing"
+METHOD_NAMES = {"fish": "FISH", "random": "random", "full": "dense training"}
+
+
+def write_readme(
+    folder: Path, intro: str, sections: Sequence[Section[C]], parts: Callable[[Section[C], Path], list[str]]
+) -> None:
+    """Write README.md of the sections that have results; nothing where none has.
+
+    Args:
+        parts: (section, folder for its pictures) -> its paragraphs, tables and headings.
+    """
+    shown = [section for section in sections if any(result.group or result.tried for result in section.results)]
+    if shown:
+        texts = [intro, *(part for section in shown for part in parts(section, folder))]
+        (folder / "README.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+
+
+def section_name(section: Section[Any]) -> str:
+    """Return the name of the section's files: ``cpu``, or ``cpu-june`` where the study has a name."""
+    return "-".join(filter(None, [section.profile, section.study.name]))
+
+
+def side_by_side(rows: Mapping[str, tuple[str, str]]) -> str:
+    """Make the table of what was run beside the original: name of a setting -> (here, in the original)."""
+    columns = {"": list(rows), "here": [ours for ours, _ in rows.values()]}
+    columns["the original"] = [theirs for _, theirs in rows.values()]
+    return markdown_table(columns, left=columns)
+
+
+def score(result: Result[Any]) -> str:
+    """Return ``57.1 ± 0.4 (5 seeds)``, or say where runs are missing or failed."""
+    failed = [f"{result.failed} failed"] if result.failed else []
+    if result.group is None:
+        return ", ".join([MISSING, *failed])
+    seeds = len(result.group.runs)
+    counts = ", ".join(["one seed" if seeds == 1 else f"{seeds} seeds", *failed])
+    return f"{result.group.score}{' †' if result.group.uncommitted else ''} ({counts})"
+
+
+def rate(result: Result[Any]) -> str:
+    """Return the learning rate of the result's runs as text."""
+    return MISSING if result.lr is None else f"{result.lr:g}"
+
+
+def uncommitted(results: Sequence[Result[Any]]) -> list[str]:
+    """Explain the daggers of a table, if it has any."""
+    run_ids = [run_id for result in results if result.group for run_id in result.group.uncommitted]
+    return [f"† with uncommitted code: {', '.join(run_ids)}"] if run_ids else []
+
+
+def about_logs(logs: Mapping[str, Any]) -> str:
+    """Say what the figures of the authors' logs are: the paragraph below a table that shows some."""
+    return f"Their logs: {logs['what']} They are in [authors_logs.json](authors_logs.json)."

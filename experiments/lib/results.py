@@ -1,0 +1,87 @@
+"""The results of a study: the runs on record of each cell, and the learning rate chosen for it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic
+
+from experiments.lib.records import RecordedRuns
+from experiments.lib.settings import composed_run
+from experiments.lib.study import C, Study
+from fishexp.report.group import Group
+from fishexp.run.settings import Config
+
+
+@dataclass(frozen=True)
+class Result(Generic[C]):
+    """Hold what is on record of a cell.
+
+    Attributes:
+        lr: The rate chosen for it; None before its runs on held-out examples are done.
+        source: The cell on whose held-out runs the rate was chosen; others may share it.
+        tried: Learning rate -> those runs, None where they failed.
+        group: Its own runs at that rate; None where none has finished.
+        failed: Number of its runs at that rate that failed.
+    """
+
+    cell: C
+    lr: float | None
+    source: C
+    tried: Mapping[float, Group | None]
+    group: Group | None
+    failed: int
+
+
+@dataclass(frozen=True)
+class Section(Generic[C]):
+    """Hold what the report says of a study.
+
+    Attributes:
+        profile: Name of the profile that the study belongs to.
+        results: Results in the order of the table.
+        in_table: Configuration of the first cell's runs in the table.
+        chosen: Configuration of its runs on held-out examples; None where rates are not chosen.
+    """
+
+    profile: str
+    study: Study[C]
+    results: Sequence[Result[C]]
+    in_table: Config
+    chosen: Config | None
+
+
+def best_rate(tried: Mapping[float, Group | None]) -> float | None:
+    """Return the learning rate of the highest mean, of equals the smallest; None if all failed or are undefined."""
+    means = {lr: group.mean for lr, group in tried.items() if group and group.mean is not None}
+    return min(means, key=lambda lr: (-means[lr], lr)) if means else None
+
+
+def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
+    """Look up what is on record of ``cell``. Its rate is chosen once all have been tried.
+
+    Raises:
+        FishexpError: If runs on record have the cell's settings but differ from each other in further ones.
+    """
+    source, tried = study.sources[cell], {}
+    if study.choose is None:
+        lr = study.known[source]
+    else:
+        rates = study.rates[source.method]
+        found = {lr: runs.find(study.settings(source, study.choose, {"regime.lr": lr})) for lr in rates}
+        tried = {lr: group for lr, (group, failed) in found.items() if group or failed}
+        lr = best_rate(tried) if len(tried) == len(rates) else None
+    if lr is None:
+        return Result(cell, None, source, tried, None, 0)
+    settings = study.settings(cell, {"data.holdout": 0}, study.report, {"regime.lr": lr})
+    return Result(cell, lr, source, tried, *runs.find(settings))
+
+
+def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:
+    """Look up what the report says of a study.
+
+    Raises:
+        FishexpError: If records of one cell differ in their settings.
+    """
+    first = study.cells[0]
+    in_table = composed_run(study.settings(first, study.report, {"regime.lr": 1}))
+    chosen = None if study.choose is None else composed_run(study.settings(first, study.choose))
+    return Section(profile, study, [result_of(study, cell, runs) for cell in study.cells], in_table, chosen)

@@ -1,0 +1,67 @@
+"""A study: cells that are run in the same way, with their settings, learning rates and seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from experiments.lib.settings import Settings
+
+
+class Cell(Protocol):
+    """Stand for runs that differ in the seed only. Cells are keys of dictionaries, equal if their settings are."""
+
+    @property
+    def method(self) -> str:
+        """Return the method's name on the command line."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """Return the settings that distinguish the cell from others, the method apart."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+C = TypeVar("C", bound=Cell)
+
+
+@dataclass(frozen=True)
+class Study(Generic[C]):
+    """Describe cells that are run in the same way.
+
+    Attributes:
+        name: Name of this part of the experiment; empty where it is all.
+        about: Text for the report.
+        common: Settings of every run.
+        methods: Method -> further settings of its runs.
+        choose: Settings of the runs on held-out examples; None if the rates are known.
+        rates: Method -> the rates tried for a cell that has its rate chosen.
+        sources: Cell -> the cell whose rate it takes, in the order of the table.
+        report: Settings of the runs in the table.
+        seeds: Seeds of the runs in the table.
+        known: Cell -> its rate, where none is chosen.
+    """
+
+    name: str
+    about: str
+    common: Settings
+    methods: Mapping[str, Settings]
+    choose: Settings | None
+    rates: Mapping[str, Sequence[float]]
+    sources: Mapping[C, C]
+    report: Settings
+    seeds: Sequence[int]
+    known: Mapping[C, float] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[C]:
+        """Return the cells in the order of the table."""
+        return list(self.sources)
+
+    def settings(self, cell: C, *more: Settings) -> Settings:
+        """Return the settings of runs of ``cell``; of ``more`` the later override the earlier."""
+        settings = self.common | {"method": cell.method} | cell.settings
+        for further in (*more, self.methods.get(cell.method, {})):
+            settings = settings | further
+        return settings

@@ -1,0 +1,61 @@
+"""`python -m experiments`: a folder is an experiment; settings become a command line."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as program
+from experiments.lib.experiment import Experiment
+from experiments.lib.settings import agrees, as_overrides, composed_run
+from fishexp.report.group import settings_of
+from fishexp.system.text_table import aligned_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nosuch"], "nosuch: no such experiment"), (["lib"], "lib: no such experiment"), ([], "name an experiment")],
+)
+def test_a_wrong_name_is_one_line_that_says_what_there_is(arguments: list[str], message: str, capsys) -> None:
+    assert program.main(arguments, {}) == 2
+    assert capsys.readouterr().err == f"fishexp: {message}; there are table2, table3, table4\n"
+
+
+def test_a_folder_that_is_a_package_is_an_experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("figure2", "lib"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "digits").mkdir()
+    monkeypatch.setattr(program, "HOME", tmp_path)
+    assert program.names() == ["figure2"]
+
+
+@pytest.mark.parametrize("name", program.names())
+def test_every_experiment_can_be_loaded(name: str) -> None:
+    experiment = program.load(name)
+    assert isinstance(experiment, Experiment)
+    assert list(experiment.profiles) == ["cpu", "gpu", "paper"]
+
+
+def test_the_environment_says_what_to_do_with_an_experiment(capsys) -> None:
+    assert program.main(["table4"], {"PROFILE": "cpu", "DRY": "1"}) == 0
+    header, rates, *_ = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "step"
+    assert rates.split()[:4] == ["rates", "15", "15", "0"]  # the committed records are found
+
+
+def test_settings_become_overrides_that_give_these_settings() -> None:
+    settings = {"data": "cifar10", "regime": "distributed", "regime.shard": False, "data.valid_limit": None}
+    settings |= {"regime.lr": 5e-05, "keep": 0.005, "regime.epochs": 2}
+    assert as_overrides(settings) == (
+        *("data=cifar10", "regime=distributed", "regime.shard=false", "data.valid_limit=null"),
+        *("regime.lr=5e-05", "keep=0.005", "regime.epochs=2"),
+    )
+    flat = settings_of({"config": composed_run(settings)})
+    assert agrees(settings, flat)
+    assert not any(agrees({key: "another"}, flat) for key in settings)
+    assert as_overrides({"regime.lr": (0.1, 3e-05)}) == ("regime.lr=0.1,3e-05",)
+
+
+def test_plain_text_is_lined_up() -> None:
+    rows = [["step", "runs"], ["all of it", "7"]]
+    assert aligned_text(rows, left_columns=1) == ["step       runs", "all of it     7"]
