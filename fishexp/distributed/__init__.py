@@ -1,1 +1,1 @@
-"""Workers that train apart and merge what moved."""
+"""Distributed training: workers that train apart, and merge only the weights that train."""

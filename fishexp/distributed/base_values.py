@@ -15,7 +15,7 @@ class BaseValues:
     """Remember the values that the masks' entries and the buffers of a model had before training changed them.
 
     Attributes:
-        whole: Tells that any weight may change, so that no values are remembered.
+        whole: Whether any weight may change, so that no values are remembered.
         seeds: Seed of each mask so far; None for a mask that no seed describes.
     """
 

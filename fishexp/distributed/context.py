@@ -1,4 +1,4 @@
-"""The part of a process in a run: all of the run, or one of several workers that meet, agree, and end together."""
+"""The part of a process in a run: the whole run, or a worker that joins others, agrees with them and ends with them."""
 
 import json
 import os
@@ -37,17 +37,17 @@ class Context:
     """Describe the part of a process in a run.
 
     Attributes:
-        rank: Among all workers. Rank 0 is the main process, which writes what the run leaves behind.
+        rank: Rank among all workers. Rank 0 is the main process, which writes what the run leaves behind.
         world_size: Number of all workers.
-        local_rank: Among the workers on this machine.
+        local_rank: Rank among the workers on this machine.
         local_world_size: Number of the workers on this machine.
         node_rank: Number of this machine.
-        store: Shared by the workers of this run, however often they are started; None if this process is alone.
-        start_store: Shared by the workers that were started together with this one.
+        store: Store of this run's workers, however often they are started; None if this process is alone.
+        start_store: Store of the workers that were started together with this process.
         restart_reason: Why the workers were started again, in a few words; empty if they were not.
-        may_restart: Tells that the workers are started again when one is lost, so that no record is due then.
-        has_agent: Tells that our own agent started this process, not torchrun: an interrupt for which there is no
-            reported failure then means that another worker was lost.
+        may_restart: Whether the workers are started again when a worker is lost, so that no record is due then.
+        has_agent: Whether our own agent started this process, not torchrun: an interrupt without a reported failure
+            then means that another worker was lost.
         timeout: Seconds that another worker may be silent.
     """
 
@@ -78,13 +78,13 @@ class Context:
 
     @contextmanager
     def process_group(self, device: str) -> Iterator[None]:
-        """Join the process group of all workers, and let them know of what ends this one.
+        """Join the process group of all workers, and report to them what ends this worker.
 
         Args:
             device: With ``cpu`` nothing is sent by NCCL.
 
         Raises:
-            WorkerLost: If a worker is gone or silent, and none reported a failure.
+            WorkerLost: If a worker is gone or silent, and no worker reported a failure.
         """
         if self.store is None:
             yield
@@ -143,8 +143,8 @@ class Context:
         """Give a dictionary for what all workers must have in common, and compare it when the block ends.
 
         Raises:
-            FishexpError: The same at all workers, if facts differ, or one met with a mistake of the user's.
-            RunFailed: The same at all workers, if one met with something else.
+            FishexpError: The same at all workers, if facts differ, or a worker met with a mistake of the user's.
+            RunFailed: The same at all workers, if a worker met with something else.
         """
         facts: Facts = {}
         raised = None

@@ -1,4 +1,4 @@
-"""Why a run ends, written down by the worker that knows, for the other workers and for whoever started them."""
+"""Failures: why a run ends, as a worker reports it to the others and to the process that started them."""
 
 import json
 import traceback

@@ -37,7 +37,7 @@ class LocalSGD:
     """Train the workers of this process, together with the workers of all other processes.
 
     Attributes:
-        masks: Entries of the masks: of one mask for all workers, or of a mask for each; empty in the warm-up.
+        masks: Entries of the masks: a single mask for all workers, or a mask for each; empty in the warm-up.
         merges_dense: Whether merges are of all weights.
         masked_merges: How many merges there were since the warm-up.
         last_merge: Steps that the workers had taken at the last merge.
@@ -208,7 +208,9 @@ class LocalSGD:
     def _resume(self) -> None:
         """Continue from the latest snapshots."""
         latest = [own.latest for own in self.worker_snapshots.values()]
-        found = [snapshot for snapshot in latest if snapshot is not None]  # all have one of the same step, or none has
+        found = [
+            snapshot for snapshot in latest if snapshot is not None
+        ]  # all workers have a snapshot of the same step, or none has
         for worker, snapshot in zip(self.workers, found, strict=True):
             worker.restore_weights(snapshot)
             model = worker.problem.model

@@ -179,7 +179,8 @@ def _best_positions(scores: Sequence[Tensor], count: int) -> Tensor | None:
 
 def _positions_above(scores: Sequence[Tensor], bound: float, known: Tensor) -> Tensor:
     """Find where scores above 0 reach the bound, without known positions."""
-    # one float32 less: then a mean of lower ones is below all means, no more than 2**-24 lower, that round to the bound
+    # the float32 below the share: the mean of lower scores is then below all means that round to the bound, which are
+    # lower by no more than 2**-24
     least = torch.tensor(bound, dtype=torch.float32).nextafter(torch.tensor(0.0)).item()
     positions = _positions([(score >= least) & (score > 0) for score in scores])
     return positions[~torch.isin(positions, known, assume_unique=True)]

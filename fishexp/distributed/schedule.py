@@ -1,4 +1,4 @@
-"""When the workers do what: merge, end an epoch, save."""
+"""The schedule of the workers: at which steps they merge, end an epoch, and save."""
 
 from dataclasses import dataclass
 

@@ -30,10 +30,11 @@ class Synchronizer:
         how: How the workers' changes of shared entries are merged. The head is averaged in any case.
         wire: ``bf16`` sends changes with 8 significant bits; buffers are sent in float32 in any case.
         reduce: ``ordered`` adds in float64 and in the order of the ranks, ``ring`` as torch's all_reduce does.
-        as_original: Merge the head like any weight, and divide by the number of workers also what one alone changed.
+        as_original: Merge the head like any weight, and divide by the number of workers even what a single
+            worker changed.
 
     Attributes:
-        merge_bytes: Bytes that one worker sent in the last merge.
+        merge_bytes: Bytes that each worker sent in the last merge.
         merges: How many merges there were.
         digests: For each local worker, a digest of the shared state that it held after the last merge.
     """
@@ -104,7 +105,7 @@ class Synchronizer:
             The buffers that any worker has changed since the last merge.
 
         Raises:
-            AllFailed: If not, with the reason of the first worker that has one.
+            AllFailed: If not, with the first worker's reason.
         """
         collectives = self._collectives
         headers = [self._header(local_index, step, failure != "") for local_index, failure in enumerate(failures)]

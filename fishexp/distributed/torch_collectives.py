@@ -1,4 +1,4 @@
-"""Collective operations of workers that are processes, on one machine or several, by torch.distributed."""
+"""Collective operations of workers that are processes, on this machine or several, by torch.distributed."""
 
 import re
 import time
@@ -98,7 +98,7 @@ class TorchCollectives:
         start = time.monotonic()
         try:
             if work := begin():
-                work.wait(timedelta(seconds=self._timeout))  # NCCL waits only if it is told for how long
+                work.wait(timedelta(seconds=self._timeout))  # NCCL waits only if there is a timeout
         except RuntimeError as error:  # whatever goes wrong below torch.distributed
             if time.monotonic() - start >= self._timeout:
                 raise WorkerLost(
@@ -117,5 +117,5 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Cut a message that begins with a place in the library's source and ends with advice down to what happened."""
+    """Cut a message that begins with a line of the library's source and ends with advice down to what happened."""
     return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]

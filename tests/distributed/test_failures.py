@@ -11,7 +11,7 @@ from fishexp.distributed import failures
 from fishexp.errors import BusyError, FishexpError, RunFailed
 
 
-def said(facts: dict[str, Any], error: BaseException | None = None) -> str:
+def report_of(facts: dict[str, Any], error: BaseException | None = None) -> str:
     return json.dumps({"error": error and failures.from_error(error), "facts": facts})
 
 
@@ -32,37 +32,39 @@ OURS = {"commit": "abc", "torch": "2.15", "resume": False, "regime": {"lr": 0.2,
     ],
 )
 def test_the_first_fact_that_is_not_the_same_everywhere(theirs: dict[str, Any], line: str | None) -> None:
-    note = failures.disagreement([said(OURS), said(theirs), said(OURS)])
+    failure = failures.disagreement([report_of(OURS), report_of(theirs), report_of(OURS)])
     if line is None:
-        assert note is None
+        assert failure is None
     else:
-        assert note is not None
-        error = failures.to_error(note)
+        assert failure is not None
+        error = failures.to_error(failure)
         assert isinstance(error, FishexpError)
         assert str(error).startswith(line)
 
 
 def test_an_error_counts_before_facts_and_says_whose_it_is() -> None:
-    verdict = failures.disagreement([said({}), said(OURS, RunFailed("broken")), said({}, FishexpError("wrong"))])
-    assert verdict is not None
-    error = failures.to_error(verdict)
+    failure = failures.disagreement(
+        [report_of({}), report_of(OURS, RunFailed("broken")), report_of({}, FishexpError("wrong"))]
+    )
+    assert failure is not None
+    error = failures.to_error(failure)
     assert (type(error), str(error)) == (RunFailed, "worker 1: broken")
-    verdict = failures.disagreement([said({}, BusyError("busy")), said({})])
-    assert verdict is not None
-    error = failures.to_error(verdict)
+    failure = failures.disagreement([report_of({}, BusyError("busy")), report_of({})])
+    assert failure is not None
+    error = failures.to_error(failure)
     assert (type(error), str(error)) == (BusyError, "busy")
 
 
 @pytest.mark.parametrize("strange", ["", "[]", "{}", '{"error": {"kind": 1}, "facts": {}}', '{"error": null}', "null"])
 def test_what_makes_no_sense_is_an_answer_too(strange: str) -> None:
-    verdict = failures.disagreement([said(OURS), strange])
-    assert verdict is not None
-    assert "different versions of fishexp" in verdict["text"]
+    failure = failures.disagreement([report_of(OURS), strange])
+    assert failure is not None
+    assert "different versions of fishexp" in failure["text"]
 
 
-def test_a_note_gives_one_line_of_a_known_kind() -> None:
-    note = failures.from_error(ZeroDivisionError("over\nnought"), rank=2)
-    error = failures.to_error(note)
+def test_a_failure_gives_one_line_of_a_known_kind() -> None:
+    failure = failures.from_error(ZeroDivisionError("over\nnought"), rank=2)
+    error = failures.to_error(failure)
     assert (type(error), str(error)) == (
         RunFailed,
         "worker 2: ZeroDivisionError: over; debug=true shows where",
@@ -75,7 +77,7 @@ def test_a_note_gives_one_line_of_a_known_kind() -> None:
     assert "\n" not in str(strange)
 
 
-def test_the_first_note_stays(tmp_path: Path) -> None:
+def test_the_first_failure_stays(tmp_path: Path) -> None:
     store = FileStore(str(tmp_path / "failures"))
     assert failures.find(store) is None
     first, second = failures.from_error(FishexpError("first")), failures.from_error(RunFailed("second"))

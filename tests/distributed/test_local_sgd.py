@@ -211,29 +211,29 @@ def trained(folder: str) -> dict[str, Tensor]:
     return library.load_run(found)[0].state_dict()
 
 
-def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert list(one) == list(other)
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
+def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 @pytest.mark.parametrize(
     "more", [("method=fish",), ("method=full",), ("method=bitfit",), ("decay=all",), ("compat=fish",)]
 )
 def test_one_worker_is_transfer_to_the_bit(more: tuple[str, ...], here: Path) -> None:
-    one = (
+    single = (
         "regime.workers=1",
         "regime.refresh_every=null",
         "regime.merge=sum",
         "regime.wire=bf16",
         "regime.sync_every=3",
     )
-    assert fishexp(*TWO, *one, *more, "outputs=one").status == 0
+    assert fishexp(*TWO, *single, *more, "outputs=single").status == 0
     assert fishexp("regime=transfer", *SMALL, *more, "outputs=plain").status == 0
-    assert_same_bits(trained("one"), trained("plain"))
-    found, expected = (next(Path(outputs).glob("*/*/*/*/metrics.jsonl")).read_text() for outputs in ("one", "plain"))
+    assert_same_bits(trained("single"), trained("plain"))
+    found, expected = (next(Path(outputs).glob("*/*/*/*/metrics.jsonl")).read_text() for outputs in ("single", "plain"))
     assert found == expected
-    (record,), (other,) = records_of("one"), records_of("plain")
+    (record,), (other,) = records_of("single"), records_of("plain")
     assert record["kept"] == other["kept"]
     assert record["bytes"]["sent"] == 0
 

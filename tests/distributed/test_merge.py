@@ -8,7 +8,7 @@ from fishexp.distributed.merge import Merge, digest, merge_changes, merge_values
 
 
 def values(workers: int, entries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """What workers have, and what they had: some entries unmoved, some moved by one, on very different scales."""
+    """Make values that workers have, and had: some entries unchanged, some changed by a worker, on many scales."""
     generator = torch.Generator().manual_seed(workers)
     before = torch.randn(entries, generator=generator) * 10.0 ** torch.randint(-6, 6, (entries,), generator=generator)
     rows = before.repeat(workers, 1)
@@ -63,21 +63,21 @@ def test_changes_combine_in_their_own_type() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
 def test_a_digest_differs_with_any_bit(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    one = torch.randint(0, 2 if dtype == torch.bool else 100, (50,), generator=generator).to(dtype)
-    other = torch.randn(7)
-    known = digest([one, other])
-    assert known == digest([one.clone(), other.clone()])
+    first = torch.randint(0, 2 if dtype == torch.bool else 100, (50,), generator=generator).to(dtype)
+    second = torch.randn(7)
+    known = digest([first, second])
+    assert known == digest([first.clone(), second.clone()])
     assert -(2**63) <= known < 2**63
-    size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]
     found = set()
-    for place in range(50):
-        for bit in range(8 * one.element_size() if dtype != torch.bool else 1):
-            changed = one.clone()
-            changed.view(size)[place] ^= 1 << bit if bit < 8 * one.element_size() - 1 else torch.iinfo(size).min
-            found.add(digest([changed, other]))
+    for entry in range(50):
+        for bit in range(8 * first.element_size() if dtype != torch.bool else 1):
+            changed = first.clone()
+            changed.view(size)[entry] ^= 1 << bit if bit < 8 * first.element_size() - 1 else torch.iinfo(size).min
+            found.add(digest([changed, second]))
     assert known not in found
-    assert digest([other, one]) != known
-    assert digest([one[:-1], other]) != known
+    assert digest([second, first]) != known
+    assert digest([first[:-1], second]) != known
 
 
 def test_a_digest_of_many_entries_sees_the_last_piece() -> None:

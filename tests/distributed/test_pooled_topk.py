@@ -57,8 +57,8 @@ def assert_same_masks(found: Scores, expected: Scores, best: int, always: Sequen
     head = sum(expected[name].numel() for name in always)
     for k in range(head or 1, min(head + best, total) + 1):
         keep = min((k + 0.5) / total, 1)
-        one, other = top_k(found, keep, always), top_k(expected, keep, always)
-        assert all(torch.equal(one[name], other[name]) for name in expected)
+        mask, expected_mask = top_k(found, keep, always), top_k(expected, keep, always)
+        assert all(torch.equal(mask[name], expected_mask[name]) for name in expected)
 
 
 class Apart(InProcessCollectives):
@@ -172,7 +172,7 @@ def test_what_is_among_the_best_of_all_but_of_no_worker() -> None:
         heights = torch.rand(3, generator=g) + 0.5
         for own, number in zip(scores, examples, strict=True):
             own["p"][middle] = heights * torch.empty(3).uniform_(0.99, 1.01, generator=g)
-            free = torch.tensor([place for place in range(200) if place not in middle])
+            free = torch.tensor([entry for entry in range(200) if entry not in middle])
             spikes = free[torch.randperm(197, generator=g)[:4]]
             own["p"][spikes] = (torch.rand(4, generator=g) + 1.5) * sum(examples) / number / 2
         found, expected = pooled_scores(InProcessCollectives(workers), scores, examples, 4), dense(scores, examples)

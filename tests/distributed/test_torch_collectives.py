@@ -47,8 +47,8 @@ def ordered_mean(values: Tensor, entries: slice) -> Tensor:
 
 def picked(values: Tensor, entries: slice) -> Tensor:
     """Entry i of worker i modulo the number of workers."""
-    places = torch.arange(entries.start, entries.stop)
-    return values[places % len(values), places - entries.start]
+    entry_numbers = torch.arange(entries.start, entries.stop)
+    return values[entry_numbers % len(values), entry_numbers - entries.start]
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -56,8 +56,8 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     assert torch.equal(*(tensor.unsqueeze(-1).contiguous().view(torch.uint8) for tensor in (ours, theirs)))
 
 
-def as_together(collectives: Collectives) -> None:
-    """All that a collectives does, beside workers that are together."""
+def compare_with_one_process(collectives: Collectives) -> None:
+    """Compare every operation of a process with that of workers in one process."""
     module.PIECE = PIECE
     together = InProcessCollectives(collectives.world_size)
     (rank,) = collectives.local_ranks
@@ -99,7 +99,7 @@ def as_together(collectives: Collectives) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_processes_do_what_workers_together_do(size: int, tmp_path: Path) -> None:
-    with Workers(size, tmp_path, as_together) as workers:
+    with Workers(size, tmp_path, compare_with_one_process) as workers:
         workers.results()
 
 
@@ -108,7 +108,7 @@ def test_pieces_cover_all_entries_once_and_parts_a_piece(size: int, monkeypatch:
     monkeypatch.setattr(module, "PIECE", PIECE)
     for entries in LENGTHS:
         found = list(pieces(entries, size))
-        assert [place for piece, _ in found for place in range(entries)[piece]] == list(range(entries))
+        assert [entry for piece, _ in found for entry in range(entries)[piece]] == list(range(entries))
         for piece, part in found:
             length = piece.stop - piece.start
             assert length <= PIECE
@@ -117,37 +117,37 @@ def test_pieces_cover_all_entries_once_and_parts_a_piece(size: int, monkeypatch:
 
 def bad_messages(collectives: Collectives) -> list[str]:
     """What worker 0 says of messages that no worker of ours sends."""
-    said = []
+    texts = []
     for length in (LONGEST_TEXT + 1, 1 << 50, -1):
         if collectives.local_ranks.start:
             collectives.all_gather([torch.tensor([length])])
             continue
         with pytest.raises(RunFailed) as raised:
             collectives.all_gather_text(["fine"])
-        said.append(str(raised.value))
+        texts.append(str(raised.value))
     if collectives.local_ranks.start:
         collectives.all_gather([torch.tensor([3])])
         collectives.all_gather([torch.tensor([65, 255, 66], dtype=torch.uint8)])
     else:
-        said += collectives.all_gather_text(["abc"])
-    return said
+        texts += collectives.all_gather_text(["abc"])
+    return texts
 
 
 def test_sizes_of_messages_are_checked_and_so_is_their_text(tmp_path: Path) -> None:
     with Workers(2, tmp_path, bad_messages) as workers:
-        said = workers.results()[0]
+        texts = workers.results()[0]
     lengths = (LONGEST_TEXT + 1, 1 << 50, -1)
-    assert said[:3] == [f"worker 1 has a message of {n} bytes, and the limit is 1048576" for n in lengths]
-    assert said[3:] == ["abc", "A\N{REPLACEMENT CHARACTER}B"]
+    assert texts[:3] == [f"worker 1 has a message of {n} bytes, and the limit is 1048576" for n in lengths]
+    assert texts[3:] == ["abc", "A\N{REPLACEMENT CHARACTER}B"]
     with pytest.raises(RunFailed, match=f"worker 1 has a message of {LONGEST_TEXT + 1} bytes"):
         InProcessCollectives(2).all_gather_text(["", "x" * (LONGEST_TEXT + 1)])
 
 
 OPERATIONS: dict[str, Callable[[Collectives], object]] = {
-    "combine": lambda collectives: collectives.ordered_all_reduce([torch.ones(1000)], ordered),
-    "gather": lambda collectives: collectives.all_gather([torch.ones(1000)]),
-    "add": lambda collectives: collectives.all_reduce([torch.ones(1000)]),
-    "messages": lambda collectives: collectives.all_gather_text(["hello"]),
+    "ordered_all_reduce": lambda collectives: collectives.ordered_all_reduce([torch.ones(1000)], ordered),
+    "all_gather": lambda collectives: collectives.all_gather([torch.ones(1000)]),
+    "all_reduce": lambda collectives: collectives.all_reduce([torch.ones(1000)]),
+    "all_gather_text": lambda collectives: collectives.all_gather_text(["hello"]),
 }
 
 
@@ -172,7 +172,7 @@ def test_a_worker_that_was_killed_is_noticed_at_once(operation: str, tmp_path: P
         assert workers.processes[0].exitcode == 0
 
 
-@pytest.mark.parametrize("operation", ["combine", "messages"])
+@pytest.mark.parametrize("operation", ["ordered_all_reduce", "all_gather_text"])
 def test_a_worker_that_hangs_is_noticed_when_the_time_is_over(operation: str, tmp_path: Path) -> None:
     with Workers(3, tmp_path, lose_the_last, operation, "SIGSTOP", seconds=1.5) as workers:
         found = [workers.result(rank) for rank in (0, 1)]
@@ -182,21 +182,21 @@ def test_a_worker_that_hangs_is_noticed_when_the_time_is_over(operation: str, tm
         assert workers.processes[0].exitcode == 0
 
 
-def combine_for_ever(collectives: Collectives) -> None:
+def reduce_for_ever(collectives: Collectives) -> None:
     while True:
         collectives.ordered_all_reduce([torch.ones(100_000)], ordered)
 
 
 def test_a_worker_killed_in_the_midst_of_its_work(tmp_path: Path) -> None:
-    with Workers(3, tmp_path, combine_for_ever) as workers:
+    with Workers(3, tmp_path, reduce_for_ever) as workers:
         assert not any(connection.poll(0.5) for connection in workers.connections)
         workers.processes[1].kill()
         for rank in (0, 2):
             assert isinstance(workers.result(rank, within=10), WorkerLost)
 
 
-def traffic(collectives: Collectives, entries: int, dtype: torch.dtype, times: int) -> tuple[int, int]:
-    """Bytes on the network of all workers' combines, and what this one counts."""
+def bytes_of_reductions(collectives: Collectives, entries: int, dtype: torch.dtype, times: int) -> tuple[int, int]:
+    """Bytes on the network of all workers' reductions, and what this one counts."""
     row = torch.ones(entries, dtype=dtype)
     collectives.ordered_all_reduce([row], ordered)
     collectives.all_gather([row[:1]])  # all are here
@@ -208,9 +208,9 @@ def traffic(collectives: Collectives, entries: int, dtype: torch.dtype, times: i
     return bytes_on_loopback() - before, collectives.bytes_sent - sent
 
 
-def traffic_of(size: int, folder: Path, *arguments: object) -> tuple[int, int]:
+def bytes_in_group(size: int, folder: Path, *arguments: object) -> tuple[int, int]:
     folder.mkdir()
-    with Workers(size, folder, traffic, *arguments) as workers:
+    with Workers(size, folder, bytes_of_reductions, *arguments) as workers:
         return workers.results()[0]
 
 
@@ -220,7 +220,7 @@ def traffic_of(size: int, folder: Path, *arguments: object) -> tuple[int, int]:
 def test_bytes_on_the_wire_are_those_of_a_ring(size: int, dtype: torch.dtype, entries: int, tmp_path: Path) -> None:
     """By the operating system's count, in a network without others: values there and back, and nothing else."""
     times = 5_000_000 // entries
-    found = isolated(traffic_of, size, tmp_path / "group", entries, dtype, times)
+    found = isolated(bytes_in_group, size, tmp_path / "group", entries, dtype, times)
     if found is None:
         pytest.skip("this user may not make a network namespace")
     wire, sent = found

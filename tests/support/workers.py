@@ -20,9 +20,10 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 class Workers:
-    """``function(collectives, *arguments)`` in ``size`` processes that form a group; they end with the ``with`` block.
+    """Call ``function(collectives, *arguments)`` in ``size`` processes that form a group, and end them with the block.
 
-    ``seconds`` is how long one may be silent; ``folder`` is empty at first. ``function`` and its arguments are pickled.
+    ``seconds`` is how long a worker may be silent; ``folder`` is empty at first. ``function`` and its arguments are
+    pickled.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class Workers:
             self.connections.append(ours)
 
     def result(self, rank: int, within: float = 60) -> Any:
-        """What the worker's function returned, or the exception that it raised."""
+        """Wait for what the worker's function returns, or the exception that it raises."""
         assert self.connections[rank].poll(within), f"worker {rank} said nothing for {within} s"
         return self.connections[rank].recv()
 
     def results(self) -> list[Any]:
-        """Of all workers; raises the first one's exception, if there is any."""
+        """Wait for the results of all workers; raise the first worker's exception, if there is any."""
         results = [self.result(rank) for rank in range(len(self.processes))]
         for result in results:
             if isinstance(result, BaseException):
@@ -66,7 +67,7 @@ class Workers:
 
 
 def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` in a process whose network is a loopback device of its own; None if not allowed."""
+    """Call ``function(*arguments)`` in a process whose network is its own loopback device; None if not allowed."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     with ExitStack() as stack:
@@ -83,7 +84,7 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def bytes_on_loopback() -> int:
-    """That the loopback device of this process's network has sent, with the headers of IP and TCP."""
+    """Count the bytes that the loopback device of this process's network has sent, with the headers of IP and TCP."""
     (line,) = (line for line in Path("/proc/net/dev").read_text().splitlines() if line.lstrip().startswith("lo:"))
     return int(line.partition(":")[2].split()[8])
 
@@ -92,7 +93,7 @@ _is_alone = False  # in a process whose network others do not have
 
 
 def _context() -> Any:
-    """Of processes in this network: those of a server that has imported torch, or children of our own."""
+    """Return a context of processes in this network: of a server that has imported torch, or children of our own."""
     if _is_alone:
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""Start the workers of a run on this machine, each in a process, and start them again when one is lost.
+"""Start the workers of a run on this machine, each in a process, and start them again when a worker is lost.
 
 ``python -m fishexp.run.launch.local FILE`` is a worker; only the agent of :func:`start` runs it.
 """
@@ -49,7 +49,7 @@ _FAILURES_FILE, _RENDEZVOUS_FILE, _LOGS_FOLDER, _START_FILE = "failures", "rende
 
 
 def start(config: Config, folder: Path) -> dict[str, Any]:
-    """Carry out one run in ``folder`` by several processes.
+    """Carry out a run in ``folder`` by several processes.
 
     Args:
         config: Fully resolved; its regime has ``workers``, ``restarts`` and ``timeout``.
@@ -147,7 +147,7 @@ class Agent(LocalElasticAgent):
     torch the tests passed:
 
     - ``_invoke_run(role)`` is the agent's loop, extended to report an interrupt before the workers get it;
-    - ``_monitor_workers(group)`` is one look at the workers, extended to end all of them when one has ended;
+    - ``_monitor_workers(group)`` is one look at the workers, extended to end all of them when a worker has ended;
     - ``_pcontext`` has the workers' processes;
     - ``_remaining_restarts`` is set to 0 if a restart cannot mend what happened.
 
@@ -169,7 +169,7 @@ class Agent(LocalElasticAgent):
         try:
             return super()._invoke_run(role)
         except KeyboardInterrupt as error:
-            failures.report(self._failures, failures.from_error(error))  # before the workers are told to end
+            failures.report(self._failures, failures.from_error(error))  # before the workers are asked to end
             raise
 
     # a decorator of torch's hides what it takes
@@ -189,7 +189,7 @@ class Agent(LocalElasticAgent):
         return [handlers[rank].proc.poll() for rank in sorted(handlers)]
 
     def _end_all(self) -> None:
-        """End the other workers after one ended; torch then starts all of them again if no failure was reported."""
+        """End the other workers after a worker ended; torch then starts all again if no failure was reported."""
         failure, first_codes = failures.find(self._failures), self._exit_codes()
         for handler in self._processes().subprocess_handlers.values():
             if handler.proc.poll() is None:
@@ -219,7 +219,7 @@ def describe_loss(first_codes: Sequence[int | None], last_codes: Sequence[int | 
 
 
 def main() -> int:
-    """Be one worker of the run that :func:`start` described in the file named on the command line.
+    """Be a worker of the run that :func:`start` described in the file named on the command line.
 
     Returns:
         Exit status, for the agent alone: whoever started the run learns from the reported failure why it ended.

@@ -88,7 +88,7 @@ def _rendezvous(rank: int, world_size: int, timeout: float) -> tuple[Store, int]
 def _number_start(store: Store, world_size: int, timeout: float) -> int:
     """Give this start of the workers a number, and send it to all others, as worker 0.
 
-    torchrun starts workers again one machine after the other, not always counted, and the store still holds what
+    torchrun starts workers again machine after machine, not always counted, and the store still holds what
     earlier workers left: a worker is known to be there once it has answered with the number it alone was sent.
     """
     start, end = store.add("starts", 1), time.monotonic() + timeout

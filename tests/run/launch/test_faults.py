@@ -169,8 +169,11 @@ def test_torchrun_starts_them_again(backend: str, tmp_path: Path, monkeypatch: p
     port, more = launched.free_port(), ("--max-restarts=2", f"--rdzv-backend={backend}")
     if backend == "c10d":
         more = (*more, f"--rdzv-endpoint=127.0.0.1:{port}")
-    told = [launched.torchrun(node, port, 2, *more) for node in (0, 1)]
-    with started(tmp_path, PAUSED, command=told[0]) as first, started(tmp_path, PAUSED, command=told[1]) as second:
+    commands = [launched.torchrun(node, port, 2, *more) for node in (0, 1)]
+    with (
+        started(tmp_path, PAUSED, command=commands[0]) as first,
+        started(tmp_path, PAUSED, command=commands[1]) as second,
+    ):
         assert wait_for(lambda: launched.has_snapshot(tmp_path))
         pids = launched.workers(first.pid) | launched.workers(second.pid)
         kill(pids[1])

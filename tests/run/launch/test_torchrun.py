@@ -17,10 +17,10 @@ def test_two_machines_of_torchrun_run_a_sweep_until_they_differ(tmp_path: Path) 
     """Two runs: the first is the same on both machines, the second is not."""
     lay_out(tmp_path)
     port = launched.free_port()
-    told = [(*launched.torchrun(node, port), "-m") for node in (0, 1)]
+    commands = [(*launched.torchrun(node, port), "-m") for node in (0, 1)]
     with (
-        started(tmp_path, "regime.lr=0.05,0.1", command=told[0]) as first,
-        started(tmp_path, "regime.lr=0.05,0.2", command=told[1]) as second,
+        started(tmp_path, "regime.lr=0.05,0.1", command=commands[0]) as first,
+        started(tmp_path, "regime.lr=0.05,0.2", command=commands[1]) as second,
     ):
         (_, out, err), (_, quiet, other_err) = ended(first), ended(second)
     finished, failed = records(tmp_path)
