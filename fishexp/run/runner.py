@@ -1,4 +1,4 @@
-"""One run: configuration -> data, model -> Problem -> scores -> mask -> training -> weights and a record."""
+"""One run, top to bottom: configuration -> data, model -> scores -> mask -> training -> weights and a record."""
 
 import fcntl
 import logging
@@ -32,14 +32,15 @@ from fishexp.training.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
-_THREADS = torch.get_num_threads()  # what torch decides, for the next run of a sweep over threads
+_THREADS = torch.get_num_threads()  # CPU threads as torch decides, for the next run of a sweep over threads
 
 
 def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
-    """Carry out one run in ``folder`` and append its record; or, as one worker of several, this worker's part of it.
+    """Carry out one run in ``folder`` and append its record; as one of several workers, this worker's part of the run.
 
     Args:
-        config: Fully resolved, as :func:`fishexp.run.config.resolved` gives it.
+        config: Fully resolved, as :func:`fishexp.run.config.resolved` returns it.
+        context: Rank and world size of this process.
 
     Returns:
         The record of the finished run.
@@ -58,122 +59,54 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         with context.agreement():
             folder.mkdir(parents=True, exist_ok=True)
             if context.is_main:
-                stack.enter_context(alone(folder))
+                stack.enter_context(locked(folder))
         with context.agreement() as facts:
-            record, tracker, device = opened(stack, config, settings, snapshots, folder, context)
+            record, logger, device = open_run(stack, config, settings, snapshots, folder, context)
             facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
             facts |= {"resume": settings.resume, **record.config}
             load, _, method, train = (component(group, config[group]) for group in GROUPS)
         if settings.resume:
             snapshots.load()
         with context.agreement() as facts:
-            take_up(record, tracker, snapshots, device, context)
-            tracker.say(_headline(config, settings, device, context))
-            with tracker.clock("data"), context.local_main_first():
+            resume_or_begin(record, logger, snapshots, device, context)
+            logger.say(_headline(config, settings, device, context))
+            with logger.clock("data"), context.local_main_first():
                 data: Dataset = load()
             torch.manual_seed(settings.seed)
             model = build_model(config["model"], data.classes, data.channels)
-            with tracker.clock("data"):
-                data = _fitted(data, model, device)
-            facts["initial weights"] = _digest(model) if context.world_size > 1 else ""
+            with logger.clock("data"):
+                data = _prepared(data, model, device)
+            facts["initial weights"] = _weights_digest(model) if context.world_size > 1 else ""
             if context.is_main and model.source is None and not (folder / BASE).exists():
                 store_base(model.network, folder, Path(settings.outputs))
-            problem = _problem(model, data, device, settings, tracker, collectives)
+            problem = _problem(model, data, device, settings, logger, collectives)
         record.total = sum(p.numel() for p in model.network.parameters())
 
-        def told(kept: int, each: int) -> None:
-            record.kept, record.kept_per_worker = kept, None if kept == each else each
+        def report_kept(in_all: int, each: int) -> None:
+            record.kept, record.kept_per_worker = in_all, None if in_all == each else each
 
-        choose = MaskSelector(problem, method, settings.keep, tracker, told)
-        outcome: Outcome = train(problem, choose, tracker, snapshots, settings.decay)
+        choose = MaskSelector(problem, method, settings.keep, logger, report_kept)
+        outcome: Outcome = train(problem, choose, logger, snapshots, settings.decay)
         record.metrics = outcome.metrics
         if context.is_main:
-            record.bytes = _leave(folder, Path(settings.outputs), model, data, outcome)
+            record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)
         record.status = "finished"
-        tracker.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
+        logger.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
     return record
 
 
-def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
-    workers, each = (f", {context.world_size} workers", " each") if context.world_size > 1 else ("", "")
-    threads = f"{torch.get_num_threads()} threads{each}"
-    return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
-
-
-def _digest(model: Model) -> str:
-    """Of all weights and buffers."""
-    return digest({name: fingerprint(tensor) for name, tensor in model.network.state_dict().items()})[:12]
-
-
-def _leave(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome) -> dict[str, int]:
-    """The weights, in ``folder``; the bytes of everything."""
-    sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
-    if (folder / WEIGHTS).exists():
-        drop_base(folder, outputs)
-    return sizes
-
-
-def _fitted(data: Dataset, model: Model, device: torch.device) -> Dataset:
-    """Images on the device; sentences as the tokens of the model's own tokenizer."""
-
-    def fit(examples: Any) -> Any:
-        return examples.to(device) if model.tokenizer is None else examples.tokenised(model.tokenizer)
-
-    if model.tokenizer is not None:
-        longest = model.tokenizer.model_max_length
-        if data.train.max_length > longest:
-            raise FishexpError(f"data.max_length={data.train.max_length}: this model reads at most {longest} tokens")
-    return replace(data, train=fit(data.train), valid={name: fit(part) for name, part in data.valid.items()})
-
-
-def _problem(
-    model: Model, data: Dataset, device: torch.device, settings: Settings, tracker: Logger, collectives: Collectives
-) -> Problem:
-    return Problem(
-        model.network.to(device),
-        model.head,
-        data,
-        device,
-        generator=torch.Generator().manual_seed(2 * settings.seed),
-        order=torch.Generator().manual_seed(2 * settings.seed + 1),
-        collectives=collectives,
-        precision=settings.precision,
-        as_original=settings.compat == "fish",
-        progress=tracker.progress,
-    )
-
-
-log = logging.getLogger(__name__)
-
-
 def new_record(config: Config) -> Record:
-    """Of a run that has not begun."""
+    """Build the record of a run before it starts."""
     method, shared = config["method"]["name"], shareable(config)
     return Record(run_id(config), shared, method=method, keep=config["keep"], seed=config["seed"])
 
 
-def opened(
-    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, context: Context
-) -> tuple[Record, Logger, torch.device]:
-    """What a run has until ``stack`` ends: the record, which is written then, its log and its device.
-
-    Raises:
-        FishexpError: If there is no such device.
-    """
-    record = new_record(config)
-    wandb, resumed = settings.wandb, settings.resume
-    tracker = stack.enter_context(
-        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=context.rank)
-    )
-    return record, tracker, stack.enter_context(_recorded(record, tracker, snapshots, settings, context))
-
-
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process is at the run in ``folder``.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, so that no other process carries out the same run.
 
     Raises:
-        BusyError: If one is.
+        BusyError: If another process holds it.
     """
     with (folder / ".lock").open("w") as file:
         try:
@@ -183,40 +116,27 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def take_up(record: Record, tracker: Logger, snapshots: Snapshots, device: torch.device, context: Context) -> None:
-    """Take up what the run had come to when it was cut short, or begin anew."""
-    conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
-    snapshots.about = lambda: {
-        "kept": [record.kept, record.kept_per_worker],
-        "conditions": conditions,
-        **tracker.state(),
-    }
-    if context.is_main:
-        with replacing(tracker.folder / "config.yaml") as new:
-            new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
-        for left in tracker.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
-    if snapshots.latest is None:
-        snapshots.clear()
-        if context.is_main:
-            forget(tracker.folder)
-    about = snapshots.latest.about if snapshots.latest else {}
-    tracker.begin(about)
-    lost = f"{context.restart_reason}; " if context.restart_reason else ""
-    if about:
-        record.kept, record.kept_per_worker = about["kept"]
-        tracker.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
-        if about["conditions"] != conditions:
-            tracker.say("other threads, device or torch than before: the result may differ in its last bits")
-    elif lost:
-        tracker.say(f"{lost}begun anew, as there was no snapshot")
+def open_run(
+    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, context: Context
+) -> tuple[Record, Logger, torch.device]:
+    """Open what a run has until ``stack`` ends: its record, which is written then, its log and its device.
+
+    Raises:
+        FishexpError: If there is no such device.
+    """
+    record = new_record(config)
+    wandb, resumed = settings.wandb, settings.resume
+    logger = stack.enter_context(
+        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=context.rank)
+    )
+    return record, logger, stack.enter_context(_recorded(record, logger, snapshots, settings, context))
 
 
 @contextmanager
 def _recorded(
-    record: Record, tracker: Logger, snapshots: Snapshots, settings: Settings, context: Context
+    record: Record, logger: Logger, snapshots: Snapshots, settings: Settings, context: Context
 ) -> Iterator[torch.device]:
-    """The device for the run. Its record is written however the run ends, and its W&B run ended."""
+    """Choose the device of the run; write the record and end the W&B run, however the run ends."""
     device = torch.device("cpu")
     due = context.is_main
     try:
@@ -235,12 +155,12 @@ def _recorded(
             raise
         raise reason from error
     finally:
-        record.seconds = {what: round(tracker.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
+        record.seconds = {what: round(logger.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
         record.peak_memory_bytes = hardware.peak_memory(device)
         record.device, record.threads = hardware.name(device), torch.get_num_threads()
         try:
             if due:
-                record.write(Path(settings.records), tracker.folder)
+                record.write(Path(settings.records), logger.folder)
                 context.announce_record(record.status)
             if record.status == "finished" and context.await_record():  # so that nobody will want to continue it
                 snapshots.clear()
@@ -249,4 +169,84 @@ def _recorded(
                 raise
             log.warning("the record could not be written either: %s", error)  # the first error says what to do
         finally:
-            tracker.finish(asdict(record))
+            logger.finish(asdict(record))
+
+
+def resume_or_begin(
+    record: Record, logger: Logger, snapshots: Snapshots, device: torch.device, context: Context
+) -> None:
+    """Continue from the latest snapshot, if it was loaded, or clear what an earlier attempt left and begin."""
+    conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
+    snapshots.about = lambda: {
+        "kept": [record.kept, record.kept_per_worker],
+        "conditions": conditions,
+        **logger.state(),
+    }
+    if context.is_main:
+        with replacing(logger.folder / "config.yaml") as new:
+            new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
+        for left in logger.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+    if snapshots.latest is None:
+        snapshots.clear()
+        if context.is_main:
+            forget(logger.folder)
+    about = snapshots.latest.about if snapshots.latest else {}
+    logger.begin(about)
+    lost = f"{context.restart_reason}; " if context.restart_reason else ""
+    if about:
+        record.kept, record.kept_per_worker = about["kept"]
+        logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
+        if about["conditions"] != conditions:
+            logger.say("other threads, device or torch than before: the result may differ in its last bits")
+    elif lost:
+        logger.say(f"{lost}begun anew, as there was no snapshot")
+
+
+def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
+    workers, each = (f", {context.world_size} workers", " each") if context.world_size > 1 else ("", "")
+    threads = f"{torch.get_num_threads()} threads{each}"
+    return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
+
+
+def _prepared(data: Dataset, model: Model, device: torch.device) -> Dataset:
+    """Move images to the device; turn sentences into the tokens of the model's own tokenizer."""
+
+    def prepare(examples: Any) -> Any:
+        return examples.to(device) if model.tokenizer is None else examples.tokenised(model.tokenizer)
+
+    if model.tokenizer is not None:
+        longest = model.tokenizer.model_max_length
+        if data.train.max_length > longest:
+            raise FishexpError(f"data.max_length={data.train.max_length}: this model reads at most {longest} tokens")
+    return replace(data, train=prepare(data.train), valid={name: prepare(part) for name, part in data.valid.items()})
+
+
+def _weights_digest(model: Model) -> str:
+    """Hash all weights and buffers of a model."""
+    return digest({name: fingerprint(tensor) for name, tensor in model.network.state_dict().items()})[:12]
+
+
+def _problem(
+    model: Model, data: Dataset, device: torch.device, settings: Settings, logger: Logger, collectives: Collectives
+) -> Problem:
+    return Problem(
+        model.network.to(device),
+        model.head,
+        data,
+        device,
+        generator=torch.Generator().manual_seed(2 * settings.seed),
+        order=torch.Generator().manual_seed(2 * settings.seed + 1),
+        collectives=collectives,
+        precision=settings.precision,
+        as_original=settings.compat == "fish",
+        progress=logger.progress,
+    )
+
+
+def _save(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome) -> dict[str, int]:
+    """Write the weights to ``folder``, and measure what was stored or sent, in bytes."""
+    sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
+    if (folder / WEIGHTS).exists():
+        drop_base(folder, outputs)
+    return sizes
