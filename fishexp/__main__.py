@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fishexp.errors import BusyError, FishexpError, RunFailed, WorkerLost
+from fishexp.errors import BusyError, FishexpError, WorkerLost, describe
 from fishexp.run import config
 from fishexp.run.help import help_page
 from fishexp.run.record import finished
@@ -169,10 +169,7 @@ def _explain(error: Exception, debug: bool, name: str) -> int:
     """Say what went wrong, in one line unless debugging; the exit status."""
     if debug:
         traceback.print_exception(error)
-    line = str(error).strip()
-    if not isinstance(error, FishexpError | RunFailed):
-        line = f"{type(error).__name__}: {(line.splitlines() or [''])[0]}; debug=true shows where"
-    print(f"fishexp: {name}{': ' if name else ''}{line}", file=sys.stderr)
+    print(f"fishexp: {name}{': ' if name else ''}{describe(error)}", file=sys.stderr)
     return USER_ERROR if isinstance(error, FishexpError) else RUN_FAILED
 
 

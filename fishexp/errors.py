@@ -1,32 +1,35 @@
-"""The one exception that is about the user's input, not about our code."""
+"""Errors whose message is a line for the user, and how errors are put into such a line."""
 
 
 class FishexpError(ValueError):
-    """Bad input. The message is one line: the value, the rule it broke, what to do."""
+    """Report bad input. The message is one line: the value, the rule it broke, what to do."""
 
 
 class BusyError(FishexpError):
-    """The run is going on in another process."""
+    """Report that another process is carrying out this very run."""
 
 
 class DeltaError(FishexpError):
-    """A delta file that cannot be used, or not on this model."""
+    """Report a delta file that cannot be used, or not on this model."""
 
 
 class RunFailed(Exception):
-    """A run could not finish (a NaN loss, say). The message is one line."""
+    """Report that a run could not finish, because of a NaN loss, say. The message is one line."""
 
 
 class AllFailed(RunFailed):
-    """What every worker of the run raises; the message says whose fault it is."""
+    """Report that a run could not finish. All of its workers raise it; the message says whose fault it is."""
 
 
 class WorkerLost(RunFailed):
-    """Another worker of the run is gone, or silent: the run may go on from its last snapshot."""
+    """Report that another worker of the run is gone or silent; the run may continue from its last snapshot."""
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """``; did you mean X?`` when one of ``known`` resembles ``name``, and what there is in any case."""
+    """Write the end of a message about an unknown name: ``; did you mean X?``, if a known name resembles it.
+
+    All known names follow in any case, unless there are none.
+    """
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -37,3 +40,16 @@ def nearest(name: str, known: list[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type's name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def describe(error: BaseException) -> str:
+    """Describe why a run ended, in a line for the user.
+
+    Returns:
+        The message of a :class:`FishexpError` or :class:`RunFailed`. Of any other error the type, the first line of its
+        text, and how to see more.
+    """
+    text = str(error).strip()
+    if isinstance(error, FishexpError | RunFailed):
+        return text
+    return f"{': '.join([type(error).__name__, *text.splitlines()[:1]])}; debug=true shows where"

@@ -11,7 +11,7 @@ from fishexp.data import default_root
 from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
 from fishexp.data.metrics import accuracy
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, first_line
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, per channel, in [0, 1]
 STD = (0.2470, 0.2435, 0.2616)
@@ -75,8 +75,7 @@ def _downloaded() -> Path:
     try:
         CIFAR10(folder, download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FishexpError(
-            f"data.root is not set and CIFAR-10 could not be downloaded ({reason}); give data.root=DIR"
+            f"data.root is not set and CIFAR-10 could not be downloaded ({first_line(error)}); give data.root=DIR"
         ) from None
     return folder

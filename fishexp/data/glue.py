@@ -14,7 +14,7 @@ from fishexp.data import default_root
 from fishexp.data.datasets import Dataset, Metrics
 from fishexp.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from fishexp.data.text import Sentences
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, first_line
 from fishexp.system.hub import fail_fast_offline
 
 log = logging.getLogger(__name__)
@@ -173,9 +173,8 @@ def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict
     try:
         parts = load_dataset("nyu-mll/glue", task)
     except Exception as error:  # datasets raises many kinds, network ones among them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FishexpError(
-            f"data.root is not set and nyu-mll/glue could not be loaded ({reason}); give data.root=DIR"
+            f"data.root is not set and nyu-mll/glue could not be loaded ({first_line(error)}); give data.root=DIR"
         ) from None
 
     def part(split: str) -> Sentences:

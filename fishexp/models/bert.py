@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, first_line
 from fishexp.models import Model
 from fishexp.system.hub import fail_fast_offline
 
@@ -81,8 +81,7 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
     except FishexpError:
         raise
     except Exception as error:  # transformers raises many kinds, those of safetensors and tokenizers among them
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FishexpError(f"model.path={source} cannot be loaded: {reason}") from None
+        raise FishexpError(f"model.path={source} cannot be loaded: {first_line(error)}") from None
     if getattr(network, HEAD, None) is None:
         raise FishexpError(f"model.path={source} is a {type(network).__name__}, which has no `{HEAD}`; give a BERT")
     for name, found, wanted in sorted(info.get("mismatched_keys", ())):

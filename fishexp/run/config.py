@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fishexp.errors import FishexpError, nearest
+from fishexp.errors import FishexpError, first_line, nearest
 from fishexp.run.settings import ABOUT, GROUPS, Config, Settings, check_settings, run_name
 
 _PACKAGE = Path(__file__).parents[1]
@@ -135,16 +135,12 @@ def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
     if empty := [override for override in overrides if override.startswith("=")]:
         return FishexpError(f"{empty[0]} is not key=value: the key is missing")
     if isinstance(error, OverrideParseException):
-        return FishexpError(f"{error.override} is not key=value: {_first_line(error)}")
+        return FishexpError(f"{error.override} is not key=value: {first_line(error)}")
     if isinstance(error, YAMLError):
         return FishexpError(" ".join(str(error).split()))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     key = next((line.split()[-1] for line in str(cause).splitlines() if line.strip().startswith("full_key:")), None)
-    return FishexpError(f"{key}: {_first_line(cause)}" if key else _first_line(cause))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return FishexpError(f"{key}: {first_line(cause)}" if key else first_line(cause))
 
 
 def _nearest_key(key: str, overrides: Sequence[str]) -> str:
