@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from torch.distributed.distributed_c10d import Store
 
-from fishexp.errors import AllFailed, BusyError, FishexpError, RunFailed
+from fishexp.errors import AllFailed, BusyError, FishexpError, RunFailed, describe
 
 Facts: TypeAlias = dict[str, Any]  # name -> a value that JSON can hold
 
@@ -37,9 +37,7 @@ class Failure(TypedDict):
 
 def from_error(error: BaseException, rank: int = 0) -> Failure:
     """Describe an error of worker ``rank``."""
-    text = str(error).strip()
-    if not isinstance(error, FishexpError | RunFailed):
-        text = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}; debug=true shows where"
+    text = describe(error)
     kind = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
     trace = "".join(traceback.format_exception(error))
     if rank > 0 and not isinstance(error, AllFailed):
