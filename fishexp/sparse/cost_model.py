@@ -23,7 +23,7 @@ SAMPLED_COST = 0.09
 REORDER_COST = {torch.float64: 0.9, torch.float32: 0.5, torch.bfloat16: 0.62, torch.float16: 0.62}
 # nanoseconds for reading a number in a product with few columns
 READ_COST = 0.25
-# nanoseconds for selecting a number of one of these columns
+# nanoseconds for copying a number of such a column out of the input or gradient
 SELECT_COST = {torch.float64: 0.8, torch.float32: 0.4, torch.bfloat16: 1.6, torch.float16: 1.6}
 # nanoseconds for a call
 CALL_COST = 20_000.0

@@ -131,7 +131,7 @@ def add_gradient_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
 
 
 def remove_gradient_hook(weight: Tensor) -> Callable[[Tensor], None] | None:
-    """Undo :func:`add_gradient_hook`; return the hook, if there was one."""
+    """Undo :func:`add_gradient_hook`; return the hook, None if there was none."""
     handle, hook = _GRADIENT_HOOKS.pop(weight, (None, None))
     if handle is not None:
         handle.remove()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.delta import Delta
-from fishexp.delta.trained import Original, by_seed, trained
+from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.errors import FishexpError
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
@@ -57,9 +57,9 @@ class Sparse:
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """Return what training changed since :func:`sparsify`, or since :meth:`rebase`.
 
-        It has all kept entries, also those that have the value they had, and the buffers that are others now. Its base
-        is the model with the values of then in their place, and everything else as it is: a weight that was changed
-        outside the mask meanwhile is of the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is held
+        It has all kept entries, also those that have the value they had, and the buffers that have changed. Its base
+        is the model with the earlier values in their place, and everything else as it is: a weight that was changed
+        outside the mask meanwhile belongs to the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is held
         by its seed.
 
         Args:
@@ -138,7 +138,7 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     """Return the weights of which some entries are kept, but not all.
 
     Raises:
-        FishexpError: If the mask is not one for this model, or such a weight cannot be stood in for.
+        FishexpError: If the mask does not fit the model, or a module reaches such a weight otherwise than by its name.
     """
     parameters = weights(model)
     for name in sorted(parameters.keys() ^ mask.keys()):
