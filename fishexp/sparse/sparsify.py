@@ -59,8 +59,8 @@ class Sparse:
 
         It has all kept entries, also those that have the value they had, and the buffers that have changed. Its base
         is the model with the earlier values in their place, and everything else as it is: a weight that was changed
-        outside the mask meanwhile belongs to the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is held
-        by its seed.
+        outside the mask meanwhile belongs to the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is
+        held by its seed.
 
         Args:
             fresh: Tensors that the base is to lack, such as those of a head that has just been put on it.
