@@ -1,7 +1,8 @@
-"""A file is either as it was or complete, whatever happens while it is written."""
+"""Files and folders that are either as they were or complete, whatever happens while they are written."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A new empty file beside ``path``, which takes its name when the context ends without an error.
+    """Make a new empty file beside ``path``, which takes its name when the context ends without an error.
 
     By then it is on the disk, and so is its name: a crash at any moment leaves the old file or the new one. If ``path``
     is a link, the file that it points to is replaced.
@@ -21,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         OSError: As the system gives it, if the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path).resolve()
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temporary = _beside(path)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = temporary.stat().st_mode
     try:
@@ -36,8 +37,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a new folder beside ``path``, which takes its name when the context ends without an error.
+
+    By then all that is in it is on the disk, and so is its name.
+
+    Yields:
+        The folder to fill; it is gone if the context ends with an error.
+
+    Raises:
+        OSError: As the system gives it; among others if ``path`` is a file, or a folder with something in it.
+    """
+    path = path.absolute()
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for file in files:
+                sync(Path(folder, file))
+            sync(Path(folder))
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """Return a hidden name beside ``path`` that nothing has yet."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+
+
 def sync(path: Path) -> None:
-    """What was written to the file, or the names in the folder, onto the disk."""
+    """Bring what was written to the file, or the names in the folder, onto the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_last_delta(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    code = "import os, sys; from fishexp.atomic import replacing\n"
+    code = "import os, sys; from fishexp.system.atomic import replacing\n"
     code += "with replacing(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
