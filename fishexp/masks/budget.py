@@ -1,4 +1,4 @@
-"""How many weights a fraction pays for."""
+"""The budget of a mask: how many weights a fraction of all pays for."""
 
 from collections.abc import Collection
 from decimal import Decimal
@@ -7,7 +7,7 @@ from fishexp.errors import FishexpError
 
 
 def check_keep(keep: float) -> float:
-    """``keep`` itself.
+    """Return ``keep`` itself, a fraction in (0, 1].
 
     Raises:
         FishexpError: If it is not in (0, 1].
@@ -19,7 +19,7 @@ def check_keep(keep: float) -> float:
 
 
 def budget(keep: float, total: int) -> int:
-    """``floor(keep * total)`` with ``keep`` read as a decimal: 0.29 of 100 is 29, not 28.
+    """Return ``floor(keep * total)`` with ``keep`` read as a decimal: 0.29 of 100 is 29, not 28.
 
     Raises:
         FishexpError: If ``keep`` is not in (0, 1].
@@ -28,7 +28,7 @@ def budget(keep: float, total: int) -> int:
 
 
 def left(keep: float, total: int, head: int, always: Collection[str], workers: int = 1) -> int:
-    """How many entries ``keep`` pays for after the ``head`` that is always kept, on each worker.
+    """Return how many entries ``keep`` pays for after the ``head`` that is always kept, on each worker.
 
     Raises:
         FishexpError: If it does not pay for them, or not all workers can have entries of their own.

@@ -13,7 +13,7 @@ from fishexp.masks.random_masks import Seeded
 Scores: TypeAlias = Mapping[str, Tensor]  # importance of each weight, in the parameter's shape
 Mask: TypeAlias = dict[str, Tensor]  # true where a weight may move, in the parameter's shape
 
-DIGIT = 16  # bits decided by one pass over the scores
+DIGIT = 16  # bits of a score that are decided by one pass over all scores
 CHUNK = 1 << 22  # scores looked at together
 
 
@@ -44,7 +44,7 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
 
 
 def split(scores: Scores, keep: float, workers: int, always: Collection[str] = ()) -> list[Mask]:
-    """A mask for each of several workers, with no entry outside ``always`` in two of them.
+    """Make a mask for each of several workers, with no entry outside ``always`` in two of them.
 
     Each has as many entries as :func:`top_k` would give it. Of the best of all, ranked by their scores, worker i gets
     the ranks i, i + workers, i + 2 workers, ...; of equal scores the first in the order of ``scores`` ranks higher.
@@ -77,7 +77,7 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
 
 
 def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1) -> int:
-    """How many entries ``keep`` pays for after those of ``always``."""
+    """Return how many entries ``keep`` pays for after those of ``always``."""
     unknown = sorted(set(always) - set(scores))
     if unknown:
         raise FishexpError(f"always names {unknown[0]}, which has no scores; the scores cover {len(scores)} parameters")
@@ -86,12 +86,12 @@ def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1
 
 
 def _with_always(chosen: Mask, scores: Scores, always: Collection[str]) -> Mask:
-    """The chosen entries and all of ``always``, in the order of the scores."""
+    """Add all of ``always`` to the chosen entries, in the order of the scores."""
     return {n: torch.ones_like(s, dtype=torch.bool) if n in always else chosen[n] for n, s in scores.items()}
 
 
 def largest(scores: Scores, k: int) -> Mask:
-    """Exactly ``k`` true entries: all above the k-th largest score, then as many equal to it as are left, in order."""
+    """Keep exactly ``k`` entries: all above the k-th largest score, then the first that equal it."""
     if k == 0:
         return {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
     for name, score in scores.items():
@@ -100,7 +100,7 @@ def largest(scores: Scores, k: int) -> Mask:
                 f"the scores of {name} hold NaN: the model or its loss is broken on the scoring examples"
             )
     dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores.values()) else torch.float32
-    threshold, ties = _threshold(scores, k, dtype)
+    threshold, ties = _kth_largest(scores, k, dtype)
     mask = {}
     for name, score in scores.items():
         flat = score.detach().flatten().to(dtype)
@@ -114,33 +114,35 @@ def largest(scores: Scores, k: int) -> Mask:
     return mask
 
 
-def _threshold(scores: Scores, k: int, dtype: torch.dtype) -> tuple[float, int]:
-    """The k-th largest score, and how many equal to it are among the k largest.
+# `torch.kthvalue` takes a single tensor of all scores, copies it, and has an int64 index for each: 16 bytes a score
+def _kth_largest(scores: Scores, k: int, dtype: torch.dtype) -> tuple[float, int]:
+    """Find the k-th largest score, and how many equal to it are among the k largest.
 
     Radix selection: of the scores, read as integers of the same order, the 16 highest bits of the k-th largest are
     found by counting, then the next 16 among the scores that share these. Nothing is sorted or put together, and the
     working memory is that of a chunk.
     """
     bits = 64 if dtype == torch.float64 else 32
-    prefix = 0
+    known: int | None = None  # the highest bits of the k-th largest, as far as they are found
+    lowest = -(
+        1 << (DIGIT - 1)
+    )  # what the known bits and the next digit are together if that is 0; the first has a sign
     for shift in range(bits - DIGIT, -1, -DIGIT):
         counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
         for keys in _keys(scores, dtype):
-            # an arithmetic shift keeps the sign: the highest digit is counted from its most negative value on
-            same = keys if shift == bits - DIGIT else keys[keys >> (shift + DIGIT) == prefix]
-            digits = (same >> shift) - (prefix << DIGIT) + (1 << (DIGIT - 1) if shift == bits - DIGIT else 0)
-            counts += torch.bincount(digits, minlength=1 << DIGIT).cpu()
-        above = counts.flip(0).cumsum(0)  # scores with at least this digit, from the largest digit on
-        place = int((above < k).sum())
-        k -= int(above[place - 1]) if place else 0
-        digit = (1 << DIGIT) - 1 - place
-        prefix = (prefix << DIGIT) + digit - (1 << (DIGIT - 1) if shift == bits - DIGIT else 0)
-    key = torch.tensor(prefix, dtype=torch.int64 if bits == 64 else torch.int32)
+            candidates = keys if known is None else keys[keys >> (shift + DIGIT) == known]
+            counts += torch.bincount((candidates >> shift) - lowest, minlength=1 << DIGIT).cpu()
+        at_least = counts.flip(0).cumsum(0)  # candidates with this digit or a higher one, from the highest digit on
+        higher = int((at_least < k).sum())  # digits that are above the k-th largest's
+        k -= int(at_least[higher - 1]) if higher else 0
+        known = lowest + (1 << DIGIT) - 1 - higher
+        lowest = known << DIGIT
+    key = torch.tensor(known, dtype=torch.int64 if bits == 64 else torch.int32)
     return _flipped(key).view(dtype).item(), k
 
 
 def _keys(scores: Scores, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The scores as integers in the same order, a chunk at a time; -0.0 is 0.0."""
+    """Yield the scores as integers of the same order, a chunk at a time; -0.0 is 0.0."""
     integer = torch.int64 if dtype == torch.float64 else torch.int32
     for score in scores.values():
         for chunk in score.detach().flatten().split(CHUNK):
@@ -148,10 +150,10 @@ def _keys(scores: Scores, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def _flipped(number: Tensor) -> Tensor:
-    """From a float's bits to an integer of the same order, and back: below zero all bits but the sign flip."""
+    """Turn a float's bits into an integer of the same order, and back: below zero all bits but the sign flip."""
     return torch.where(number < 0, number ^ torch.iinfo(number.dtype).max, number)
 
 
 def count(mask: Mask) -> int:
-    """Number of weights that may move."""
+    """Count the weights that may move."""
     return sum(int(entries.sum()) for entries in mask.values())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fishexp.errors import DeltaError
-from fishexp.masks import position_codec, rice
+from fishexp.masks import position_codec
 
 BIG = (1024, 1024)
 CODINGS = [way + order for way in ("gaps", "holes", "runs") for order in ("", " by column")]
@@ -137,11 +137,11 @@ def test_runs_of_any_length_come_back(runs: list[tuple[int, int]], rows: int) ->
 )
 def test_numbers_come_back_in_as_many_bits_as_were_said(numbers: list[int], guess: int, tail: int) -> None:
     array = torch.tensor(numbers, dtype=torch.int64).numpy()
-    widths, bits = rice.choose(array, guess)
-    written = rice.write(array, widths, guess)
+    widths, bits = position_codec.rice_widths(array, guess)
+    written = position_codec.rice_encode(array, widths, guess)
     assert len(written) == bits
     padded = torch.cat([torch.from_numpy(written), torch.zeros(tail, dtype=torch.uint8)]).numpy()
-    assert rice.read(padded, len(numbers), guess).tolist() == numbers
+    assert position_codec.rice_decode(padded, len(numbers), guess).tolist() == numbers
 
 
 def test_every_coding_is_the_best_somewhere() -> None:
@@ -215,7 +215,7 @@ def test_nothing_may_follow_the_last_position() -> None:
 
 
 def packed(numbers: list[int], widths: list[int], guess: int, head: str = "") -> list[int]:
-    bits = rice.write(np.array(numbers, np.int64), np.array(widths, np.int64), guess).tolist()
+    bits = position_codec.rice_encode(np.array(numbers, np.int64), np.array(widths, np.int64), guess).tolist()
     return as_bytes(head + "".join(map(str, bits)))
 
 
@@ -277,7 +277,7 @@ def test_the_widths_are_the_best(mean: float) -> None:
     numbers = (uniform.log() / math.log(mean / (mean + 1))).long()
     costs = [((numbers >> width) + 1 + width).view(-1, 32).sum(1) for width in range(12)]
     least = int(torch.stack(costs).min(0).values.sum())
-    widths, _ = rice.choose(numbers.numpy(), int(mean))
+    widths, _ = position_codec.rice_widths(numbers.numpy(), int(mean))
     chosen = int(((numbers >> torch.from_numpy(widths).repeat_interleave(32)) + 1).sum()) + 32 * int(widths.sum())
     assert chosen <= 1.0025 * least
 
