@@ -16,7 +16,7 @@ from benchmarks.models import build
 from benchmarks.packages import installed
 from benchmarks.timing import Effort, Times, interleave, quartiles, single_core
 from fishexp.delta import Stack
-from fishexp.delta.tensors import source
+from fishexp.delta.sources import source
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEAST = 5  # rounds, as a round of BERT-large takes seconds

@@ -1,4 +1,4 @@
-"""What training changed, as a file: exact to the bit, and bound to the model that it was trained from.
+"""Deltas: what training changed in a model, exact to the bit, and bound to the model that it was trained from.
 
 A file is a safetensors file of vectors:
 
@@ -26,10 +26,9 @@ and ``after`` of a delta are the SHA-256 of the JSON list [[name, type, shape, S
 and of the result, sorted by name.
 """
 
+from fishexp.delta.apply import Undo
+from fishexp.delta.combine import Overlap, merge
 from fishexp.delta.delta import Delta
-from fishexp.delta.merging import merge
-from fishexp.delta.overlap import Overlap
 from fishexp.delta.stack import Stack
-from fishexp.delta.undo import Undo
 
 __all__ = ["Delta", "Overlap", "Stack", "Undo", "merge"]

@@ -3,26 +3,86 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
+from math import lgamma, log
 from pathlib import Path
 from typing import get_args
 
 from fishexp.delta import checkpoint
-from fishexp.delta.chain import chain
-from fishexp.delta.compare import compare
+from fishexp.delta.combine import MergeRule, chain, merge
 from fishexp.delta.delta import Delta
-from fishexp.delta.info import info
-from fishexp.delta.merging import How, merge
+from fishexp.delta.diff import diff
+from fishexp.delta.file import POSITIONS, SEED, VERSION, WHOLE, DeltaHeader, TensorEntry, read_beginning
+from fishexp.delta.fingerprint import CODES
 from fishexp.delta.patch import patch
+from fishexp.delta.sources import Source
 from fishexp.errors import DeltaError, FishexpError
 
 MODEL = "a .safetensors file or the folder of a Hugging Face model"
 FORM = "the model, a folder or a file as BASE is"
 NEW = "; must not exist yet"
+DENSEST = 5  # tensors that `info` shows
 
 
 def _info(options: argparse.Namespace) -> None:
-    print(info(options.file))
+    """Print entries, bytes, digests and the densest tensors of a delta, in lines."""
+    path: Path = options.file
+    delta = Delta.load(path)
+    with path.open("rb") as file:
+        vectors, header, _ = read_beginning(file, path)
+    size, encoded = path.stat().st_size, vectors[POSITIONS].nbytes
+    values = sum(vector.nbytes for vector in vectors.values()) - encoded
+    entries = header.moved.values()
+    types = Counter(CODES[entry.after.dtype] for entry in entries for _ in range(min(entry.count, 1)))
+    total = sum(tensor.entries for tensor in delta.result.values())
+    rows = [
+        ("file", f"{path}, version {VERSION}"),
+        ("entries", f"{delta.kept:,} of {total:,}, {_percent(delta.kept, total)}"),
+        ("tensors", _tensors(header, len(delta.result))),
+        ("types", ", ".join(f"{code} in {count:,}" for code, count in sorted(types.items())) or "none"),
+        ("bytes", f"{size:,}: values {values:,}, positions {encoded:,}, header {size - values - encoded:,}"),
+        ("positions", _positions(header, encoded)),
+        ("base", delta.before),
+        ("result", f"{delta.after}; a delta that follows on this one has it as its base"),
+    ]
+    moved = sorted(header.moved.items(), key=lambda item: (-_density(item[1]), item[0]))
+    for name, entry in moved[:DENSEST]:
+        rows.append(("densest", f"{_percent(entry.count, entry.after.entries):>8} of {name} {entry.after.shape}"))
+    print("\n".join(f"{what:<9}  {text}" for what, text in rows))
+
+
+def _tensors(header: DeltaHeader, total: int) -> str:
+    new = sum(name not in header.base for name in header.moved)
+    whole = sum(entry.coding == WHOLE for entry in header.moved.values())
+    return (
+        f"{len(header.moved):,} of {total:,} have new values, {whole:,} of them all ({new:,} are new); "
+        f"{len(header.removed):,} removed"
+    )
+
+
+def _positions(header: DeltaHeader, encoded: int) -> str:
+    """Say how many bits a position takes, beside what a mask at random in each tensor would need."""
+    if header.mask is not None:
+        return f"drawn by seed {header.mask.recipe.seed}"
+    sparse = [entry for entry in header.moved.values() if entry.coding not in (WHOLE, SEED)]
+    count = sum(entry.count for entry in sparse)
+    if not count:
+        return "none"
+    entropy = sum(_log_choose(entry.after.entries, entry.count) for entry in sparse) / log(2)
+    return f"{8 * encoded / count:.2f} bits each; with as many in each tensor, at random, {entropy / count:.2f}"
+
+
+def _log_choose(total: int, count: int) -> float:
+    return lgamma(total + 1) - lgamma(count + 1) - lgamma(total - count + 1)
+
+
+def _density(entry: TensorEntry) -> float:
+    return entry.count / max(entry.after.entries, 1)
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / max(total, 1):.3g} %"
 
 
 def _apply(options: argparse.Namespace) -> None:
@@ -34,7 +94,8 @@ def _apply(options: argparse.Namespace) -> None:
 def _diff(options: argparse.Namespace) -> None:
     _check_new(options.out)
     after = checkpoint.read(options.tuned)
-    delta = Delta.of(compare(checkpoint.read(options.base).named_as(list(after.places)), after))
+    before = checkpoint.read(options.base).named_as(list(after.tensors))
+    delta = Delta.of(diff(Source(before.tensors), Source(after.tensors)))
     delta.save(options.out)
     print(f"{options.out}: {delta}")
 
@@ -44,7 +105,8 @@ def _merge(options: argparse.Namespace) -> None:
     deltas = [Delta.load(file) for file in options.files]
     base = checkpoint.read(options.base).named_as(list(deltas[0].base))
     known = {name for delta in deltas for name in (*delta.base, *delta.tied)}
-    merged, overlap = merge(deltas, base.source(known), options.how)
+    tensors = {name: tensor for name, tensor in base.tensors.items() if name in known}
+    merged, overlap = merge(deltas, Source(tensors), options.how)
     _patch(options, merged, strict=True)
     print(overlap)
 
@@ -69,28 +131,28 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="info | apply | diff | merge")
 
     def command(name: str, work: Callable[[argparse.Namespace], None], text: str, out: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=text, description=text)
-        one.set_defaults(work=work)
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(work=work)
         if out:
-            one.add_argument("base", metavar="BASE", type=Path, help=MODEL)
-            one.add_argument("-o", dest="out", metavar="OUT", type=Path, required=True, help=out + NEW)
-        return one
+            added.add_argument("base", metavar="BASE", type=Path, help=MODEL)
+            added.add_argument("-o", dest="out", metavar="OUT", type=Path, required=True, help=out + NEW)
+        return added
 
-    one = command("info", _info, "what a delta holds", "")
-    one.add_argument("file", metavar="FILE", type=Path, help="a delta")
-    one = command("apply", _apply, "the model that a delta, or one after another, makes of its base", FORM)
-    one.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas, the one for BASE first")
-    one.add_argument("--force", action="store_true", help="compare names, types and shapes with the base, not values")
-    one = command("diff", _diff, "the delta between two models", "the delta")
-    one.add_argument("tuned", metavar="TUNED", type=Path, help=MODEL)
-    one = command("merge", _merge, "the model with what several deltas of one base change", FORM)
-    one.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas for BASE")
-    one.add_argument("--how", choices=get_args(How), default="sum", help="of entries that several change")
+    info = command("info", _info, "what a delta holds", "")
+    info.add_argument("file", metavar="FILE", type=Path, help="a delta")
+    apply = command("apply", _apply, "the model that a delta, or one after another, makes of its base", FORM)
+    apply.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas, the one for BASE first")
+    apply.add_argument("--force", action="store_true", help="compare names, types and shapes with the base, not values")
+    difference = command("diff", _diff, "the delta between two models", "the delta")
+    difference.add_argument("tuned", metavar="TUNED", type=Path, help=MODEL)
+    merger = command("merge", _merge, "the model with what several deltas of one base change", FORM)
+    merger.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas for BASE")
+    merger.add_argument("--how", choices=get_args(MergeRule), default="sum", help="of entries that several change")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 2, and one line on stderr, if something cannot be used."""
+    """Run a command and return the exit status: 2, with one line on stderr, if something cannot be used."""
     options = _parser().parse_args(arguments)
     try:
         options.work(options)

@@ -1,147 +1,256 @@
-"""Checkpoints on disk: where the tensors lie in their files, and what lies beside them."""
+"""Checkpoints on disk: safetensors files, read without trust, and the folders in which Hugging Face keeps them.
+
+Every length, offset and type of a file is checked before it is used.
+"""
 
 import json
 import os
-import secrets
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
-from fishexp.delta.container import Slot, exactly, read_header, read_slot
-from fishexp.delta.fingerprint import CODES, Fingerprint
-from fishexp.delta.tensors import INDEX, Source, checkpoint_files, is_name
+from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, piece_entries
 from fishexp.errors import DeltaError
-from fishexp.system.atomic import sync
 
-PIECE = 1 << 23  # bytes read together; a multiple of all types' sizes
+INDEX = "model.safetensors.index.json"  # file of a folder with several files of tensors: which tensor is where
+SINGLE = "model.safetensors"  # file of a folder with a single file of tensors
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")
+
+LONGEST = 100_000_000  # bytes of a header at most, as safetensors has it
+DIMENSIONS = 64  # of a tensor at most
 
 
 @dataclass(frozen=True)
-class Place:
-    """A tensor in a file."""
+class StoredTensor:
+    """Say where a tensor lies in a file: ``nbytes`` from ``start``, counted from the beginning of the file."""
 
     file: Path
-    slot: Slot
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
 
     @property
     def kind(self) -> Fingerprint:
-        """Type and shape."""
-        return Fingerprint(self.slot.dtype, self.slot.shape)
+        """Return type and shape of the tensor."""
+        return Fingerprint(self.dtype, self.shape)
 
-    def piece(self, file: BinaryIO, start: int) -> bytearray:
-        """The next :data:`PIECE` bytes of the tensor from ``start`` on, or as many as there are."""
-        file.seek(self.slot.start + start)
-        return exactly(file, max(min(PIECE, self.slot.bytes - start), 0), self.file)
+    # `safe_open().get_slice()` cuts along dimensions only, and maps the file: cut short, it ends the process by SIGBUS
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the entries row after row, in pieces as :func:`fishexp.delta.fingerprint.pieces` cuts them."""
+        step = piece_entries(self.dtype) * self.dtype.itemsize
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            for start in range(0, self.nbytes, step):
+                yield _vector(_exactly(file, min(step, self.nbytes - start), self.file), self.dtype)
+
+    def read(self) -> Tensor:
+        """Return all entries row after row, (entries,)."""
+        with self.file.open("rb") as file:
+            return self.read_from(file)
+
+    def read_from(self, file: BinaryIO) -> Tensor:
+        """Return all entries, (entries,), from the file where it is open already."""
+        file.seek(self.start)
+        return _vector(_exactly(file, self.nbytes, self.file), self.dtype)
+
+
+def _vector(buffer: bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype) if buffer else torch.empty(0, dtype=dtype)
+
+
+def _exactly(file: BinaryIO, size: int, path: Path) -> bytearray:
+    """Read ``size`` bytes from where ``file`` is."""
+    buffer = bytearray(size)
+    if file.readinto(buffer) != size:  # type: ignore[attr-defined]
+        raise DeltaError(f"{path} became shorter while it was read")
+    return buffer
+
+
+def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Read where each tensor of a safetensors file lies, in the order of the file, and the file's metadata.
+
+    Raises:
+        DeltaError: If it is no safetensors file, or damaged.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or not 0 < length <= min(size - 8, LONGEST):
+        raise DeltaError(f"{path} is not a safetensors file, or damaged: its first eight bytes are no header's length")
+    header = parse(_exactly(file, length, path), path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DeltaError(f"{path} is damaged: its metadata are no strings")
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], item[0], path)):
+        start, stop = entry["data_offsets"]
+        dtype, shape = _type(entry, name, path)
+        tensors[name] = StoredTensor(path, dtype, shape, 8 + length + start, stop - start)
+        if start != end or tensors[name].nbytes != tensors[name].kind.nbytes:
+            raise DeltaError(f"{path} is damaged: the offsets of {name!r} do not fit its shape, or leave a gap")
+        end = stop
+    if 8 + length + end != size:
+        raise DeltaError(f"{path} is damaged: it has {size} bytes, its header speaks of {8 + length + end}")
+    return tensors, metadata
+
+
+def _offsets(entry: Any, name: str, path: Path) -> tuple[int, int]:
+    pair = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(pair, list) or len(pair) != 2 or not all(is_size(n) for n in pair) or pair[1] < pair[0]:
+        raise DeltaError(f"{path} is damaged: {name!r} has no valid offsets")
+    return pair[0], pair[1]
+
+
+def _type(entry: dict[str, Any], name: str, path: Path) -> tuple[torch.dtype, tuple[int, ...]]:
+    code, shape = entry.get("dtype"), entry.get("shape")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise DeltaError(f"{path}: {name!r} is of a type that is not known here: {str(code)[:40]!r}")
+    if not is_shape(shape):
+        raise DeltaError(f"{path} is damaged: {name!r} has no valid shape")
+    return DTYPES[code], tuple(shape)  # type: ignore[arg-type]
+
+
+def is_size(value: object) -> bool:
+    """Tell whether a value of JSON is a number of things that a file may speak of; a bool is none."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_shape(value: object) -> bool:
+    """Tell whether a value of JSON is a list of sizes, of not absurdly many dimensions and entries."""
+    return (
+        isinstance(value, list)
+        and len(value) <= DIMENSIONS
+        and all(is_size(n) for n in value)
+        and prod(n for n in value if n) < 2**60  # bytes fit 64 bits
+    )
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a tensor's name can be printed on a line."""
+    return bool(name) and name.isprintable()
+
+
+def parse(text: bytes | bytearray, path: str | Path) -> dict[str, Any]:
+    """Parse a JSON object, in which no key occurs twice.
+
+    Raises:
+        DeltaError: If it is none; it names the file at ``path``.
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise DeltaError(f"{path} is damaged: its header is not valid JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise DeltaError(f"{path} is damaged: its header is no JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def header_bytes(kinds: Mapping[str, Fingerprint], metadata: dict[str, str], sort_keys: bool) -> bytes:
+    """Return length and header of a safetensors file of these tensors, which follow it in this order.
+
+    Args:
+        kinds: name -> type and shape.
+        metadata: Of the file.
+        sort_keys: Write keys in alphabetical order, as a delta has them, and not in that of the tensors.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, kind in kinds.items():
+        start, end = end, end + kind.nbytes
+        header[name] = {"dtype": CODES[kind.dtype], "shape": kind.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, sort_keys=sort_keys, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A .safetensors file, or a folder as Hugging Face writes it.
+    """Describe a .safetensors file, or a folder as Hugging Face writes it.
 
     Attributes:
         path: Of the file or the folder.
         metadata: Of each file of tensors, in order.
-        places: name -> where its tensor lies.
+        tensors: name -> where its tensor lies.
     """
 
     path: Path
     metadata: Mapping[Path, dict[str, str]]
-    places: Mapping[str, Place]
+    tensors: Mapping[str, StoredTensor]
 
     def named_as(self, names: Sequence[str]) -> "Checkpoint":
-        """The same with the names of another model, if they differ in a prefix of all, such as ``bert.``, only."""
+        """Return the same with another model's names, if these differ in a prefix of all, such as ``bert.``, only."""
         wanted, best = set(names), ("", 0)
-        own = sum(name in wanted for name in self.places)
-        longer = Counter(p for name in names for p, rest in _cuts(name) if rest in self.places)
-        shorter = Counter(p for name in self.places for p, rest in _cuts(name) if rest in wanted)
+        own = sum(name in wanted for name in self.tensors)
+        longer = Counter(p for name in names for p, rest in _cuts(name) if rest in self.tensors)
+        shorter = Counter(p for name in self.tensors for p, rest in _cuts(name) if rest in wanted)
         best = max([*longer.items(), *shorter.items()], key=lambda found: found[1], default=best)
         if best[1] <= own:
             return self
         add = longer[best[0]] == best[1]
-        other = {n: best[0] + n if add else n.removeprefix(best[0]) for n in self.places}
-        renamed = {new if new in wanted else name: self.places[name] for name, new in other.items()}
-        return replace(self, places=renamed) if len(renamed) == len(self.places) else self
-
-    def source(self, known: Collection[str]) -> Source:
-        """To be read one tensor at a time; of the names in ``known`` only."""
-
-        def load(name: str) -> Tensor:
-            place = self.places[name]
-            with place.file.open("rb") as file:
-                return read_slot(file, place.slot, place.file)
-
-        return Source({name: place.kind for name, place in self.places.items() if name in known}, {}, load)
+        other = {n: best[0] + n if add else n.removeprefix(best[0]) for n in self.tensors}
+        renamed = {new if new in wanted else name: self.tensors[name] for name, new in other.items()}
+        return replace(self, tensors=renamed) if len(renamed) == len(self.tensors) else self
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:
-    """``a.b.c`` in two: ``a.`` and ``b.c``, ``a.b.`` and ``c``."""
+    """Yield the ways to cut a name in two: ``a.b.c`` into ``a.`` and ``b.c``, ``a.b.`` and ``c``."""
     parts = name.split(".")
     for i in range(1, len(parts)):
         yield ".".join(parts[:i]) + ".", ".".join(parts[i:])
 
 
 def read(path: Path) -> Checkpoint:
-    """Where all tensors lie.
+    """Read where all tensors of a checkpoint lie.
 
     Raises:
         DeltaError: If there are none, or a file is damaged.
         OSError: If a file cannot be read.
     """
-    metadata, places = {}, {}
-    for file in checkpoint_files(path):
+    metadata, tensors = {}, {}
+    for file in _files(path):
         with file.open("rb") as opened:
-            slots, metadata[file] = read_header(opened, file)
-        for name, slot in slots.items():
-            if not is_name(name) or name in places:
+            found, metadata[file] = read_header(opened, file)
+        for name, tensor in found.items():
+            if not is_name(name) or name in tensors:
                 raise DeltaError(f"{file}: the tensor {name!r} has no valid name, or is in another file as well")
-            places[name] = Place(file, slot)
-    return Checkpoint(path, metadata, places)
+            tensors[name] = tensor
+    return Checkpoint(path, metadata, tensors)
 
 
-def header(kinds: Mapping[str, Fingerprint], metadata: dict[str, str]) -> bytes:
-    """Length and header of a file of these tensors, which follow it in this order."""
-    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    end = 0
-    for name, kind in kinds.items():
-        start, end = end, end + kind.entries * kind.dtype.itemsize
-        entries[name] = {"dtype": CODES[kind.dtype], "shape": kind.shape, "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight
-    return len(text).to_bytes(8, "little") + text
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path``, which takes its name when the context ends without an error; gone otherwise.
-
-    Raises:
-        OSError: As the system gives it; one of them if ``path`` exists.
-    """
-    path = path.absolute()
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
+def _files(path: Path) -> list[Path]:
+    """List the safetensors files of a checkpoint."""
+    if not path.is_dir():
+        return [path]
+    if not (path / INDEX).exists():
+        if not (path / SINGLE).exists():
+            raise DeltaError(f"{path} holds neither {SINGLE} nor {INDEX}; save the model with safetensors")
+        return [path / SINGLE]
     try:
-        yield temporary
-        for folder, _, files in os.walk(temporary):
-            for file in files:
-                sync(Path(folder, file))
-            sync(Path(folder))
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync(path.parent)
+        names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise DeltaError(f"{path / INDEX} is damaged: it has no weight_map") from None
+    for name in names:
+        if not isinstance(name, str) or not is_name(name) or Path(name).name != name or name == "..":
+            raise DeltaError(f"{path / INDEX} names {name!r}, which is no file of the folder")
+    return [path / name for name in sorted(names)]
 
 
 def copy_others(source: Path, target: Path) -> None:
-    """What lies beside the weights: configuration, tokenizer, notes. Neither weights of any form nor hidden files."""
+    """Copy what lies beside the weights: configuration, tokenizer, notes; no weights of any form, no hidden files."""
 
     def skipped(_: str, names: list[str]) -> list[str]:
         return [name for name in names if name.startswith(".") or name.endswith((*WEIGHTS, ".index.json"))]
@@ -150,11 +259,13 @@ def copy_others(source: Path, target: Path) -> None:
 
 
 def write_index(base: Checkpoint, files: Mapping[str, Path], size: int, folder: Path) -> None:
-    """The list of which tensor is in which file, where the checkpoint has one.
+    """Write the list of which tensor is in which file to ``folder``, if ``base`` has such a list.
 
     Args:
-        files: Of each tensor.
+        base: The checkpoint from which everything else in the list is taken.
+        files: name -> file of each tensor.
         size: Bytes of all tensors.
+        folder: Of the new checkpoint.
     """
     if not (base.path / INDEX).exists():
         return

@@ -1,41 +1,199 @@
-"""What a delta consists of, whether it is in memory or in a file."""
+"""The parts of a delta, whether it is in memory or in a file: new values, and the positions where they stand."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 
-from fishexp.delta.fingerprint import Fingerprint, digest
-from fishexp.delta.moved import Moved
+import torch
+from torch import Tensor
+
+from fishexp.delta.fingerprint import Fingerprint, bits, digest, piece_entries, raw
+from fishexp.masks.random_masks import ScoredParameter, SeedRecipe, expand, make_recipe
+
+_drawing = Lock()  # several threads may ask for positions that have not been drawn yet
+
+
+class SeedMask:
+    """Know the positions of a random mask by its recipe; they are drawn when the first are asked for.
+
+    Args:
+        recipe: Of the mask.
+        order: The parameters that have scores, as these are drawn.
+        counts: How many positions each parameter has.
+        positions: The positions themselves, where they are known already.
+    """
+
+    def __init__(
+        self,
+        recipe: SeedRecipe,
+        order: Sequence[ScoredParameter],
+        counts: Mapping[str, int],
+        positions: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.recipe, self.order, self.counts = recipe, tuple(order), dict(counts)
+        self._positions = positions
+
+    def positions(self, name: str) -> Tensor:
+        """Return the positions of a parameter: (k,) int64, ascending.
+
+        Raises:
+            DeltaError: If others come back than those that the recipe was made of.
+        """
+        with _drawing:
+            if self._positions is None:
+                self._positions = dict(expand(self.recipe, self.order, self.counts))
+        return self._positions[name]
+
+
+@dataclass(frozen=True, eq=False)
+class SeededPositions:
+    """Stand for the positions that a seed mask has in the tensor ``name``."""
+
+    mask: SeedMask
+    name: str
+
+
+def seed_mask(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, positions: Mapping[str, Tensor | None]
+) -> SeedMask | None:
+    """Return the mask with these positions if ``seed`` drew them, None otherwise.
+
+    Args:
+        shapes: name -> shape of each parameter that has scores, in the order in which they were drawn.
+        positions: name -> (k,) int64, ascending, or None for a tensor that is stored whole, whatever its scores.
+    """
+    order = [
+        ScoredParameter(name, shape, name in positions and positions[name] is None) for name, shape in shapes.items()
+    ]
+    some = {p.name: found for p in order if (found := positions.get(p.name)) is not None and len(found)}
+    recipe = make_recipe(order, seed, some)
+    if recipe is None:
+        return None
+    return SeedMask(recipe, order, {name: len(found) for name, found in some.items()}, some)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDelta:
+    """Hold the new values of a tensor.
+
+    Attributes:
+        shape: Of the tensor, after.
+        places: (k,) int64, ascending: where in the flattened tensor the values stand, or the seed mask that knows it;
+            None if the tensor is stored whole.
+        values: (k,) or (entries,), in the tensor's type, on the CPU.
+        sha256: Of the whole tensor, after.
+    """
+
+    shape: tuple[int, ...]
+    places: Tensor | SeededPositions | None
+    values: Tensor
+    sha256: str
+
+    @property
+    def positions(self) -> Tensor | None:
+        """Return the positions, (k,) int64, ascending; None if the tensor is stored whole."""
+        return self.places.mask.positions(self.places.name) if isinstance(self.places, SeededPositions) else self.places
+
+    @property
+    def after(self) -> Fingerprint:
+        """Return the fingerprint of the tensor with the new values."""
+        return Fingerprint(self.values.dtype, self.shape, self.sha256)
+
+    @property
+    def kind(self) -> Fingerprint:
+        """Return type and shape of the tensor."""
+        return Fingerprint(self.values.dtype, self.shape)
+
+    def where(self) -> Tensor:
+        """Return (k,) int64 positions, of a tensor stored whole as well."""
+        return torch.arange(len(self.values)) if self.positions is None else self.positions
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the bits that a tensor of this shape, on any device and in any order, has in place of the values."""
+        if self.positions is None:
+            return bits(tensor).flatten().clone()
+        positions = self.positions.to(tensor.device)
+        if tensor.is_contiguous():  # half the time
+            return bits(tensor).view(-1).index_select(0, positions)
+        return bits(tensor).take(positions)
+
+    def write_(self, tensor: Tensor, values: Tensor) -> None:
+        """Write the bits of ``values`` into the tensor, in place of the delta's."""
+        values = bits(values).to(tensor.device)
+        if self.positions is None:
+            bits(tensor).copy_(values.view(self.shape))
+            return
+        positions = self.positions.to(tensor.device)
+        if tensor.is_contiguous():
+            bits(tensor).view(-1).scatter_(0, positions, values)
+        else:  # `put_` would be refused where the user asks torch for deterministic algorithms
+            bits(tensor)[torch.unravel_index(positions, self.shape)] = values
+
+    def patched(self, before: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each piece of a tensor as it is, and the same piece with the new values; the tensor is left alone.
+
+        Args:
+            before: The tensor in pieces, see :func:`fishexp.delta.fingerprint.pieces`. It may have fewer rows; a piece
+                of new rows has no entries before.
+        """
+        step, entries = piece_entries(self.values.dtype), self.after.entries
+        positions, values, remaining = self.positions, bits(self.values), iter(before)
+        for start in range(0, entries, step):
+            old = next(remaining, self.values[:0])
+            if positions is None:
+                new = values[start : start + step]
+            else:
+                new = values.new_zeros(min(step, entries - start))
+                new[: len(old)] = bits(old)
+                low, high = torch.searchsorted(positions, torch.tensor([start, start + len(new)])).tolist()
+                new[positions[low:high] - start] = values[low:high]
+            yield old, new.view(self.values.dtype)
+
+    def hashes(self, before: Iterable[Tensor], entries: int) -> tuple[str, str]:
+        """Return the SHA-256 of a tensor's first ``entries`` as it is, and of all of it with the new values.
+
+        Args:
+            before: The tensor in pieces, as for :meth:`patched`.
+            entries: How many entries the base has, where the tensor has new rows already.
+        """
+        old_hash, new_hash = hashlib.sha256(), hashlib.sha256()
+        for old, new in self.patched(before):
+            old_hash.update(raw(old[:entries]))
+            entries -= min(entries, len(old))
+            new_hash.update(raw(new))
+        return old_hash.hexdigest(), new_hash.hexdigest()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Content:
-    """New values of some entries of a model's tensors, and what the model was before.
+    """Hold new values of some entries of a model's tensors, and what the model was before.
 
     Attributes:
-        base: name -> what each tensor of the base is. Tied tensors stand under one name.
+        base: name -> fingerprint of each tensor of the base. Tied tensors stand under one name.
         moved: name -> the new values of a tensor that has any. What ``base`` lacks is new, and stored whole.
         removed: Tensors of the base that are there no more; of files only.
         tied: Another name of a tensor -> the one that ``base`` or ``moved`` has.
     """
 
     base: Mapping[str, Fingerprint]
-    moved: Mapping[str, Moved]
+    moved: Mapping[str, TensorDelta]
     removed: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def result(self) -> dict[str, Fingerprint]:
-        """What each tensor is afterwards, by name."""
-        found = {name: one for name, one in self.base.items() if name not in self.removed}
+        """Return the fingerprint that each tensor has afterwards, by name."""
+        found = {name: tensor for name, tensor in self.base.items() if name not in self.removed}
         return found | {name: moved.after for name, moved in self.moved.items()}
 
     @cached_property
     def before(self) -> str:
-        """SHA-256 of the base; where it equals another delta's ``after``, this one follows on that."""
+        """Return the SHA-256 of the base; where it equals another delta's ``after``, this one follows on that."""
         return digest(self.base)
 
     @cached_property
     def after(self) -> str:
-        """SHA-256 of the result."""
+        """Return the SHA-256 of the result."""
         return digest(self.result)

@@ -1,23 +1,19 @@
-"""What training changed in a model, bound to the model that it was trained from."""
+"""The class of a delta: what training changed in a model, bound to the model that it was trained from."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fishexp.delta import checkpoint
-from fishexp.delta.compare import compare
+from fishexp.delta.apply import Undo, apply_, fit
 from fishexp.delta.content import Content
-from fishexp.delta.difference import difference
+from fishexp.delta.diff import diff, whole
 from fishexp.delta.file import read, save
-from fishexp.delta.fit import fit
-from fishexp.delta.moved import whole
-from fishexp.delta.tensors import Tensors, source
-from fishexp.delta.undo import Undo, apply_
+from fishexp.delta.sources import Tensors, source
 
 
 class Delta(Content):
-    """What training changed in a model: exact to the bit, and bound to the model that it was trained from."""
+    """Hold what training changed in a model: exact to the bit, and bound to the model that it was trained from."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
@@ -39,11 +35,11 @@ class Delta(Content):
 
     @classmethod
     def diff(cls, before: Tensors, after: Tensors) -> "Delta":
-        """What makes ``after`` of ``before``: any change, by the bits, in the smallest form.
+        """Find what makes ``after`` of ``before``: any change, by the bits, in the smallest form.
 
         Args:
-            before: A model, a dict of tensors, a .safetensors file, or the folder of a Hugging Face model, whose
-                tensors are read a few at a time; of two files, a piece at a time.
+            before: A model, a dict of tensors, a .safetensors file, or the folder of a Hugging Face model, of whose
+                tensors a few are read together, a piece at a time.
             after: Likewise. Its tensors have the types and shapes of ``before``, but for more rows; those that it has
                 alone are stored whole, those that it lacks are named as removed.
 
@@ -51,15 +47,14 @@ class Delta(Content):
             DeltaError: If types or shapes differ otherwise, or a file is damaged.
             OSError: If a file cannot be read.
         """
-        if isinstance(before, str | Path) and isinstance(after, str | Path):
-            return cls.of(compare(checkpoint.read(Path(before)), checkpoint.read(Path(after))))
-        return cls.of(difference(source(before), source(after)))
+        return cls.of(diff(source(before), source(after)))
 
     @classmethod
     def whole(cls, model: Tensors) -> "Delta":
-        """All of ``model``, in a delta for any model of its names, types and shapes."""
+        """Take all of ``model``, in a delta for any model of its names, types and shapes."""
         found = source(model)
-        return cls(found.kinds, {name: whole(found.read(name)) for name in found.kinds}, tied=found.tied)
+        kinds = {name: tensor.kind for name, tensor in found.tensors.items()}
+        return cls(kinds, {name: whole(tensor) for name, tensor in found.tensors.items()}, tied=found.tied)
 
     def apply_(self, target: nn.Module | dict[str, Tensor], strict: bool = True) -> Undo:
         """Make the base the result, in place: all of it, or nothing if there is an error.
@@ -79,46 +74,46 @@ class Delta(Content):
         return apply_(self, target, strict)
 
     def mask(self, model: nn.Module) -> dict[str, Tensor]:
-        """Where the delta has values: name -> bool tensor of the parameter's shape, on its device.
+        """Return where the delta has values: name -> bool tensor of the parameter's shape, on its device.
 
         Raises:
             DeltaError: If names, types or shapes of ``model`` are not those of the base.
         """
         found = {}
-        for place in fit(self, model).places:
-            tensor = place.tensor
+        for target in fit(self, model).tensors:
+            tensor = target.tensor
             if isinstance(tensor, nn.Parameter) and (tensor.is_floating_point() or tensor.is_complex()):
                 mask = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
-                if place.moved is not None:
-                    mask[place.moved.where().to(tensor.device)] = True
-                found[place.names[0]] = mask.view(tensor.shape)
+                if target.moved is not None:
+                    mask[target.moved.where().to(tensor.device)] = True
+                found[target.names[0]] = mask.view(tensor.shape)
         return found
 
     @classmethod
     def of(cls, content: Content) -> "Delta":
-        """Of what has been found out elsewhere."""
+        """Make a delta of its parts."""
         return cls(content.base, content.moved, content.removed, content.tied)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tensors that have new values."""
+        """Name the tensors that have new values."""
         return tuple(self.moved)
 
     @property
     def kept(self) -> int:
-        """Number of new values."""
+        """Count the new values."""
         return sum(len(moved.values) for moved in self.moved.values())
 
     def positions(self, name: str) -> Tensor:
-        """(k,) int64, ascending: where in the flattened tensor the new values stand."""
+        """Return where in the flattened tensor the new values stand: (k,) int64, ascending."""
         return self.moved[name].where()
 
     def values(self, name: str) -> Tensor:
-        """(k,) the new values, in the tensor's type."""
+        """Return the new values, (k,) in the tensor's type."""
         return self.moved[name].values
 
     def __repr__(self) -> str:
-        total = sum(one.entries for one in self.result.values())
+        total = sum(tensor.entries for tensor in self.result.values())
         return (
             f"Delta({self.kept:,} of {total:,} entries in {len(self.moved)} of {len(self.result)} tensors, "
             f"{self.before[:8]} -> {self.after[:8]})"

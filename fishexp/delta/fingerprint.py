@@ -1,9 +1,9 @@
-"""What a tensor is, to the bit: type, shape and SHA-256 of its bytes."""
+"""Fingerprints of tensors, to the bit: type, shape and SHA-256 of the bytes."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -22,13 +22,15 @@ CODES = {
 }  # fmt: skip
 DTYPES = {code: dtype for dtype, code in CODES.items()}  # as safetensors names them
 
+PIECE = 1 << 20  # bytes of a tensor that are read, compared or hashed together; a multiple of all types' sizes
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _THREADS = min(4, os.cpu_count() or 1)  # hashing does not hold the interpreter
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a tensor is.
+    """Identify a tensor.
 
     Attributes:
         dtype: Type of its entries.
@@ -45,11 +47,16 @@ class Fingerprint:
 
     @property
     def entries(self) -> int:
-        """How many there are."""
+        """Count the entries of the tensor."""
         return prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of all entries."""
+        return self.entries * self.dtype.itemsize
+
     def grows_to(self, other: "Fingerprint") -> bool:
-        """Whether ``other`` has the same type and shape, or more rows."""
+        """Tell whether ``other`` has the same type and shape, or more rows."""
         if self.dtype != other.dtype or self.shape == other.shape:
             return self.dtype == other.dtype
         if not self.shape or not other.shape:
@@ -57,43 +64,65 @@ class Fingerprint:
         return self.shape[1:] == other.shape[1:] and self.shape[0] <= other.shape[0]
 
 
+def kind(tensor: Tensor) -> Fingerprint:
+    """Return type and shape of a tensor, without its SHA-256."""
+    return Fingerprint(tensor.dtype, tuple(tensor.shape))
+
+
 def bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers, which are equal where the bits are: NaN equals NaN, and -0.0 is not 0.0."""
+    """View the same memory as integers, which are equal where the bits are: NaN equals NaN, and -0.0 is not 0.0."""
     return tensor.detach().view(_BITS[tensor.element_size()])
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """The entries row after row, on the CPU; copied only if the tensor is on a device or in another order."""
+    """Return the entries row after row, on the CPU; copied only if the tensor is on a device or in another order."""
     return tensor.detach().cpu().contiguous().reshape(-1)
 
 
+def piece_entries(dtype: torch.dtype) -> int:
+    """Return how many entries of a type make a piece of :data:`PIECE` bytes."""
+    return PIECE // dtype.itemsize
+
+
+def pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """Cut :func:`flat` into pieces of :data:`PIECE` bytes, the last one of what is left."""
+    return flat(tensor).split(piece_entries(tensor.dtype))
+
+
 def raw(tensor: Tensor) -> memoryview:
-    """The bytes of :func:`flat`."""
+    """Return the bytes of :func:`flat`."""
     return flat(tensor).view(torch.uint8).numpy().data
 
 
+def hashed(vectors: Iterable[Tensor], digest: "hashlib._Hash") -> Iterator[Tensor]:
+    """Yield the vectors, each after ``digest`` has been updated with its bytes."""
+    for vector in vectors:
+        digest.update(raw(vector))
+        yield vector
+
+
 def sha256(tensor: Tensor) -> str:
-    """Of the bytes of :func:`raw`."""
+    """Return the SHA-256 of the bytes of :func:`raw`, in hexadecimal."""
     return hashlib.sha256(raw(tensor)).hexdigest()
 
 
 def fingerprint(tensor: Tensor) -> Fingerprint:
-    """Of a tensor that is at hand."""
+    """Compute the fingerprint of a tensor in memory."""
     return Fingerprint(tensor.dtype, tuple(tensor.shape), sha256(tensor))
 
 
 def in_threads(function: Any, *arguments: Any) -> list[Any]:
-    """``map`` by a few threads, so that a few tensors are looked at together."""
+    """Do what ``map`` does in a few threads, so that a few tensors are looked at together."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, *arguments))
 
 
 def digest(fingerprints: Mapping[str, Fingerprint]) -> str:
-    """One SHA-256 of all tensors of a model, whatever their order, in hexadecimal."""
-    lines = [[name, CODES[one.dtype], one.shape, one.sha256] for name, one in sorted(fingerprints.items())]
+    """Hash the fingerprints of all tensors of a model, whatever their order, to a single SHA-256 in hexadecimal."""
+    lines = [[name, CODES[tensor.dtype], tensor.shape, tensor.sha256] for name, tensor in sorted(fingerprints.items())]
     return hashlib.sha256(canonical(lines)).hexdigest()
 
 
 def canonical(value: Any) -> bytes:
-    """The one way in which we write it as JSON."""
+    """Write JSON in a single possible way: ASCII, keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")

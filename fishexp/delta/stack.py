@@ -1,4 +1,4 @@
-"""Several deltas on one model that stays in memory: put on, taken off and exchanged in milliseconds."""
+"""Several deltas on a model that stays in memory: put on, taken off and exchanged in milliseconds."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,31 +7,29 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torch import nn
 
+from fishexp.delta.apply import Fit, Undo, fit, write_
+from fishexp.delta.combine import Overlap, find_overlap
+from fishexp.delta.content import TensorDelta
 from fishexp.delta.delta import Delta
 from fishexp.delta.fingerprint import Fingerprint, flat, sha256
-from fishexp.delta.fit import Fit, fit
-from fishexp.delta.moved import Moved
-from fishexp.delta.overlap import Overlap
-from fishexp.delta.overlap import overlap as overlap_of
-from fishexp.delta.tensors import named, source
-from fishexp.delta.undo import Undo, write_
+from fishexp.delta.sources import named, source
 from fishexp.errors import DeltaError
 
-Rule: TypeAlias = Literal["refuse", "last"]
-State: TypeAlias = dict[str, Fingerprint]  # what each tensor of the model is; without a SHA-256 where nobody knows
+OverlapRule: TypeAlias = Literal["refuse", "last"]
+State: TypeAlias = dict[str, Fingerprint]  # of each tensor of the model; without a SHA-256 where it is not known
 
 
 class Level(NamedTuple):
-    """A delta on the stack, its values by the names of the model, and what the model is with it."""
+    """Hold a delta on the stack, its values by the names of the model, and the model's fingerprints with it."""
 
     delta: Delta
     undo: Undo
-    moved: dict[str, Moved]
+    moved: dict[str, TensorDelta]
     state: State
 
 
 class Stack:
-    """Deltas on a resident model.
+    """Apply deltas on top of one another to a resident model.
 
     All tensors of the model are hashed once, at the start. From then on fingerprints are compared, not tensors: nobody
     else may change the model meanwhile. Where somebody changed an entry of a delta all the same, :meth:`pop` refuses.
@@ -44,10 +42,10 @@ class Stack:
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
-        """What is on the model, the first one first."""
+        """Return the deltas that are on the model, the first one first."""
         return tuple(level.delta for level in self._levels)
 
-    def push(self, delta: Delta, overlap: Rule = "refuse") -> None:
+    def push(self, delta: Delta, overlap: OverlapRule = "refuse") -> None:
         """Apply ``delta``, in place.
 
         Its base is what the model is now, or what it was at the bottom of the stack. In the second case the order of
@@ -62,10 +60,10 @@ class Stack:
         fitted = fit(delta, self._model)
         other = _difference(fitted, self._base)
         if other is None:
-            found = overlap_of(((level.moved, _moved(fitted)) for level in self._levels), delta.kept)
+            found = find_overlap(((level.moved, _moved(fitted)) for level in self._levels), delta.kept)
             if found.count and overlap == "refuse":
                 raise DeltaError(f"{found}; pop the others, merge them, or say overlap='last' for this one to win")
-        elif not self._levels or _difference(fitted, self._now()):
+        elif not self._levels or _difference(fitted, self._hashed_state()):
             raise DeltaError(f"the delta is for another base: {other} is neither what it was nor what it is now")
         self._push(delta, fitted)
 
@@ -87,53 +85,53 @@ class Stack:
             DeltaError: If ``delta`` is for another base, and the stack is what it was; or if entries have other values
                 by now than a delta on the stack gave them.
         """
-        deltas = [self.pop() for _ in self._levels[:]][::-1]
+        popped = [self.pop() for _ in self._levels[:]][::-1]
         try:
             if delta is not None:
                 self.push(delta)
         except DeltaError:
-            for one in deltas:
-                self.push(one, "last")
+            for before in popped:
+                self.push(before, "last")
             raise
 
     def report(self) -> Overlap:
-        """The entries for which several deltas on the stack have different values."""
+        """Find the entries for which several deltas on the stack have different values."""
         moved = [level.moved for level in self._levels]
-        return overlap_of(combinations(moved, 2), sum(level.delta.kept for level in self._levels))
+        return find_overlap(combinations(moved, 2), sum(level.delta.kept for level in self._levels))
 
     def _push(self, delta: Delta, fitted: Fit) -> None:
         state = dict(self._state)
-        for place in fitted.places:
-            if place.moved is not None:
-                name = place.names[0]
-                known = place.base is None or place.moved.positions is None or state[name] == place.base
-                state[name] = place.moved.after if known else place.moved.kind
+        for target in fitted.tensors:
+            if target.moved is not None:
+                name = target.names[0]
+                known = target.base is None or target.moved.positions is None or state[name] == target.base
+                state[name] = target.moved.after if known else target.moved.kind
         self._levels.append(Level(delta, write_(self._model, fitted), _moved(fitted), state))
 
     @property
     def _state(self) -> State:
         return self._levels[-1].state if self._levels else self._base
 
-    def _now(self) -> State:
-        """What the model is; what nobody knows yet is hashed."""
+    def _hashed_state(self) -> State:
+        """Return the fingerprints of the model; those that are not known yet are computed."""
         state = self._state
-        unknown = [name for name, one in state.items() if one.sha256 is None]
+        unknown = [name for name, tensor in state.items() if tensor.sha256 is None]
         if unknown:
             tensors = named(self._model)
             state.update({name: replace(state[name], sha256=sha256(tensors[name])) for name in unknown})
         return state
 
 
-def _moved(fitted: Fit) -> dict[str, Moved]:
-    return {place.names[0]: place.moved for place in fitted.places if place.moved is not None}
+def _moved(fitted: Fit) -> dict[str, TensorDelta]:
+    return {target.names[0]: target.moved for target in fitted.tensors if target.moved is not None}
 
 
 def _difference(fitted: Fit, state: Mapping[str, Fingerprint]) -> str | None:
-    """The first tensor that is not the delta's base; of one with new rows the others are hashed."""
-    for place in fitted.places:
-        name, base = place.names[0], place.base
+    """Name the first tensor that is not the delta's base; of a tensor with new rows the others are hashed."""
+    for target in fitted.tensors:
+        name, base = target.names[0], target.base
         if base is not None and base.sha256 is not None:
             grown = base.shape != state[name].shape
-            if base.sha256 != (sha256(flat(place.tensor)[: base.entries]) if grown else state[name].sha256):
+            if base.sha256 != (sha256(flat(target.tensor)[: base.entries]) if grown else state[name].sha256):
                 return name
     return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.delta import Delta
-from fishexp.delta.trained import Original, by_seed, trained
+from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.masks.positions import Positions
 from fishexp.sparse.parameter import weights
 

@@ -1,4 +1,4 @@
-"""A random mask may be its seed: its positions come back from the scores, which nobody has to keep.
+"""Random masks, which can be kept as a seed: the positions come back from the scores, which nobody has to keep.
 
 The scores are drawn for one parameter after the other by torch's generator on the CPU. Torch does not promise the same
 numbers for ever, so a recipe has a digest of the positions, and where other numbers come back, it is refused.
@@ -20,23 +20,23 @@ FEWEST = 1 << 14  # scores per entry that it keeps, at most: a small file must n
 
 
 class Seeded(dict[str, Tensor]):
-    """Random scores, or the mask of the best of them, by name and in the order in which ``seed`` drew them."""
+    """Hold random scores, or the mask of the best of them, by name and in the order in which ``seed`` drew them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], seed: int) -> None:
         super().__init__(tensors)
         self.seed = seed
 
 
-class Drawn(NamedTuple):
-    """A parameter that has scores."""
+class ScoredParameter(NamedTuple):
+    """Describe a parameter that has scores."""
 
     name: str
     shape: tuple[int, ...]
     always: bool  # kept whole, whatever its scores
 
 
-class Recipe(NamedTuple):
-    """A random mask: all entries with a score above ``threshold``, and the first ``ties`` that have just this score."""
+class SeedRecipe(NamedTuple):
+    """Describe a random mask: all entries with a score above ``threshold``, and the first ``ties`` with just this."""
 
     seed: int
     threshold: int  # times 1 / STEPS
@@ -44,42 +44,46 @@ class Recipe(NamedTuple):
     sha256: str  # of the positions of all parameters, one behind the other
 
 
-def recipe(order: Sequence[Drawn], seed: int, positions: Mapping[str, Tensor]) -> Recipe | None:
-    """The recipe of these positions; None if they are not, or no longer, the mask that ``seed`` drew.
+def make_recipe(order: Sequence[ScoredParameter], seed: int, positions: Mapping[str, Tensor]) -> SeedRecipe | None:
+    """Make the recipe of these positions; None if they are not, or no longer, the mask that ``seed`` drew.
 
     All scores are drawn twice more, a chunk at a time: 2 s for 334 million.
 
     Args:
         order: As the scores were drawn.
+        seed: With which they were drawn.
         positions: name -> int64, ascending, on the CPU. Parameters without any may be missing; those that are always
             kept do not count.
     """
     kept = [torch.zeros(0)]
-    for one, start, chunk in _chunks(order, seed):
-        if not one.always and (places := positions.get(one.name)) is not None:
-            low, high = torch.searchsorted(places, torch.tensor([start, start + len(chunk)])).tolist()
-            kept.append(chunk[places[low:high] - start])
+    for parameter, start, chunk in _chunks(order, seed):
+        if not parameter.always and (found := positions.get(parameter.name)) is not None:
+            low, high = torch.searchsorted(found, torch.tensor([start, start + len(chunk)])).tolist()
+            kept.append(chunk[found[low:high] - start])
     best = torch.cat(kept)
-    if FEWEST * len(best) < sum(prod(one.shape) for one in order):
+    if FEWEST * len(best) < sum(prod(parameter.shape) for parameter in order):
         return None
-    mine = {one.name: positions[one.name] for one in order if not one.always and one.name in positions}
+    mine = {p.name: positions[p.name] for p in order if not p.always and p.name in positions}
     digest = hashlib.sha256()
-    for places in mine.values():
-        digest.update(places.numpy().tobytes())
-    found = Recipe(seed, int(best.min() * STEPS), int((best == best.min()).sum()), digest.hexdigest())
+    for found in mine.values():
+        digest.update(found.numpy().tobytes())
+    recipe = SeedRecipe(seed, int(best.min() * STEPS), int((best == best.min()).sum()), digest.hexdigest())
     try:
-        list(expand(found, order, {name: len(places) for name, places in mine.items()}))
+        list(expand(recipe, order, {name: len(found) for name, found in mine.items()}))
     except DeltaError:
         return None
-    return found
+    return recipe
 
 
-def expand(recipe: Recipe, order: Sequence[Drawn], counts: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """The positions of a recipe, name by name. Use none before all are there: the digest is checked at the end.
+def expand(
+    recipe: SeedRecipe, order: Sequence[ScoredParameter], counts: Mapping[str, int]
+) -> Iterator[tuple[str, Tensor]]:
+    """Draw the positions of a recipe, name by name. Use none before all are there: the digest is checked at the end.
 
     The work grows with the shapes in ``order``: take them from a model at hand, never from a file.
 
     Args:
+        recipe: Of the mask.
         order: As the scores were drawn; parameters always kept are left out of what comes back.
         counts: How many positions each parameter has, 0 where missing. No more are ever held.
 
@@ -96,8 +100,8 @@ def expand(recipe: Recipe, order: Sequence[Drawn], counts: Mapping[str, int]) ->
     threshold, ties = recipe.threshold / STEPS, recipe.ties
     digest = hashlib.sha256()
     found: list[Tensor] = []
-    for one, start, chunk in _chunks(order, recipe.seed):
-        if one.always:
+    for parameter, start, chunk in _chunks(order, recipe.seed):
+        if parameter.always:
             continue
         kept = chunk > threshold
         if ties:
@@ -105,31 +109,31 @@ def expand(recipe: Recipe, order: Sequence[Drawn], counts: Mapping[str, int]) ->
             kept[equal] = True
             ties -= len(equal)
         found.append(kept.nonzero().flatten() + start)
-        entries = sum(map(len, found))
-        last = start + len(chunk) == prod(one.shape)
-        if entries > counts.get(one.name, 0) or (last and entries < counts.get(one.name, 0)):
+        entries, wanted = sum(map(len, found)), counts.get(parameter.name, 0)
+        last = start + len(chunk) == prod(parameter.shape)
+        if entries > wanted or (last and entries < wanted):
             raise wrong
         if last:
-            places = torch.cat(found)
-            digest.update(places.numpy().tobytes())
+            positions = torch.cat(found)
+            digest.update(positions.numpy().tobytes())
             found = []
-            if len(places):
-                yield one.name, places
+            if len(positions):
+                yield parameter.name, positions
     if ties or digest.hexdigest() != recipe.sha256:
         raise wrong
 
 
-def _chunks(order: Sequence[Drawn], seed: int) -> Iterator[tuple[Drawn, int, Tensor]]:
-    """The scores piece by piece: whose they are, from which entry on, and (entries,) in [0, 1)."""
+def _chunks(order: Sequence[ScoredParameter], seed: int) -> Iterator[tuple[ScoredParameter, int, Tensor]]:
+    """Draw the scores piece by piece: whose they are, from which entry on, and (entries,) in [0, 1)."""
     generator = torch.Generator().manual_seed(seed)
-    for one in order:
-        for start in range(0, prod(one.shape), CHUNK):
-            size = min(CHUNK, prod(one.shape) - start)
-            yield one, start, torch.rand(size, generator=generator, dtype=torch.float32)
+    for parameter in order:
+        for start in range(0, prod(parameter.shape), CHUNK):
+            size = min(CHUNK, prod(parameter.shape) - start)
+            yield parameter, start, torch.rand(size, generator=generator, dtype=torch.float32)
 
 
 def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Seeded:
-    """Independent uniform numbers in [0, 1), float32 on the CPU; a delta can hold a mask of the best by its seed.
+    """Draw independent uniform numbers in [0, 1), float32 on the CPU; a delta can hold a mask of the best by its seed.
 
     Args:
         shapes: name -> shape of each parameter, in the model's order.

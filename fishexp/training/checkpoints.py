@@ -10,7 +10,7 @@ from torch import nn
 
 from fishexp.delta import Delta
 from fishexp.delta.fingerprint import digest
-from fishexp.delta.tensors import source
+from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
 from fishexp.system.atomic import replacing, sync
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
-from fishexp.delta import merge, moved
-from fishexp.delta.moved import Moved
+from fishexp.delta import fingerprint, merge
+from fishexp.delta.content import TensorDelta
 from tests.support.cases import conv_net, tiny_bert
 from tests.support.checks import refusal
 from tests.support.delta_cases import MODELS, SHAPES, TYPES, Tied, disturbed, noise, same_bits, snapshot, tuned
@@ -87,7 +87,7 @@ def test_few_changes_are_stored_alone_and_many_as_the_tensor() -> None:
 
 def test_a_tensor_of_several_pieces_is_checked_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(moved, "PIECE", 64)
+    monkeypatch.setattr(fingerprint, "PIECE", 4 * 64)
     for shape, grown in [((5, 30), (7, 30)), ((64,), (64,)), ((192,), (193,)), ((63,), (70,))]:
         for density in (0.0, 0.05, 0.9, 1.0):
             before = noise(torch.float32, shape, generator)
@@ -379,15 +379,15 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(when: int, monkeypatch: p
     base = tiny_bert()
     after = tuned(base, 1)
     delta, model = Delta.diff(base, after), copy.deepcopy(base)
-    write, count = Moved.write_, [0]
+    write, count = TensorDelta.write_, [0]
 
-    def fail(self: Moved, tensor: Tensor, values: Tensor) -> None:
+    def fail(self: TensorDelta, tensor: Tensor, values: Tensor) -> None:
         count[0] += 1
         write(self, tensor, values)
         if count[0] == when + 1:
             raise MemoryError
 
-    monkeypatch.setattr(Moved, "write_", fail)
+    monkeypatch.setattr(TensorDelta, "write_", fail)
     with pytest.raises(MemoryError):
         delta.apply_(model, strict=False)
     assert count[0] == 2 * (when + 1)

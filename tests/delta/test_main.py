@@ -15,9 +15,8 @@ from transformers import BertForSequenceClassification, BertModel
 
 from fishexp.delta import Delta, merge
 from fishexp.delta.__main__ import main
-from fishexp.delta.chain import chain
-from fishexp.delta.checkpoint import Checkpoint, Place
-from fishexp.delta.container import Slot
+from fishexp.delta.checkpoint import Checkpoint, StoredTensor
+from fishexp.delta.combine import chain
 from fishexp.masks import top_k
 from fishexp.masks.random_masks import Seeded, random_scores
 from fishexp.sparse import sparsify
@@ -33,7 +32,7 @@ TYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float16, 
 @pytest.fixture(params=[64, 1 << 23])
 def _pieces(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tensors of these tests in many pieces, and in one."""
-    with mock.patch("fishexp.delta.checkpoint.PIECE", request.param):
+    with mock.patch("fishexp.delta.fingerprint.PIECE", request.param):
         yield
 
 
@@ -298,8 +297,8 @@ def test_a_delta_of_a_classifier_on_the_model_below_it(tmp_path: Path, capsys: p
 
 
 def names_of(*names: str) -> Checkpoint:
-    place = Place(Path("f"), Slot(torch.float32, (), 0, 4))
-    return Checkpoint(Path("f"), {}, dict.fromkeys(names, place))
+    tensor = StoredTensor(Path("f"), torch.float32, (), 0, 4)
+    return Checkpoint(Path("f"), {}, dict.fromkeys(names, tensor))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +319,7 @@ def names_of(*names: str) -> Checkpoint:
 def test_names_that_differ_in_one_prefix(own: str, wanted: str, found: str) -> None:
     if len(set(found.split())) < len(found.split()):
         found = own  # two tensors cannot have one name
-    assert list(names_of(*own.split()).named_as(wanted.split()).places) == found.split()
+    assert list(names_of(*own.split()).named_as(wanted.split()).tensors) == found.split()
 
 
 def test_info_says_what_is_in_a_delta(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

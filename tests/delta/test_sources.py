@@ -3,6 +3,7 @@
 import copy
 import json
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
-from fishexp.delta import container, tensors
-from fishexp.delta.fingerprint import fingerprint
-from fishexp.delta.tensors import source
+from fishexp.delta.checkpoint import INDEX, StoredTensor
+from fishexp.delta.fingerprint import DTYPES, fingerprint
+from fishexp.delta.sources import source
 from tests.support.cases import OPTIMISERS, conv_net, images, sentences, steps, tiny_bert
 from tests.support.checks import refusal
 from tests.support.delta_cases import MODELS, Tied, noise, same_bits, snapshot, tuned
@@ -242,18 +243,18 @@ def test_extra_state_is_no_tensor_and_empty_tensors_are_not_tied() -> None:
 
 def test_every_type_is_read_as_safetensors_writes_it(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    some = {str(dtype): noise(dtype, (3, 5), generator) for dtype in container.DTYPES.values()}
+    some = {str(dtype): noise(dtype, (3, 5), generator) for dtype in DTYPES.values()}
     some |= {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), "vector": torch.arange(4)}
     save_file(some, tmp_path / "all")
     found = source(tmp_path / "all")
-    assert found.fingerprints() == {name: fingerprint(some[name]) for name in found.kinds}
-    assert same_bits({name: found.read(name) for name in found.kinds}, some)
+    assert found.fingerprints() == {name: fingerprint(some[name]) for name in found.tensors}
+    assert same_bits({name: tensor.read().view(tensor.kind.shape) for name, tensor in found.tensors.items()}, some)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     one = {"x": torch.ones(2)}
     assert "holds neither model.safetensors nor model.safetensors.index.json" in refusal(Delta.diff, tmp_path, one)
-    index = tmp_path / tensors.INDEX
+    index = tmp_path / INDEX
     for text in ("", "[]", "{}", '{"weight_map": 3}', "[" * 10**5, '{"weight_map": {"x": ["a"]}}'):
         index.write_text(text)
         assert "is damaged: it has no weight_map" in refusal(Delta.diff, tmp_path, one)
@@ -276,16 +277,16 @@ def test_tensors_of_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: py
     save_file({f"x{i}": torch.full((1000,), float(i)) for i in range(40)}, tmp_path / "a")
     after = {f"x{i}": torch.full((1000,), float(i % 7)) for i in range(40)}
     alive, most = [0], [0]
-    read = tensors.read_slot
+    pieces = StoredTensor.pieces
 
-    def counted(*arguments: Any) -> Tensor:
-        tensor = read(*arguments)
-        alive[0] += 1
-        most[0] = max(most[0], alive[0])
-        weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
-        return tensor
+    def counted(self: StoredTensor) -> Iterator[Tensor]:
+        for piece in pieces(self):
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            weakref.finalize(piece, lambda: alive.__setitem__(0, alive[0] - 1))
+            yield piece
 
-    monkeypatch.setattr(tensors, "read_slot", counted)
+    monkeypatch.setattr(StoredTensor, "pieces", counted)
     delta = Delta.diff(tmp_path / "a", after)
     assert len(delta.names) == 33
     assert 1 <= most[0] <= 4

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fishexp.delta import Delta, part
-from fishexp.delta.container import header_bytes, read_header
+from fishexp.delta import Delta, content
+from fishexp.delta.checkpoint import header_bytes, read_header
 from fishexp.delta.fingerprint import canonical
 from fishexp.errors import DeltaError
 from fishexp.masks import random_masks, top_k
-from fishexp.masks.random_masks import Drawn, Recipe, Seeded, expand, random_scores, recipe
+from fishexp.masks.random_masks import ScoredParameter, Seeded, SeedRecipe, expand, make_recipe, random_scores
 from fishexp.masks.topk import Mask
 from fishexp.methods import random
 from fishexp.sparse import sparsify
@@ -31,8 +31,8 @@ Shapes = dict[str, tuple[int, ...]]
 SHAPES: Shapes = {"a": (30, 7), "empty": (0, 3), "b": (19,), "head": (4, 5), "scalar": (), "c": (3, 4, 2, 2)}
 
 
-def order_of(shapes: Shapes, always: tuple[str, ...] = ()) -> list[Drawn]:
-    return [Drawn(name, shape, name in always) for name, shape in shapes.items()]
+def order_of(shapes: Shapes, always: tuple[str, ...] = ()) -> list[ScoredParameter]:
+    return [ScoredParameter(name, shape, name in always) for name, shape in shapes.items()]
 
 
 def positions_of(mask: Mask) -> dict[str, Tensor]:
@@ -43,10 +43,10 @@ def counts_of(mask: Mask) -> dict[str, int]:
     return {name: int(entries.sum()) for name, entries in mask.items()}
 
 
-def check(shapes: Shapes, seed: int, keep: float, always: tuple[str, ...]) -> Recipe | None:
+def check(shapes: Shapes, seed: int, keep: float, always: tuple[str, ...]) -> SeedRecipe | None:
     """The recipe of a mask, which gives the mask."""
     mask = top_k(random_scores(shapes, seed), keep, always)
-    made = recipe(order_of(shapes, always), seed, positions_of(mask))
+    made = make_recipe(order_of(shapes, always), seed, positions_of(mask))
     wanted = {n: p for n, p in positions_of(mask).items() if len(p) and n not in always}
     if made is None:
         assert not wanted
@@ -102,11 +102,11 @@ def test_torchs_default_type_does_not_matter_when_a_mask_comes_back() -> None:
     mask = top_k(random_scores(SHAPES, 3), 0.4)
     torch.set_default_dtype(torch.float64)
     try:
-        made = recipe(order_of(SHAPES), 3, positions_of(mask))
+        made = make_recipe(order_of(SHAPES), 3, positions_of(mask))
     finally:
         torch.set_default_dtype(torch.float32)
     assert made is not None
-    assert made == recipe(order_of(SHAPES), 3, positions_of(mask))
+    assert made == make_recipe(order_of(SHAPES), 3, positions_of(mask))
 
 
 def test_the_seed_goes_with_the_mask_and_its_copies() -> None:
@@ -151,17 +151,17 @@ def changed(mask: Mask) -> list[dict[str, Tensor]]:
 
 def test_a_mask_that_was_changed_has_no_recipe() -> None:
     mask = top_k(random_scores(SHAPES, 11), 0.3)
-    assert recipe(order_of(SHAPES), 11, positions_of(mask)) is not None
-    assert recipe(order_of(SHAPES), 12, positions_of(mask)) is None
+    assert make_recipe(order_of(SHAPES), 11, positions_of(mask)) is not None
+    assert make_recipe(order_of(SHAPES), 12, positions_of(mask)) is None
     for wrong in changed(mask):
-        assert recipe(order_of(SHAPES), 11, wrong) is None
+        assert make_recipe(order_of(SHAPES), 11, wrong) is None
 
 
 def test_other_random_numbers_are_refused_and_hold_no_more_than_announced() -> None:
     mask = top_k(random_scores(SHAPES, 11), 0.3)
-    made, counts = recipe(order_of(SHAPES), 11, positions_of(mask)), counts_of(mask)
+    made, counts = make_recipe(order_of(SHAPES), 11, positions_of(mask)), counts_of(mask)
     assert made is not None
-    wrong: list[tuple[Recipe, list[Drawn], dict[str, int]]] = [
+    wrong: list[tuple[SeedRecipe, list[ScoredParameter], dict[str, int]]] = [
         (made._replace(seed=12), order_of(SHAPES), counts),
         (made._replace(threshold=0), order_of(SHAPES), counts),
         (made._replace(threshold=made.threshold + 1), order_of(SHAPES), counts),
@@ -223,7 +223,7 @@ def test_a_delta_of_a_random_mask_has_a_seed_in_the_place_of_positions(tmp_path:
     assert text["seed"][0] == 4
     assert {coding for coding, *_ in text["moved"].values()} == {"seed", "whole"}
     with (tmp_path / "seed").open("rb") as file:
-        assert read_header(file, "seed")[0]["positions"].bytes == 0
+        assert read_header(file, tmp_path / "seed")[0]["positions"].nbytes == 0
     loaded = Delta.load(tmp_path / "seed")
     loaded.save(tmp_path / "again")  # the positions are not known yet
     assert (tmp_path / "again").read_bytes() == (tmp_path / "seed").read_bytes()
@@ -256,22 +256,22 @@ def test_a_mask_that_keeps_next_to_nothing_is_stored_by_its_positions() -> None:
     best = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
     scores = random_scores(shapes, 0)
     best["a"][scores["a"].argmax()] = True
-    assert recipe(order_of(shapes), 0, positions_of(best)) is None
-    assert recipe(order_of({"a": shapes["a"]}), 0, positions_of(best)) is not None
+    assert make_recipe(order_of(shapes), 0, positions_of(best)) is None
+    assert make_recipe(order_of({"a": shapes["a"]}), 0, positions_of(best)) is not None
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The file with another JSON text, and a checksum that fits it."""
     with path.open("rb") as file:
-        slots, metadata = read_header(file, path)
+        vectors, metadata = read_header(file, path)
         data = file.read()
     text = json.loads(metadata["fishexp.delta"])
     del text["checksum"]
     change(text)
     text["checksum"] = hashlib.sha256(canonical(text) + data).hexdigest()
-    sizes = {name: (slot.dtype, slot.bytes) for name, slot in slots.items()}
+    kinds = {name: vector.kind for name, vector in vectors.items()}
     other = path.with_name("other")
-    other.write_bytes(header_bytes(sizes, {"fishexp.delta": canonical(text).decode()}) + data)
+    other.write_bytes(header_bytes(kinds, {"fishexp.delta": canonical(text).decode()}, sort_keys=True) + data)
     return other
 
 
@@ -318,7 +318,7 @@ def test_a_mask_that_does_not_come_back_changes_nothing(
 
 def test_positions_are_drawn_once_and_only_when_they_are_needed(tmp_path: Path) -> None:
     trained()[1].save(tmp_path / "delta")
-    with mock.patch.object(part, "expand", wraps=expand) as drawn:
+    with mock.patch.object(content, "expand", wraps=expand) as drawn:
         delta = Delta.load(tmp_path / "delta")
         wrong = nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50), nn.Linear(50, 7))
         with pytest.raises(DeltaError, match="for another"):
