@@ -1,10 +1,10 @@
-"""What is learned: one file a data set, each with ``load(*, ...) -> Data``."""
+"""Data sets: a file for each, with ``load(*, ...) -> Dataset``, and how their examples are held and measured."""
 
 import os
 from pathlib import Path
 
 
 def default_root(name: str) -> Path | None:
-    """``$FISHEXP_DATA/name`` where that variable is set: one folder for all data sets."""
+    """Return the folder ``$FISHEXP_DATA/name``, or None if that variable is not set."""
     base = os.environ.get("FISHEXP_DATA")
     return Path(base, name) if base else None

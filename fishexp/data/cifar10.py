@@ -13,7 +13,8 @@ from fishexp.data.images import Images
 from fishexp.data.metrics import accuracy
 from fishexp.errors import FishexpError, first_line
 
-MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, per channel, in [0, 1]
+# mean and standard deviation of the 50,000 training images, per channel, in [0, 1]
+MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
 
@@ -24,7 +25,7 @@ def load(
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
 ) -> Dataset:
-    """The data set in torchvision's layout, every file's md5 checked before it is unpickled.
+    """Load the data set from torchvision's layout, after the md5 of every file was checked: the files are pickles.
 
     Training images are augmented as in the paper's code: padded by 4 and cropped, flipped, an 8x8 square cut out.
 
@@ -38,20 +39,20 @@ def load(
 
     folder = Path(root) if root is not None else default_root("cifar10")
     if folder is None:
-        folder = _downloaded()
-    _check(folder)
+        folder = _download()
+    _check_files(folder)
     parts = []
     for train in (True, False):
         raw = CIFAR10(folder, train=train)
         pixels = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()  # (examples, 3, 32, 32)
         labels = torch.tensor(raw.targets)
         parts.append(Images(pixels, labels, mean=MEAN, std=STD, crop=4, flip=True, cutout=8))
-    data = Dataset(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
-    return data.limited(train_limit, valid_limit, holdout)
+    dataset = Dataset(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
+    return dataset.limited(train_limit, valid_limit, holdout)
 
 
-def _check(folder: Path) -> None:
-    """Name the first file that is missing or is not the original."""
+def _check_files(folder: Path) -> None:
+    """Refuse a folder in which a file is missing or is not the original, and name the first such file."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_md5
 
@@ -68,7 +69,8 @@ def _check(folder: Path) -> None:
             raise FishexpError(f"{path} ({size:,} bytes) is not the original: its md5 is not {md5}; fetch it again")
 
 
-def _downloaded() -> Path:
+def _download() -> Path:
+    """Download the data set into the cache, unless it is there, and return its folder."""
     from torchvision.datasets import CIFAR10
 
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "fishexp", "cifar10")

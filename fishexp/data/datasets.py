@@ -1,4 +1,4 @@
-"""A data set, whatever it holds: examples in memory, handed out a batch at a time."""
+"""A data set: examples in memory, handed out a batch at a time, and the metrics that are reported on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,35 +10,42 @@ from torch import Tensor
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import Inputs
 
-Metrics: TypeAlias = dict[str, float | None]  # name -> number in the metric's own range, None where it is undefined
+# name -> number in the metric's own range, None where it is undefined
+Metrics: TypeAlias = dict[str, float | None]
+
+
+# batches in a chunk that is sorted by length
+_CHUNK_BATCHES = 50
 
 
 class Examples(Protocol):
-    """What a data set's training and evaluation parts can do."""
+    """Hold the examples that a data set has for training, or for evaluation."""
 
     labels: Tensor  # (examples,)
-    lengths: Tensor | None  # (examples,), tokens; None where all are alike
+    lengths: Tensor | None  # (examples,), in tokens; None where all are of one length
 
     def __len__(self) -> int: ...
+
     def subset(self, index: Tensor) -> "Examples":
-        """The examples at ``index``, in that order."""
+        """Return the examples at ``index``, in that order."""
         ...
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
-        """Inputs and labels at ``index``; augmented if a generator is given to draw from."""
+        """Return inputs and labels of the examples at ``index``, augmented if there is a generator to draw from."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set and how success on it is measured.
+    """Hold the examples of a data set, and how success on it is measured.
 
     Attributes:
         train: The training examples; :class:`fishexp.data.text.Sentences` until the model's tokenizer has seen them.
-        valid: The reported examples. The key goes into the metrics' names: accuracy_matched; empty for a single set.
+        valid: Sets of examples to report on. A set's key becomes a part of its metrics' names, as in accuracy_matched;
+            the key of a single set is empty.
         classes: Number of labels; 1 is a regression.
-        channels: Of its images; 0 for text.
-        metrics: (logits, labels) of all reported examples -> metrics, the headline first.
+        channels: Number of channels of its images; 0 for text.
+        metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first.
     """
 
     train: Any
@@ -48,13 +55,13 @@ class Dataset:
     metrics: Callable[[Tensor, Tensor], Metrics]
 
     def limited(self, train_limit: int | None, valid_limit: int | None, holdout: int) -> "Dataset":
-        """The first so many of one fixed permutation, the same for every seed.
+        """Limit the numbers of examples to the first of a fixed permutation, which is the same for every seed.
 
         Args:
-            train_limit: Training examples; None for all.
-            valid_limit: Examples of each reported set; None for all.
-            holdout: Take this many training examples out and report on them, and on nothing else: for choosing
-                hyper-parameters. They are the last of the permutation, so no ``train_limit`` reaches them.
+            train_limit: Number of training examples; None for all.
+            valid_limit: Number of examples of each reported set; None for all.
+            holdout: Number of training examples to hold out and to report on, instead of all other sets: for choosing
+                hyper-parameters. They are the last of the permutation, so that no ``train_limit`` reaches them.
 
         Raises:
             FishexpError: If ``holdout`` leaves nothing to train on.
@@ -65,27 +72,30 @@ class Dataset:
         order = _permutation(size)
         train = self.train.subset(order[: size - holdout][:train_limit])
         if holdout:
-            held = self.train.subset(order[size - holdout :][:valid_limit])
-            return replace(self, train=train, valid={"holdout": held})
+            held_out = self.train.subset(order[size - holdout :][:valid_limit])
+            return replace(self, train=train, valid={"holdout": held_out})
         valid = {
-            name: part.subset(_permutation(len(part))[:valid_limit]) if valid_limit else part
-            for name, part in self.valid.items()
+            name: examples.subset(_permutation(len(examples))[:valid_limit]) if valid_limit else examples
+            for name, examples in self.valid.items()
         }
         return replace(self, train=train if train_limit else self.train, valid=valid)
 
 
 def _permutation(size: int) -> Tensor:
+    """Draw the permutation of ``size`` examples that is the same for every seed."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))
 
 
 def grouped_order(lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A random order in which each batch of ``size`` holds examples of similar length.
+    """Draw a random order of examples in which each batch of ``size`` holds examples of similar length.
 
-    Random chunks of 50 batches are sorted by length, longest first; then the batches are shuffled, but for the last if
-    it is smaller.
+    Random chunks of 50 batches are sorted by length, longest first. Then the batches are shuffled; the last stays the
+    last if it is smaller.
     """
     order = torch.randperm(len(lengths), generator=generator)
-    chunks = [chunk[lengths[chunk].argsort(descending=True, stable=True)] for chunk in order.split(50 * size)]
+    chunks = [
+        chunk[lengths[chunk].argsort(descending=True, stable=True)] for chunk in order.split(_CHUNK_BATCHES * size)
+    ]
     batches = [batch for chunk in chunks for batch in chunk.split(size)]
     last = [batches.pop()] if len(batches[-1]) < size else []
     shuffled = torch.randperm(len(batches), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""1,797 handwritten digits, 8x8 pixels, that come with scikit-learn (UCI optical recognition of handwritten digits)."""
+"""Digits: 1,797 images of 8x8 pixels, from scikit-learn (UCI optical recognition of handwritten digits)."""
 
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ def load(
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
 ) -> Dataset:
-    """1,437 digits to train on, shifted by up to a pixel, and the last 360 to report on."""
+    """Load 1,437 digits to train on, shifted by up to a pixel, and the last 360 to report on."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
@@ -27,5 +27,5 @@ def load(
     def part(chosen: slice) -> Images:
         return Images(pixels[chosen], labels[chosen], mean=(0.305,), std=(0.376,), crop=1)
 
-    data = Dataset(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
-    return data.limited(train_limit, valid_limit, holdout)
+    dataset = Dataset(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
+    return dataset.limited(train_limit, valid_limit, holdout)

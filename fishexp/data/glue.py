@@ -20,21 +20,24 @@ from fishexp.system.hub import fail_fast_offline
 log = logging.getLogger(__name__)
 
 TaskName: TypeAlias = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
-# more short lines than one in a thousand mean a broken file; a few are in the official ones
-SHORT_LINES = 0.001
-SHOWN = 80  # characters of a bad field in a message
+# largest fraction of lines with too few columns: the official files have a few, a broken file has more
+_MAX_SHORT_LINES = 0.001
+# characters of a bad field that a message shows
+_MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's official files and its data set on the hub are laid out.
+    """Describe how a task's official files, and its data set on the hub, are laid out.
 
     Attributes:
-        folder: Of the official download.
-        columns: Sentence columns of the file, by header name, or by position where there is no header.
-        label: Column of the label, likewise.
+        folder: Its folder in the official download.
+        columns: Columns of a file that hold sentences, by name, or by position where there is no header.
+        label: Column of a file that holds the label, likewise.
         names: Label texts in the order of the hub's label numbers; empty for a regression.
-        hub: Sentence columns on the hub.
+        hub: Columns on the hub that hold sentences.
+        metrics: Metrics of the benchmark, the headline first.
+        valid: Sets to report on: their name in metrics, their file, their split on the hub.
     """
 
     folder: str
@@ -43,7 +46,7 @@ class Task:
     names: tuple[str, ...]
     hub: tuple[str, ...]
     metrics: Callable[[Tensor, Tensor], Metrics] = accuracy
-    valid: tuple[tuple[str, str, str], ...] = (("", "dev.tsv", "validation"),)  # (name in metrics, file, hub split)
+    valid: tuple[tuple[str, str, str], ...] = (("", "dev.tsv", "validation"),)
 
 
 PAIR = ("sentence1", "sentence2")
@@ -81,12 +84,12 @@ def load(
     valid_limit: Annotated[int, Ge(1)] | None,
     holdout: Annotated[int, Ge(0)],
 ) -> Dataset:
-    """A task's training sentences and its development set, which is what is reported.
+    """Load a task's training sentences, and its development set to report on.
 
     Args:
         root: Folder of the official download (``RTE/train.tsv`` ...); None: ``$FISHEXP_DATA/glue``, else
             ``nyu-mll/glue`` through ``datasets``.
-        max_length: Tokens an input is cut to.
+        max_length: Number of tokens that an input is cut to.
 
     Raises:
         FishexpError: If a file is missing or holds a label that does not exist, or the hub cannot be reached.
@@ -101,25 +104,26 @@ def load(
         }
     else:
         train, valid = _from_hub(task, layout, max_length)
-    data = Dataset(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
-    return data.limited(train_limit, valid_limit, holdout)
+    dataset = Dataset(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
+    return dataset.limited(train_limit, valid_limit, holdout)
 
 
 def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:
+    """Read an official file; warn of lines that are too short, unless they are too many."""
     if not path.is_file():
         raise FishexpError(f"{path} is missing; data.root={root} should hold the official GLUE download")
     lines = _lines(path)
     wanted = [*layout.columns, layout.label]
     header = isinstance(layout.label, str)
     if header and (missing := [name for name in wanted if name not in lines[0]]):
-        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(lines[0])[:SHOWN]!r}")
+        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(lines[0])[:_MAX_SHOWN]!r}")
     index = [lines[0].index(str(name)) if header else int(name) for name in wanted]
-    # QQP has lines with too few columns, MNLI more columns in dev than in train: the last one wanted decides
+    # QQP has lines with too few columns, and MNLI more columns in dev than in train: only wanted columns must be there
     rows = [(number, row) for number, row in enumerate(lines, 1) if number > header and row != [""]]
     good = [(number, row) for number, row in rows if len(row) > max(index)]
     if short := [number for number, row in rows if len(row) <= max(index)]:
         message = f"{path} line {short[0]}: {len(short)} of {len(rows)} lines have too few columns"
-        if len(short) > SHORT_LINES * len(rows):
+        if len(short) > _MAX_SHORT_LINES * len(rows):
             raise FishexpError(f"{message}; is the file complete?")
         log.warning("%s and were left out", message)
     if not good:
@@ -130,7 +134,7 @@ def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentenc
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """Tab-separated text without quoting: the official files hold unbalanced quotes."""
+    """Read a file of columns that tabs separate; quotes mean nothing, as the official files hold unbalanced ones."""
     lines = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -145,9 +149,10 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _label(text: str, layout: Task, path: Path, number: int) -> float:
+    """Read the label on line ``number``: the number of a class, or the score of a regression."""
     if layout.names:
         if text not in layout.names:
-            shown, names = text[:SHOWN], ", ".join(layout.names)
+            shown, names = text[:_MAX_SHOWN], ", ".join(layout.names)
             raise FishexpError(f"{path} line {number}: the label {shown!r} is not one of {names}")
         return layout.names.index(text)
     try:
@@ -155,7 +160,7 @@ def _label(text: str, layout: Task, path: Path, number: int) -> float:
     except ValueError:
         score = -1.0
     if not 0 <= score <= 5:
-        raise FishexpError(f"{path} line {number}: the score {text[:SHOWN]!r} is not a number from 0 to 5")
+        raise FishexpError(f"{path} line {number}: the score {text[:_MAX_SHOWN]!r} is not a number from 0 to 5")
     return score
 
 
@@ -167,18 +172,19 @@ def _sentences(texts: list[list[str]], labels: list[float], layout: Task, max_le
 
 
 def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict[str, Sentences]]:
+    """Load a task from the hub: its training sentences, and its sets to report on by their names in metrics."""
     from datasets import load_dataset
 
     fail_fast_offline()
     try:
-        parts = load_dataset("nyu-mll/glue", task)
+        splits = load_dataset("nyu-mll/glue", task)
     except Exception as error:  # datasets raises many kinds, network ones among them
         raise FishexpError(
             f"data.root is not set and nyu-mll/glue could not be loaded ({first_line(error)}); give data.root=DIR"
         ) from None
 
-    def part(split: str) -> Sentences:
-        rows = parts[split]
+    def sentences(split: str) -> Sentences:
+        rows = splits[split]
         return _sentences([list(rows[column]) for column in layout.hub], list(rows["label"]), layout, max_length)
 
-    return part("train"), {name: part(split) for name, _, split in layout.valid}
+    return sentences("train"), {name: sentences(split) for name, _, split in layout.valid}

@@ -1,8 +1,9 @@
-"""Metrics of a task, from logits and labels. Undefined ones are None, never a made-up number."""
+"""Metrics of a task, from logits and labels. An undefined metric is None, never a made-up number."""
 
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,20 +12,22 @@ from fishexp.data.datasets import Metrics
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Metrics:
-    """Share of examples whose largest logit is the label's, in [0, 1]."""
+    """Compute the share of examples whose largest logit is the label's, in [0, 1]."""
     return {"accuracy": (logits.argmax(-1) == labels).double().mean().item()}
 
 
 def accuracy_and_f1(logits: Tensor, labels: Tensor) -> Metrics:
-    """Accuracy, and F1 of label 1; F1 is None if label 1 is neither there nor predicted."""
-    predicted = logits.argmax(-1)
-    hits = int(((predicted == 1) & (labels == 1)).sum())
-    named = int((predicted == 1).sum()) + int((labels == 1).sum())
-    return accuracy(logits, labels) | {"f1": 2 * hits / named if named else None}
+    """Compute the accuracy, and the F1 score of label 1, which is None if label 1 neither occurs nor is predicted."""
+    from sklearn.metrics import f1_score
+
+    # its annotation says str, its documentation NaN too
+    undefined: Any = math.nan
+    f1 = f1_score(labels.numpy(), logits.argmax(-1).numpy(), zero_division=undefined)
+    return accuracy(logits, labels) | {"f1": _finite(f1)}
 
 
 def matthews(logits: Tensor, labels: Tensor) -> Metrics:
-    """Matthews correlation in [-1, 1]; None if only one class occurs or is predicted."""
+    """Compute Matthews correlation, in [-1, 1] and None if a single class occurs or is predicted, and the accuracy."""
     from sklearn.metrics import matthews_corrcoef
 
     predicted = logits.argmax(-1)
@@ -34,17 +37,21 @@ def matthews(logits: Tensor, labels: Tensor) -> Metrics:
 
 
 def correlations(outputs: Tensor, labels: Tensor) -> Metrics:
-    """Pearson and Spearman correlation of a regression's (examples, 1) outputs; None if either side is constant."""
+    """Compute Pearson and Spearman correlation of a regression's (examples, 1) outputs; None if a side is constant."""
     from scipy.stats import pearsonr, spearmanr
 
     predicted, true = outputs.squeeze(-1).double().numpy(), labels.double().numpy()
-    return {"pearson": _defined(pearsonr, predicted, true), "spearman": _defined(spearmanr, predicted, true)}
+    return {"pearson": _correlation(pearsonr, predicted, true), "spearman": _correlation(spearmanr, predicted, true)}
 
 
-def _defined(correlation: Callable[..., tuple[float, float]], first: np.ndarray, second: np.ndarray) -> float | None:
+def _correlation(function: Callable[..., tuple[float, float]], first: np.ndarray, second: np.ndarray) -> float | None:
     if len(first) < 2:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant input: the result is NaN, which is the answer
-        value = float(correlation(first, second)[0])
-    return value if math.isfinite(value) else None
+        warnings.simplefilter("ignore")  # of a constant input, for which the result is NaN
+        return _finite(function(first, second)[0])
+
+
+def _finite(value: float) -> float | None:
+    """Return a metric, None for NaN or infinity: it is undefined."""
+    return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Sentences, and what a model's tokenizer makes of them."""
+"""Sentences, and the tokens that a model's tokenizer makes of them."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +10,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences or pairs of them, not tokenised yet: that needs the model's tokenizer.
+    """Hold sentences, or pairs of them, until the tokenizer of the model is known.
 
-    ``second`` is None for single sentences. ``labels`` is int64 for classes, float for a regression.
+    Attributes:
+        first: First sentence of each example.
+        second: Second sentence of each example; None for single sentences.
+        labels: (examples,), int64 for classes, float for a regression.
+        max_length: Number of tokens that an input is cut to.
     """
 
     first: list[str]
@@ -24,12 +28,13 @@ class Sentences:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "Sentences":
+        """Return the examples at ``index``, in that order."""
         chosen = index.tolist()
         second = [self.second[i] for i in chosen] if self.second is not None else None
         return replace(self, first=[self.first[i] for i in chosen], second=second, labels=self.labels[index])
 
     def tokenised(self, tokenizer: Any) -> "Tokens":
-        """With the tokenizer of the model that is to read them (any Hugging Face tokenizer)."""
+        """Tokenise the sentences with the tokenizer of the model that is to read them, any of Hugging Face's."""
         encoded = tokenizer(self.first, self.second, truncation=True, max_length=self.max_length)
         columns = {key: [torch.tensor(row) for row in rows] for key, rows in encoded.items()}
         padding = dict.fromkeys(columns, 0) | {"input_ids": tokenizer.pad_token_id}
@@ -37,7 +42,14 @@ class Sentences:
 
 
 class Tokens:
-    """Token ids of each example, padded to the longest of a batch when it is asked for."""
+    """Hold the tokens of each example; a batch is padded to its longest example when it is asked for.
+
+    Args:
+        columns: Name of an input of the model -> its row for each example, as long as the example.
+        padding: Name of an input -> value that rows are padded with.
+        labels: (examples,), int64 for classes, float for a regression.
+        max_length: Number of tokens that examples were cut to.
+    """
 
     def __init__(
         self, columns: dict[str, list[Tensor]], padding: dict[str, int], labels: Tensor, max_length: int
@@ -49,10 +61,12 @@ class Tokens:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> "Tokens":
+        """Return the examples at ``index``, in that order."""
         columns = {key: [rows[i] for i in index.tolist()] for key, rows in self.columns.items()}
         return Tokens(columns, self.padding, self.labels[index], self.max_length)
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Return padded inputs and labels of the examples at ``index``; text is not augmented."""
         inputs = {
             key: pad_sequence([rows[i] for i in index.tolist()], batch_first=True, padding_value=self.padding[key])
             for key, rows in self.columns.items()

@@ -1,1 +1,1 @@
-"""Tables and plots out of records. Needs neither torch nor the runs themselves."""
+"""Tables and plots made of records; they need neither torch nor the runs themselves."""

@@ -1,4 +1,4 @@
-"""What the commands of this package share: records in, one line and status 2 if they cannot be used."""
+"""The command line that the table and the plot share: files of records, and a line if they cannot be used."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -10,7 +10,15 @@ from fishexp.report.pool import Pool, load, pool
 
 
 def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[[Pool, Namespace], None]) -> int:
-    """Hand ``work`` the pooled records that the command line names; the exit status."""
+    """Pool the records that the command line names, and hand them to ``work``.
+
+    Args:
+        parser: Has the options of the command itself.
+        arguments: Command line; None for that of this process.
+
+    Returns:
+        Exit status: 0, or 2 if the records cannot be used.
+    """
     parser.add_argument("records", nargs="+", type=Path, help="files that runs appended their records to")
     parser.add_argument("--uncommitted", action="store_true", help="take runs of uncommitted code too, marked")
     options = parser.parse_args(arguments)

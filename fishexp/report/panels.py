@@ -9,14 +9,22 @@ from matplotlib.figure import Figure
 
 from fishexp.report.group import Group, seeds_text
 
+# colours of the text, of what is less important, and of the grid
 _INK, QUIET, GRID = "#1F2328", "#59636E", "#E4E7EB"
+# settings of matplotlib; sizes in points
 STYLE = {"font.family": "DejaVu Sans", "font.size": 10.5, "text.color": _INK, "axes.labelcolor": QUIET}
-_WIDTH, _DPI = 8, 200  # inches; made for 800 pixels, sharp on screens of twice that
+# inches, and dots per inch: made for a width of 800 pixels, sharp on screens of twice that
+_WIDTH, _DPI = 8, 200
 
 
 @dataclass(frozen=True)
 class Series:
-    """One method's groups by keep; ``detail`` says what else tells it from the others, such as samples=64."""
+    """Hold the groups of a method that are drawn as a row or a line.
+
+    Attributes:
+        detail: What else tells the series from others, such as ``samples=64``; empty if nothing.
+        groups: Groups by keep.
+    """
 
     method: str
     detail: str
@@ -24,22 +32,22 @@ class Series:
     groups: list[Group]
 
 
-def draw_dots(series: Sequence[Series]) -> Figure:
-    """A row for each method: a dot for each seed, mean and standard deviation, the score in words."""
-    rows = [(one, group) for one in series for group in one.groups]
+def draw_dots(all_series: Sequence[Series]) -> Figure:
+    """Draw a row for each method: a dot for each seed, mean and standard deviation, the score in words."""
+    rows = [(series, group) for series in all_series for group in series.groups]
     keeps = [f"keep = {group.keep:g}" for _, group in rows if group.keep is not None][:1]
-    height = 1.5 + len(rows) * (0.75 if any(one.detail for one in series) else 0.58)
+    height = 1.5 + len(rows) * (0.75 if any(series.detail for series in all_series) else 0.58)
     marks = "A dot for each seed. Tick and bar: mean ± sample standard deviation."
-    fig, axes = canvas(height, series, keeps, marks)
-    for row, (one, group) in enumerate(rows):
+    fig, axes = canvas(height, all_series, keeps, marks)
+    for row, (series, group) in enumerate(rows):
         if group.mean is not None:
-            axes.barh(row, 2 * (group.std or 0), 0.34, group.mean - (group.std or 0), color=one.colour, alpha=0.2)
-            axes.plot([group.mean] * 2, [row - 0.25, row + 0.25], color=one.colour, linewidth=2.2, zorder=3)
+            axes.barh(row, 2 * (group.std or 0), 0.34, group.mean - (group.std or 0), color=series.colour, alpha=0.2)
+            axes.plot([group.mean] * 2, [row - 0.25, row + 0.25], color=series.colour, linewidth=2.2, zorder=3)
         axes.axhline(row, color=GRID, linewidth=0.8, zorder=0)
         lanes = [row + 0.2 * (2 * seed + 1 - len(group.runs)) / len(group.runs) for seed in range(len(group.runs))]
         values = [math.nan if value is None else value for value in group.values]
-        axes.scatter(values, lanes, 34, one.colour, edgecolor="white", linewidth=0.9, zorder=4)
-        _row_labels(axes, row, one, group)
+        axes.scatter(values, lanes, 34, series.colour, edgecolor="white", linewidth=0.9, zorder=4)
+        _row_labels(axes, row, series, group)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_yticks([])
     axes.use_sticky_edges = False  # room beside the bars too
@@ -49,30 +57,36 @@ def draw_dots(series: Sequence[Series]) -> Figure:
     return fig
 
 
-def draw_sweep(series: Sequence[Series]) -> Figure:
-    """A line for each method against keep, its standard deviation as a band; dense training as a dashed line."""
-    groups = [group for one in series for group in one.groups]
+def draw_sweep(all_series: Sequence[Series]) -> Figure:
+    """Draw a line for each method against keep, its standard deviation as a band; dense training as a dashed line."""
+    groups = [group for series in all_series for group in series.groups]
     keeps = sorted({group.keep for group in groups if group.keep is not None})
     span = f"keep = {keeps[0]:g} to {keeps[-1]:g}"
-    dense = " Dashed: all weights move." if any(map(_dense, series)) else ""
+    dense = " Dashed: all weights move." if any(map(_dense, all_series)) else ""
     marks = f"Mean, and sample standard deviation as a band.{dense}"
-    fig, axes = canvas(4.7, series, [span], marks)
+    fig, axes = canvas(4.7, all_series, [span], marks)
     axes.set_xscale("log")
-    for one in series:
-        _line(axes, one)
+    for series in all_series:
+        _line(axes, series)
     axes.set_xticks(keeps, [_percent(keep) for keep in keeps])
     axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=GRID)
     missing = [f"{group.method} at {_percent(group.share)}: {group.score}" for group in groups if group.mean is None]
     axes.set_xlabel("\n".join(["share of the weights that move (log scale)", *missing]))
     axes.set_title(groups[0].header, loc="left", size=10.5, color=QUIET)
-    _end_labels(axes, [one for one in series if one.groups[0].keep is not None or _dense(one)])
+    _end_labels(axes, [series for series in all_series if series.groups[0].keep is not None or _dense(series)])
     return fig
 
 
-def canvas(height: float, series: Sequence[Series], title: Sequence[str], marks: str) -> tuple[Figure, Axes]:
-    """An empty white figure with its title, what the marks mean, and no frame."""
-    groups = [group for one in series for group in one.groups]
+def canvas(height: float, all_series: Sequence[Series], title: Sequence[str], marks: str) -> tuple[Figure, Axes]:
+    """Make an empty white figure with its title, what the marks mean, and no frame.
+
+    Args:
+        height: Height in inches.
+        title: Words of the title between data set and model, and the number of seeds.
+        marks: Sentences on what the marks mean.
+    """
+    groups = [group for series in all_series for group in series.groups]
     fig = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     words = ", ".join([f"{groups[0].data} on {groups[0].model}", *title, seeds_text(groups)])
     fig.text(0.02, 1 - 0.15 / height, words, va="top", size=13.5, weight="bold")
@@ -86,63 +100,66 @@ def canvas(height: float, series: Sequence[Series], title: Sequence[str], marks:
     return fig, axes
 
 
-def _row_labels(axes: Axes, row: int, one: Series, group: Group) -> None:
-    """Left the method over its share of the weights, right the score."""
-    small = f"{_percent(group.share)} of weights" + (f"\n{one.detail}" if one.detail else "")
+def _row_labels(axes: Axes, row: int, series: Series, group: Group) -> None:
+    """Write the method over its share of the weights on the left, and the score on the right."""
+    small = f"{_percent(group.share)} of weights" + (f"\n{series.detail}" if series.detail else "")
     left = {"xy": (0, row), "xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
-    axes.annotate(_name(one), xytext=(-10, 1.5), va="bottom", weight="bold", color=one.colour, **left)
+    axes.annotate(_name(series), xytext=(-10, 1.5), va="bottom", weight="bold", color=series.colour, **left)
     axes.annotate(small, xytext=(-10, -1.5), va="top", size=9, color=QUIET, **left)
     axes.annotate(group.score, (1, row), (10, 0), axes.get_yaxis_transform(), "offset points", va="center")
 
 
-def _line(axes: Axes, one: Series) -> None:
-    """A line and a band; dashed for dense training, a point for a method with a share of its own."""
-    means = [math.nan if group.mean is None else group.mean for group in one.groups]
-    stds = [group.std or 0 for group in one.groups]
+def _line(axes: Axes, series: Series) -> None:
+    """Draw a line and a band; a dashed line for dense training, a point for a method that has its own share."""
+    means = [math.nan if group.mean is None else group.mean for group in series.groups]
+    stds = [group.std or 0 for group in series.groups]
     low = [mean - std for mean, std in zip(means, stds, strict=True)]
     high = [mean + std for mean, std in zip(means, stds, strict=True)]
-    if math.isnan(means[0]) and one.groups[0].keep is None:
+    if math.isnan(means[0]) and series.groups[0].keep is None:
         return
-    if _dense(one):
-        axes.axhspan(low[0], high[0], color=one.colour, alpha=0.07, linewidth=0)
-        axes.axhline(means[0], color=one.colour, linestyle=(0, (5, 4)), linewidth=1.4)
-    elif one.groups[0].keep is None:
-        point = (one.groups[0].share or math.nan, means[0])
-        axes.errorbar(*point, stds[0], color=one.colour, marker="D", markersize=6, zorder=4)
+    if _dense(series):
+        axes.axhspan(low[0], high[0], color=series.colour, alpha=0.07, linewidth=0)
+        axes.axhline(means[0], color=series.colour, linestyle=(0, (5, 4)), linewidth=1.4)
+    elif series.groups[0].keep is None:
+        point = (series.groups[0].share or math.nan, means[0])
+        axes.errorbar(*point, stds[0], color=series.colour, marker="D", markersize=6, zorder=4)
         axes.annotate(
-            _label(one), point, (9, 0), textcoords="offset points", va="center", weight="bold", color=one.colour
+            _label(series), point, (9, 0), textcoords="offset points", va="center", weight="bold", color=series.colour
         )
     else:
-        keeps = [group.keep for group in one.groups if group.keep is not None]
-        axes.fill_between(keeps, low, high, color=one.colour, alpha=0.15, linewidth=0)
-        axes.plot(keeps, means, color=one.colour, marker="o", markersize=5, linewidth=2)
+        keeps = [group.keep for group in series.groups if group.keep is not None]
+        axes.fill_between(keeps, low, high, color=series.colour, alpha=0.15, linewidth=0)
+        axes.plot(keeps, means, color=series.colour, marker="o", markersize=5, linewidth=2)
 
 
-def _end_labels(axes: Axes, series: Sequence[Series]) -> None:
-    """Names at the right edge, each at the height of its line's end or as near above it as the others let it."""
+def _end_labels(axes: Axes, all_series: Sequence[Series]) -> None:
+    """Write names at the right edge, each at the height of its line's end or as near above it as there is room."""
     bottom, top = axes.get_ylim()
-    last = [([group.mean for group in one.groups if group.mean is not None], one) for one in series]
+    drawn = [([group.mean for group in series.groups if group.mean is not None], series) for series in all_series]
+    ends = [(means[-1], series) for means, series in drawn if means]
     free = -math.inf  # no name reaches above this
-    for end, one in sorted(((means[-1], one) for means, one in last if means), key=lambda pair: pair[0]):
-        half = 0.03 * (top - bottom) * (2 if one.detail else 1)
+    for end, series in sorted(ends, key=lambda pair: pair[0]):
+        half = 0.03 * (top - bottom) * (2 if series.detail else 1)
         height = max(end, free + half)
         free = height + half
         at = axes.get_yaxis_transform()
         axes.annotate(
-            _label(one), (1, height), (6, 0), at, "offset points", va="center", weight="bold", color=one.colour
+            _label(series), (1, height), (6, 0), at, "offset points", va="center", weight="bold", color=series.colour
         )
 
 
-def _dense(one: Series) -> bool:
-    return one.groups[0].share == 1
+def _dense(series: Series) -> bool:
+    """Tell whether all weights move."""
+    return series.groups[0].share == 1
 
 
-def _name(one: Series) -> str:
-    return one.method + (" †" if any(group.uncommitted for group in one.groups) else "")
+def _name(series: Series) -> str:
+    """Name the method, with a mark if code was not committed."""
+    return series.method + (" †" if any(group.uncommitted for group in series.groups) else "")
 
 
-def _label(one: Series) -> str:
-    return _name(one) + (f"\n{one.detail}" if one.detail else "")
+def _label(series: Series) -> str:
+    return _name(series) + (f"\n{series.detail}" if series.detail else "")
 
 
 def _percent(share: float | None) -> str:

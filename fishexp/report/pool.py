@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, pooled: what the table and the plot show."""
+"""Records pooled to groups of runs that differ in nothing but the seed, for the table and the plot."""
 
 import json
 from collections import Counter
@@ -11,18 +11,19 @@ from fishexp.errors import FishexpError
 from fishexp.report.group import Group, single
 from fishexp.run.record import read
 
-# settings that every report shows, and those that follow from a component's name
+# settings that every report shows
 _SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")
+# settings that follow from a component's name
 _IMPLIED = ("model.module", "model.layers", "method.ignores_keep")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """All groups, in the order of a table: by data set, model, method, keep.
+    """Hold all groups in the order of a table: by data set, model, method, keep.
 
     Attributes:
-        reported: Measured on the reported examples.
-        held_out: Measured on training examples held out, to choose hyper-parameters.
+        reported: Groups measured on the reported examples.
+        held_out: Groups measured on training examples that were held out, to choose hyper-parameters.
         unfinished: failed | interrupted -> number of runs.
     """
 
@@ -32,7 +33,7 @@ class Pool:
 
 
 def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The records of several files, in order.
+    """Read the records of several files, in order.
 
     Raises:
         FishexpError: If a file cannot be read or a line is not a record.
@@ -45,10 +46,10 @@ def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> Pool:
-    """Pool the finished runs that agree in every setting but the seed; of each run the latest finished record counts.
+    """Pool the finished runs that agree in every setting but the seed; a run's latest finished record counts.
 
     Args:
-        records: In the order in which they were written.
+        records: Records in the order in which they were written.
         uncommitted: Take runs of uncommitted code too.
 
     Raises:
@@ -78,9 +79,9 @@ def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> 
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """The settings that tell ``groups`` apart, beyond those that every report shows.
+    """Return the keys of settings that tell ``groups`` apart, beyond those that every report shows.
 
-    A setting that one method or regime has and another has not is no difference of its own.
+    A setting that a method or regime has, and another has not, is no difference of its own.
     """
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
@@ -93,16 +94,17 @@ def differing(groups: Sequence[Group]) -> list[str]:
 
 
 def _check_commits(groups: Iterable[Group]) -> None:
-    bad = [run_id for group in groups for run_id in group.uncommitted]
-    if bad:
-        runs = f"runs {', '.join(bad)} are" if len(bad) > 1 else f"run {bad[0]} is"
+    run_ids = [run_id for group in groups for run_id in group.uncommitted]
+    if run_ids:
+        runs = f"runs {', '.join(run_ids)} are" if len(run_ids) > 1 else f"run {run_ids[0]} is"
         raise FishexpError(f"{runs} of uncommitted code; commit it and run again, or pass --uncommitted")
 
 
 def _joined(runs: Mapping[int, Group]) -> Group:
-    one = next(iter(runs.values()))
-    return Group(one.settings, one.metric, [run for seed in sorted(runs) for run in runs[seed].runs])
+    """Make a group of several, each of a single run: seed -> group."""
+    first = next(iter(runs.values()))
+    return Group(first.settings, first.metric, [run for seed in sorted(runs) for run in runs[seed].runs])
 
 
 def _counts(statuses: Counter[str]) -> str:
-    return f" ({', '.join(f'{n} {status}' for status, n in sorted(statuses.items()))})" if statuses else ""
+    return f" ({', '.join(f'{count} {status}' for status, count in sorted(statuses.items()))})" if statuses else ""

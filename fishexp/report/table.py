@@ -1,4 +1,4 @@
-"""Records to a Markdown table: ``python -m fishexp.report.table outputs/records.jsonl``."""
+"""A Markdown table made of records: ``python -m fishexp.report.table outputs/records.jsonl``."""
 
 import argparse
 import json
@@ -10,13 +10,16 @@ from fishexp.report.group import Group, seeds_text, span
 from fishexp.report.pool import Pool, differing
 from fishexp.system.text_table import markdown_table
 
-_LEFT = ("data set", "model", "method", "metric", "lr chosen from")  # columns of words; the others are aligned right
+# columns of words, aligned left; the others are aligned right
+_LEFT = ("data set", "model", "method", "metric", "lr chosen from")
+# settings beside the model's and the method's on which the best learning rate may depend
 _COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.optimiser")
+# mark of runs of uncommitted code
 _DAGGER = "†"
 
 
 def markdown(pooled: Pool) -> str:
-    """The table of the reported runs, that of the runs on held-out examples, and what is in neither."""
+    """Write the table of the reported runs, the table of runs on held-out examples, and which runs are in neither."""
     parts = []
     if pooled.reported:
         parts.append(markdown_table(reported_columns(pooled), left=_LEFT))
@@ -34,7 +37,7 @@ def markdown(pooled: Pool) -> str:
 
 
 def reported_columns(pooled: Pool) -> dict[str, list[str]]:
-    """Header -> cells of the reported runs; where the learning rate comes from, if any was chosen."""
+    """Make the columns of the reported runs, header -> cells; they tell how a learning rate was chosen, if any was."""
     groups = pooled.reported
     columns = _columns(groups, [_number(group.lr) for group in groups])
     if pooled.held_out:
@@ -43,7 +46,7 @@ def reported_columns(pooled: Pool) -> dict[str, list[str]]:
 
 
 def held_out_columns(pooled: Pool) -> dict[str, list[str]]:
-    """Header -> cells of the runs on held-out examples; the best learning rate of a family in bold."""
+    """Make the columns of runs on held-out examples: header -> cells, the best learning rate of a family in bold."""
     groups = pooled.held_out
     best = {id(group) for family in _families(groups) for group in _best(family)}
     columns = _columns(groups, [_bold(group) if id(group) in best else _number(group.lr) for group in groups])
@@ -52,6 +55,7 @@ def held_out_columns(pooled: Pool) -> dict[str, list[str]]:
 
 
 def _columns(groups: Sequence[Group], rates: list[str]) -> dict[str, list[str]]:
+    """Make the columns that both tables have; ``rates`` are the cells of the learning rates."""
     headers = [group.header for group in groups]
     columns = {
         "data set": [group.data for group in groups],
@@ -72,12 +76,13 @@ def _columns(groups: Sequence[Group], rates: list[str]) -> dict[str, list[str]]:
 
 
 def _chosen_from(row: Group, held_out: Sequence[Group]) -> str:
-    """The learning rates tried on held-out examples for what ``row`` does, the best in bold."""
+    """Write the learning rates that were tried on held-out examples for the question of ``row``, the best in bold."""
     families = _families([group for group in held_out if _question(group) == _question(row)])
     return "; ".join(_candidates(family, row) for family in families) or "not tuned"
 
 
 def _candidates(family: Sequence[Group], row: Group) -> str:
+    """Write the learning rates of a family, on what they were compared, and if ``row`` did not run at the best."""
     best = _best(family)
     rates = ", ".join(_bold(group) if group in best else _number(group.lr) for group in family)
     seeds = seeds_text(family)
@@ -86,7 +91,7 @@ def _candidates(family: Sequence[Group], row: Group) -> str:
 
 
 def _question(group: Group) -> dict[str, object]:
-    """What a learning rate is chosen for. Neither epochs nor limits: choosing may be cheaper than reporting."""
+    """Return the settings for which a learning rate is chosen, without epochs and limits: choosing may be cheaper."""
     return {
         key: value
         for key, value in group.settings.items()
@@ -95,7 +100,7 @@ def _question(group: Group) -> dict[str, object]:
 
 
 def _families(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that differ in the learning rate only, by learning rate."""
+    """Split groups into families that differ in the learning rate only."""
     families: dict[str, list[Group]] = {}
     for group in groups:
         rest = {key: value for key, value in group.settings.items() if key != "regime.lr"}
@@ -104,7 +109,7 @@ def _families(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def _best(family: Sequence[Group]) -> list[Group]:
-    """Those of the highest mean; none if all are undefined."""
+    """Return the groups of the highest mean; none if all means are undefined."""
     highest = max((group.mean for group in family if group.mean is not None), default=None)
     return [group for group in family if highest is not None and group.mean == highest]
 
@@ -118,8 +123,10 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of the files named on the command line; 2 if there is none to print."""
-    parser = argparse.ArgumentParser(prog="python -m fishexp.report.table", description="Records to a Markdown table.")
+    """Print the table of the files named on the command line; return 2 if there is none to print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fishexp.report.table", description="Make a Markdown table of records."
+    )
     return command.run(parser, arguments, lambda pooled, _: print(markdown(pooled)))
 
 
