@@ -1,4 +1,4 @@
-"""Records: one JSON line per run, failed ones too, appended and never changed."""
+"""Records: a JSON line for each run, failed runs too, appended and never changed."""
 
 import fcntl
 import json
@@ -14,28 +14,34 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fishexp.errors import FishexpError
+from fishexp.system.atomic import replacing
 
 Status: TypeAlias = Literal["finished", "failed", "interrupted"]
+# packages that decide the numbers
 _PACKAGES = ("fishexp", "torch", "torchvision", "transformers", "datasets", "hydra-core", "numpy")
 
 
 @dataclass
 class Record:
-    """What one run was told to do and what came of it.
+    """Hold the settings of a run, and what came of it.
 
     Attributes:
-        config: Fully resolved, without paths of a machine.
+        run_id: Identity of the run, which follows from ``config``.
+        config: Settings, fully resolved, without paths of a machine.
         keep: Fraction of all weights that might move; None where the method decides.
         kept: Number of weights that might move; None if no mask was chosen.
-        kept_per_worker: Where each of several workers might move weights of its own.
+        kept_per_worker: Number of weights that each of several workers might move, if they move different weights.
+        total: Number of all weights.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline.
-        seconds: Of data, scores, train and evaluate.
-        peak_memory_bytes: Of the device's allocator, or of the process where that is the CPU.
-        bytes: Of the weights (dense) and of what is kept in their place (delta); with regime=checkpointing of all
-            checkpoints, the largest, and one on average (delta); with regime=distributed of what one worker sends in a
-            merge (per_merge), sent in all (sent), and of the same merges of all weights (dense_merge, dense_sent).
-        commit: Of the code; ends in + if tracked code was changed, None if there is no repository.
-        ended: UTC, ISO 8601.
+        seconds: Duration of data, scores, train and evaluate.
+        peak_memory_bytes: Peak of the device's allocator, or of the process where the device is the CPU.
+        bytes: Sizes of the weights (dense) and of what is kept in their place (delta). With regime=checkpointing, sizes
+            of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
+            worker sends in a merge (per_merge) and sent in all (sent), and the same for merges of all weights
+            (dense_merge, dense_sent).
+        error: Why the run did not finish; None if it did.
+        commit: Commit of the code; ends in + if tracked code was changed, None if there is no repository.
+        ended: Time in UTC, ISO 8601.
     """
 
     run_id: str
@@ -59,25 +65,28 @@ class Record:
     ended: str = ""
 
     def write(self, records: Path, folder: Path) -> None:
-        """Append to ``records`` and leave the same line in the run's folder, stamped with the time."""
+        """Append the record to the file ``records``, and write it to the run's folder, stamped with the time."""
         self.metrics = {
             name: value if value is not None and isfinite(value) else None for name, value in self.metrics.items()
         }
         self.ended = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps(asdict(self), allow_nan=False)
-        temporary = folder / ".record.json"
-        temporary.write_text(line + "\n")
-        temporary.replace(folder / "record.json")
+        with replacing(folder / "record.json") as new:
+            new.write_text(line + "\n")
         append(records, line)
 
 
 def append(path: Path, line: str) -> None:
-    """Add one line in one write under a lock, so that jobs at the same time cannot tear each other's lines."""
+    """Append a line in a single write under a lock, so that jobs at the same time cannot tear each other's lines.
+
+    Raises:
+        FishexpError: If the disk is full; nothing is appended then.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file.fileno()).st_size
-        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # not ours: keep this line out of it
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by others: keep this line out of theirs
         data = f"{chr(10) * torn}{line}\n".encode()
         if os.write(file.fileno(), data) != len(data):  # a full disk: leave no half line behind
             os.ftruncate(file.fileno(), size)
@@ -86,10 +95,10 @@ def append(path: Path, line: str) -> None:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file in the order they were written.
+    """Read the records of a file, in the order in which they were written.
 
     Raises:
-        FishexpError: If a line is not a record; says which.
+        FishexpError: If there is no such file, or a line is not a record.
     """
     if not path.is_file():
         raise FishexpError(
@@ -107,15 +116,15 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def finished(path: Path) -> set[str]:
-    """The run_ids of which ``path`` holds a finished record; a later attempt that failed takes nothing away."""
+    """Return the run_ids that have a finished record in ``path``; a later attempt that failed takes nothing away."""
     return {record["run_id"] for record in read(path) if record["status"] == "finished"} if path.exists() else set()
 
 
 @cache  # the code is what it was when this process imported it
 def commit() -> str | None:
-    """The commit of this code, with a + if tracked files differ from it; None outside a repository.
+    """Return the commit of this code, with a + if tracked files differ from it; None outside a repository.
 
-    Files in experiments/ change no run: a sweep whose records are tracked stays clean while it writes them.
+    Files in experiments/ do not count, as they change no run: a sweep may write records that are tracked.
     """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
@@ -135,7 +144,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
+    """Return the versions of the packages that decide the numbers."""
     found = {}
     for package in _PACKAGES:
         try:
