@@ -1,4 +1,4 @@
-"""Which weights may move: one file a method, each with ``scores(problem, *, ...) -> Scores``.
+"""Methods, which choose the weights that may move: a file for each, with ``scores(problem, *, ...) -> Scores``.
 
 A score is the importance of a weight; the budget and the classifier head are the runner's business. A method that
 names its weights outright has ``mask(problem) -> Mask`` instead, and ``ignores_keep: true`` in its yaml.

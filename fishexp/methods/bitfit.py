@@ -8,7 +8,7 @@ from fishexp.training.problem import Problem
 
 
 def mask(problem: Problem) -> Mask:
-    """All entries of the parameters named ``bias``, the shifts of normalisation layers among them."""
+    """Choose the head and all parameters named ``bias``, the shifts of normalisation layers among them."""
     return {
         name: torch.full_like(p, name.rpartition(".")[2] == "bias" or name in problem.head, dtype=torch.bool)
         for name, p in weights(problem.model).items()

@@ -18,31 +18,34 @@ from fishexp.training.problem import Problem
 
 log = logging.getLogger(__name__)
 
-# examples a pass; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
-BATCH = 32
+# examples in a batch; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
+_BATCH_SIZE = 32
 
 
 def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:
-    """Fisher information of each weight over ``samples`` distinct training examples, not augmented.
+    """Score each weight by its Fisher information over ``samples`` distinct training examples, not augmented.
 
-    Computed in the run's precision, as training is; sums are in float32.
+    It is computed in the run's precision, as training is; sums are in float32.
 
     Args:
-        samples: If there are fewer training examples, all of them.
-        labels: ``true_label``, ``expected`` (a backward pass per class) or ``sampled``.
+        samples: Number of training examples; all of them if there are fewer.
+        labels: ``true_label``, ``expected`` (a backward pass for each class) or ``sampled``.
         power: ``square`` or ``absolute``.
+
+    Raises:
+        FishexpError: If there are fewer examples than workers.
     """
     available = len(problem.data.train)
     if samples > available:
         log.warning("method.samples=%d: there are %d training examples, all are used", samples, available)
     original = problem.as_original
-    if original:  # its ResNets were in training mode until they had been evaluated, its BERTs were not
+    if original:  # there ResNets were in training mode until they had been evaluated, and BERTs were not
         problem.model.train(any(map(is_untrained, problem.model.modules())))
     loss = problem.loss if labels == "true_label" else None
     with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
         if problem.collectives.world_size > 1 and not original:
             return _together(problem, samples, labels, power, loss, advance)
-        batches = problem.batches(BATCH, shuffle=True, limit=samples, augment=original)
+        batches = problem.batches(_BATCH_SIZE, shuffle=True, limit=samples, augment=original)
         return diagonal_fisher(
             problem.model, batches, labels, power, loss, problem.generator, as_is=original, advance=advance
         )
@@ -51,7 +54,7 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
 def _together(
     problem: Problem, samples: int, labels: Labels, power: Power, loss: Loss | None, advance: Callable[[int], None]
 ) -> Scores:
-    """Each worker scores its share of the same sample; all get the scores of all."""
+    """Score a share of the same sample on each worker, and pool the scores of all."""
     collectives, index = problem.collectives, problem.sample(samples)
     world_size = collectives.world_size
     if len(index) < world_size:
@@ -61,7 +64,7 @@ def _together(
     scored = []
     for rank, share in shares.items():
         generator = torch.Generator().manual_seed(seed + rank)
-        batches = problem.batches_of(share, BATCH)
+        batches = problem.batches_of(share, _BATCH_SIZE)
         scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
     total = sum(score.numel() for score in scored[0].values())
     wanted = total if problem.wanted is None else problem.wanted

@@ -8,5 +8,5 @@ from fishexp.training.problem import Problem
 
 
 def mask(problem: Problem) -> Mask:
-    """All true."""
+    """Choose all entries of all weights."""
     return {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(problem.model).items()}

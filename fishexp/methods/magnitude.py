@@ -8,6 +8,6 @@ from fishexp.training.problem import Problem
 
 
 def scores(problem: Problem, *, order: Literal["largest", "smallest"]) -> Scores:
-    """Absolute values; their negatives where the smallest are to move."""
+    """Score weights by their absolute values, or by the negatives of these if the smallest are to move."""
     sign = 1 if order == "largest" else -1
     return {name: p.detach().abs() * sign for name, p in weights(problem.model).items()}

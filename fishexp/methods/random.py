@@ -1,4 +1,4 @@
-"""Random: every weight is as likely as any other, the baseline that a method has to beat."""
+"""Random: every weight is as likely to move as any other. A method has to beat this baseline."""
 
 import torch
 
@@ -9,6 +9,6 @@ from fishexp.training.problem import Problem
 
 
 def scores(problem: Problem) -> Scores:
-    """Independent uniform numbers, all from one seed, by which a delta can name the mask."""
+    """Score weights by independent uniform numbers, drawn from a single seed by which a delta can name the mask."""
     seed = int(torch.randint(2**62, (), generator=problem.generator))
     return random_scores({name: p.shape for name, p in weights(problem.model).items()}, seed)

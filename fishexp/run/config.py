@@ -1,4 +1,4 @@
-"""Where Hydra ends: conf/ and a command line in, a checked plain dictionary out."""
+"""Configurations, composed by Hydra of conf/ and a command line, and turned into checked plain dictionaries."""
 
 import re
 from argparse import Namespace
@@ -23,19 +23,22 @@ CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.paren
 
 
 def resolved(cfg: DictConfig) -> Config:
-    """The composed configuration with every interpolation replaced, without Hydra's own part and the recipes."""
+    """Resolve every interpolation in a composed configuration, and leave out Hydra's own part and the recipes.
+
+    Group by group, as the resolvers look into the whole: a copy without the recipes would not resolve.
+    """
     config: Config = {
         str(key): OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
         for key in cfg
         if key not in ("hydra", "recipes")
     }
     if config["method"].get("ignores_keep"):
-        config["keep"] = None  # so that the same run has one name whatever keep says
+        config["keep"] = None  # so that the same run has the same name whatever keep says
     return config
 
 
 def _recipe(key: str, _root_: DictConfig) -> Any:
-    """The default of ``key`` for this data set, model, method and task: conf/recipes.yaml."""
+    """Look up the default of ``key`` for this data set, model, method and task in conf/recipes.yaml."""
     recipes = _root_.recipes
     recipe = recipes.get(_root_.data.name, recipes.other)
     if key not in recipe:
@@ -48,7 +51,7 @@ def _recipe(key: str, _root_: DictConfig) -> Any:
 
 
 def register_resolvers() -> None:
-    """Make ``${recipe:KEY}`` and ``${run_name:}`` known; again is fine."""
+    """Make ``${recipe:KEY}`` and ``${run_name:}`` known to OmegaConf; it may be called again."""
     OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(resolved(_root_)), replace=True)
 
@@ -57,13 +60,13 @@ def check_command_line(args: Namespace) -> list[Config]:
     """Compose every run that the command line asks for, so that no mistake in it waits until after training.
 
     Args:
-        args: Hydra's own parsed arguments: ``overrides``, ``multirun``, ``config_dir``.
+        args: Arguments as Hydra parsed them: ``overrides``, ``multirun``, ``config_dir``.
 
     Returns:
         The runs' configurations, in the order in which a plain sweep starts them.
 
     Raises:
-        FishexpError: If one cannot be composed, has unknown keys, or scalars out of range.
+        FishexpError: If a run cannot be composed, has unknown keys, or scalars out of range.
     """
     folder = args.config_dir and Path(args.config_dir).absolute()
     if folder and not folder.is_dir():
@@ -74,7 +77,7 @@ def check_command_line(args: Namespace) -> list[Config]:
 
 
 def _sweep(overrides: Sequence[str], multirun: bool) -> list[Sequence[str]]:
-    """The overrides of each run: one list, or the product of the values that a sweep names."""
+    """Return the overrides of each run: those of the command line, or the product of the values that a sweep names."""
     if not multirun:
         return [overrides]
     try:
@@ -85,6 +88,7 @@ def _sweep(overrides: Sequence[str], multirun: bool) -> list[Sequence[str]]:
 
 
 def _compose(overrides: Sequence[str]) -> Config:
+    """Compose a run, and check its keys and scalars."""
     try:
         cfg = compose("config", list(overrides), return_hydra_config=True)
         _check_keys(cfg)
@@ -98,7 +102,7 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 
 def _check_keys(cfg: DictConfig) -> None:
-    """Refuse what ``+key=value`` slipped in: a component has the keys of its yaml and no others."""
+    """Refuse keys that ``+key=value`` added: a component has the keys of its yaml and no others."""
     top = [*Settings.model_fields, *GROUPS]
     for key in cfg:
         if key not in (*top, "recipes", "hydra"):
@@ -114,19 +118,20 @@ def _check_keys(cfg: DictConfig) -> None:
 
 
 def options_in(file: Path) -> dict[str, Any]:
-    """What a component's yaml holds, unresolved, with what it takes over from others in its folder."""
+    """Read the keys and values of a component's yaml, unresolved, and those that it takes from others in its folder."""
     own: Any = OmegaConf.to_container(OmegaConf.load(file))
     others = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
     return {key: value for name in others for key, value in options_in(file.parent / f"{name}.yaml").items()} | own
 
 
 def _key_hint(group: str, key: str, choice: str, known: Sequence[str]) -> str:
+    """Write the end of a message about an unknown key of a component: the key that resembles it, and all keys."""
     keys = [f"{group}.{name}" for name in known if name not in ABOUT]
     return nearest(f"{group}.{key}", keys) if keys else f"; {group}={choice} has no keys"
 
 
 def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
-    """Hydra's message in one line: what was given, what is wrong, what there is."""
+    """Turn an error of Hydra's into a line: what was given, what is wrong, what there is."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").partition("/")
         return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}")
@@ -144,7 +149,7 @@ def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
 
 
 def _nearest_key(key: str, overrides: Sequence[str]) -> str:
-    """The key that resembles ``key``, among those of the components that the command line chose."""
+    """Write the end of a message about an unknown key, from the components that the command line chose."""
     group, _, rest = key.partition(".")
     if not rest or group not in GROUPS:
         return nearest(key, [*Settings.model_fields, *GROUPS])

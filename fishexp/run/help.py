@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fishexp.run.settings import GROUPS
 
+# the page before and after what is read from conf/
 _HEAD = """\
 fishexp trains networks by moving a small, fixed set of their weights.
 
@@ -19,10 +20,10 @@ _TAIL = """\
 
 
 def help_page(folders: list[Path]) -> str:
-    """Commands, groups with their options and keys, settings with their meaning.
+    """Write the page: commands, groups with their options and keys, settings with their meaning.
 
     Args:
-        folders: conf/, and the folder that ``--config-dir`` names.
+        folders: The folder conf/, and the folder that ``--config-dir`` names, if any.
     """
     lines = [_HEAD]
     for group in GROUPS:
@@ -36,10 +37,11 @@ def help_page(folders: list[Path]) -> str:
 
 
 def _between(text: str, first: str, last: str) -> list[str]:
+    """Return the lines of ``text`` from the line that begins with ``first`` to the line before ``last``."""
     return text[text.index(f"\n{first}") + 1 : text.index(f"\n{last}")].rstrip().splitlines()
 
 
 def _keys(file: Path) -> list[str]:
-    """The keys of a component's yaml, each with its comment."""
+    """Return the keys of a component's yaml that are options, each as its line with its comment."""
     lines = [line for line in file.read_text().splitlines() if line[:1].isalpha()]
     return [line for line in lines if not line.startswith(("name:", "module:", "defaults:", "ignores_keep:"))]

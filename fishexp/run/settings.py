@@ -1,4 +1,4 @@
-"""What a run is told: its scalars, its parts, and the identity that follows. Neither torch nor Hydra."""
+"""The settings of a run: scalars, components, and the identity that follows. Neither torch nor Hydra is needed."""
 
 import hashlib
 import importlib
@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from fishexp.errors import FishexpError, nearest
 from fishexp.masks.budget import check_keep
 
-Config: TypeAlias = dict[str, Any]  # fully resolved, plain Python
+# fully resolved, plain Python
+Config: TypeAlias = dict[str, Any]
 
-# group -> (folder of its modules, the function that a module offers)
+# group -> (folder of its modules, names of functions: a component is the first that its module has)
 GROUPS = {
     "data": ("data", ("load",)),
     "model": ("models", ("build",)),
@@ -26,14 +27,14 @@ GROUPS = {
 }
 # keys of a component's yaml that are about the component, not for its function
 ABOUT = ("name", "module", "ignores_keep")
-# what changes neither the numbers nor their meaning, so that a run keeps its identity
+# settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Settings(BaseModel):
-    """The scalars beside the groups; conf/config.yaml says what each means."""
+    """Hold the scalars beside the groups, checked; conf/config.yaml says what each means."""
 
     model_config = _STRICT
 
@@ -54,10 +55,10 @@ class Settings(BaseModel):
 
 
 def check_settings(config: Mapping[str, Any]) -> Settings:
-    """The scalars of ``config``, checked.
+    """Check the scalars of a configuration.
 
     Raises:
-        FishexpError: If one is unknown, of the wrong type or out of range.
+        FishexpError: If a scalar is unknown, missing, of the wrong type or out of range.
     """
     settings = _checked(Settings, {key: value for key, value in config.items() if key not in GROUPS}, "")
     if settings.keep is not None:
@@ -68,12 +69,14 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function that ``options["name"]`` stands for, with the other options bound to it.
+    """Find the function that ``options["name"]`` stands for, and bind the other options to it.
 
-    ``name: fish`` is ``fishexp.methods.fish``; a name with a dot, or one that is not ours, is imported as it stands.
+    ``name: fish`` stands for ``fishexp.methods.fish``. A name with a dot, or of no module of ours, is imported as it
+    stands.
 
     Args:
-        options: The component's yaml after overrides. ``module`` names the module where it is not ``name``.
+        group: A key of ``GROUPS``.
+        options: The component's yaml after overrides. ``module`` names the module if it is not ``name``.
 
     Raises:
         FishexpError: If there is no such module, or its function does not take these options.
@@ -81,29 +84,30 @@ def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     name = options.get("module", options["name"])
     module = _module(group, name)
     _, functions = GROUPS[group]
-    found = [getattr(module, function) for function in functions if hasattr(module, function)]
-    if not found:
+    offered = [getattr(module, function) for function in functions if hasattr(module, function)]
+    if not offered:
         raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
-    function = found[0]
+    function = offered[0]
     given = {key: value for key, value in options.items() if key not in ABOUT}
     _checked(create_model(f"{group} options", __config__=_STRICT, **options_of(function)), given, f"{group}.")
     return partial(function, **given)
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> (type, default) of its keyword-only arguments, those of ``**options: Unpack[...]`` included."""
+    """Return name -> (type, default) of a function's keyword-only arguments, also of ``**options: Unpack[...]``."""
     hints = get_type_hints(function, include_extras=True)
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            found[key] = hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default
+            options[key] = hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default
         if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(key)) is Unpack:
             (fields,) = get_args(hints[key])
-            found |= {name: (hint, ...) for name, hint in get_type_hints(fields, include_extras=True).items()}
-    return found
+            options |= {name: (hint, ...) for name, hint in get_type_hints(fields, include_extras=True).items()}
+    return options
 
 
 def _module(group: str, name: str) -> Any:
+    """Import the module of a component, from this package or from elsewhere."""
     folder, _ = GROUPS[group]
     inside = f"fishexp.{folder}.{name}"
     for candidate in (name,) if "." in name else (inside, name):
@@ -120,6 +124,7 @@ def _module(group: str, name: str) -> Any:
 
 
 def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> Any:
+    """Check values against a model of pydantic's, and put the first thing that is wrong in a line."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -137,7 +142,7 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> 
 
 
 def shareable(config: Config) -> Config:
-    """``config`` without what belongs to this machine or to this call: paths, records, W&B, debugging."""
+    """Leave out of a configuration what belongs to this machine or to this call: paths, records, W&B, debugging."""
     shared = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     shared["data"] = {key: value for key, value in config["data"].items() if key != "root"}
     shared["regime"] = {key: value for key, value in config["regime"].items() if key not in NOT_IDENTITY_OF_REGIME}
@@ -149,7 +154,7 @@ def shareable(config: Config) -> Config:
 
 @cache
 def _digest(path: Path) -> str:
-    """Of the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
+    """Hash the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
     files = (
         [path]
         if path.is_file()
@@ -165,19 +170,19 @@ def _digest(path: Path) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """1.0 as 1: the same number is the same run however it was typed."""
+    """Turn floats such as 1.0 into integers: the same number is the same run however it was typed."""
     if isinstance(value, Mapping):
         return {key: _canonical(item) for key, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_id(config: Config) -> str:
-    """Eight hexadecimal digits that two runs share exactly if they are told to compute the same."""
+    """Return eight hexadecimal digits that two runs share if, and only if, their settings ask for the same numbers."""
     return hashlib.sha256(json.dumps(_canonical(shareable(config)), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
-    """A readable path that is the run's own: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
+    """Return a readable path for a run, which no other has: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
     data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
     task = f"-{config['data']['task']}" if "task" in config["data"] else ""
     keep = f"-{config['keep']:g}" if config["keep"] is not None else ""

@@ -1,4 +1,4 @@
-"""The device a run gets, its name, and the memory that was used on it."""
+"""The device of a run, its name, and the memory that was used on it."""
 
 import contextlib
 import ctypes
@@ -16,15 +16,22 @@ import torch
 
 from fishexp.errors import FishexpError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+# options of mallopt(3), from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# bytes: the largest values, or nearly, that these options take
+_MAX_TRIM_THRESHOLD, _MAX_MMAP_THRESHOLD = (1 << 31) - 1, 1 << 30
 
 
 @contextmanager
 def device(choice: str, worker: int = 0, workers: int = 1) -> Iterator[torch.device]:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``mps``; of several GPUs one that no other run holds.
+    """Choose the device for ``auto``, ``cpu``, ``cuda`` or ``mps``; of several GPUs, a GPU that no other run holds.
 
     Args:
-        worker: Number of this process among the ``workers`` of its run on this machine, each of which has its own GPU.
+        worker: Rank of this process among the ``workers`` of its run on this machine, each of which has its own GPU.
+        workers: Number of them.
+
+    Yields:
+        The device, which is held until the context ends.
 
     Raises:
         FishexpError: If there is no such device, or not one for each worker.
@@ -52,7 +59,7 @@ def device(choice: str, worker: int = 0, workers: int = 1) -> Iterator[torch.dev
 
 @contextmanager
 def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
-    """The first GPU whose lock file is free, held until the run ends; if all are taken, some one to share."""
+    """Hold the first GPU whose lock file is free until the context ends; share a GPU if all are taken."""
     folder = folder or Path(tempfile.gettempdir())
     for index in range(count):
         uuid = torch.cuda.get_device_properties(index).uuid
@@ -67,7 +74,7 @@ def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
 
 
 def name(device: torch.device) -> str:
-    """The chip's name: NVIDIA H200, AMD EPYC."""
+    """Return the name of the chip: NVIDIA H200, AMD EPYC."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -85,12 +92,12 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MAX_TRIM_THRESHOLD)
 
 
 def start_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, so that each run of a sweep reports its own."""
+    """Forget the peak of memory so far, so that each run of a sweep reports its own."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):  # Linux only, and not in every sandbox
@@ -98,7 +105,7 @@ def start_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the CUDA allocator, else of the process's resident memory."""
+    """Return the peak in bytes: of the CUDA allocator, else of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, when there is no network."""
+"""The Hugging Face hub where there is no network."""
 
 import socket
 import sys
@@ -7,7 +7,7 @@ from urllib.request import getproxies
 
 
 def fail_fast_offline() -> None:
-    """Where the hub's name cannot be looked up, use what is cached instead of retrying for half a minute."""
+    """Use what is cached, instead of retrying for half a minute, if the hub's name cannot be looked up."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or getproxies().keys() - {"no"}:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM where a run can take them: between two steps, not inside torch or an import."""
+"""Ctrl-C and SIGTERM, taken where a run can take them: between two steps, not inside torch or an import."""
 
 import signal
 import threading
@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-GRACE = 5.0  # seconds that a step has to end by itself
+# seconds that a step has to end by itself
+GRACE = 5.0
 
-_waiting = False  # inside `between_steps`
+# signals wait for `check`, as this is inside `between_steps`
+_waiting = False
+# a signal waits
 _asked = False
+# repeats that signal after GRACE
 _timer: threading.Timer | None = None
 
 
 def install() -> None:
-    """Have both signals raise KeyboardInterrupt: at once, or in a run between two steps.
+    """Have both signals raise KeyboardInterrupt: at once outside a run, between two steps in a run.
 
-    Raised in the middle of a backward pass or of a library's import, it can end the process with no word and no record:
-    some C++ code lets no exception through.
+    Raised in the middle of a backward pass or of a library's import, it can end the process without a message and
+    without a record: some C++ code lets no exception through.
     """
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, _ask)
@@ -28,14 +32,14 @@ def _ask(kind: int, frame: FrameType | None) -> None:
     if not _waiting or _asked:  # asked twice means now
         signal.default_int_handler(kind, frame)
     _asked = True
-    _timer = threading.Timer(GRACE, signal.pthread_kill, (threading.main_thread().ident, kind))  # asks a second time
+    _timer = threading.Timer(GRACE, signal.pthread_kill, (threading.main_thread().ident, kind))
     _timer.daemon = True
     _timer.start()
 
 
 @contextmanager
 def between_steps() -> Iterator[None]:
-    """Inside, the signals wait for :func:`check`, though not for long."""
+    """Have signals wait for :func:`check` inside the context, though not longer than ``GRACE`` seconds."""
     global _waiting, _asked
     outer, _waiting = _waiting, True
     try:
@@ -50,6 +54,6 @@ def between_steps() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if a signal came since."""
+    """Raise KeyboardInterrupt if a signal came since :func:`between_steps` was entered."""
     if _asked:
         raise KeyboardInterrupt
