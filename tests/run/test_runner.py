@@ -273,7 +273,7 @@ def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
 
 
 def test_many_writers_of_long_lines(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from fishexp.record import append\n"
+    code = "import sys; from pathlib import Path; from fishexp.run.record import append\n"
     code += (
         'for i in range(200): append(Path(\'r.jsonl\'), f\'{{"run_id": "{sys.argv[1]}-{i}", "pad": "{"x" * 9000}"}}\')'
     )
