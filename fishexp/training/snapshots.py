@@ -1,4 +1,4 @@
-"""Snapshots: what an interrupted run needs to go on as if nothing had happened."""
+"""Snapshots: the state from which an interrupted run continues as if nothing had happened."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ from fishexp.training.collectives import Collectives, InProcessCollectives
 
 log = logging.getLogger(__name__)
 
-DELTA, STATE, KEY = "delta.safetensors", "state.safetensors", "fishexp.snapshot"
+DELTA, STATE = "delta.safetensors", "state.safetensors"  # files of a snapshot
+KEY = "fishexp.snapshot"  # of the metadata of STATE
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Snapshot:
     """The state of a run between two steps.
 
     Attributes:
-        delta: The weights and buffers, against what training began with (or the last checkpoint).
-        tensors: The optimiser's state, random streams.
-        about: Whatever JSON can hold.
+        delta: Weights and buffers against those that training began with, or those of the last checkpoint.
+        tensors: State of the optimiser and of the random streams.
+        about: Progress and the like, values for JSON.
     """
 
     delta: Delta
@@ -42,18 +43,18 @@ class Snapshot:
 
 
 class Snapshots:
-    """The snapshots of one run, the newest few, each a folder that is there completely or not at all.
+    """Keep the newest snapshots of a run, each a folder that is there completely or not at all.
 
     Args:
-        folder: Made when the first is written.
-        minutes: Between two of them.
-        keep: How many stay on disk.
+        folder: Folder of the snapshots; made when the first is written.
+        minutes: Minutes from one snapshot to the next.
+        keep: Snapshots that stay on disk.
         collectives: Connects the workers of the run. Each of several workers has its own snapshots, at the same steps.
 
     Attributes:
-        about: Asked at each snapshot what else the run wants to find in :attr:`Snapshot.about`.
-        latest: To go on from, of the first worker here; set by :meth:`load`.
-        workers: rank -> the snapshots of each worker here, where there are several in all.
+        about: Called at each snapshot for what the run adds to :attr:`Snapshot.about`.
+        latest: Snapshot to continue from, of the first worker here; set by :meth:`load`.
+        workers: rank -> the snapshots of each worker in this process; empty if the run has a single worker.
     """
 
     about: Callable[[], dict[str, Any]] = dict
@@ -69,15 +70,15 @@ class Snapshots:
             self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep) for rank in ranks}
 
     def due(self) -> bool:
-        """Whether it is time for another."""
+        """Tell whether it is time for another snapshot."""
         return time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, steps: int, snapshot: Snapshot, settled: int | None = None) -> None:
-        """Write the state after so many optimiser steps; older snapshots go once it is safe on disk.
+        """Write the state after ``steps`` optimiser steps; older snapshots go once it is safe on disk.
 
         Args:
-            settled: Steps that all workers have taken: one of these or younger may be a snapshot that others do not
-                have yet, so that older ones stay. None if there are no others.
+            settled: Steps that all workers are known to have taken. Other workers may not have later snapshots yet, so
+                that older ones stay. None if there are no other workers.
 
         Raises:
             RunFailed: If it cannot be written; those before it are untouched.
@@ -109,55 +110,58 @@ class Snapshots:
         self._last = time.monotonic()
 
     def load(self) -> None:
-        """Set :attr:`latest` to the newest that can be read, if there is any; of several workers, by all of them."""
+        """Set :attr:`latest` to the newest snapshot that can be read, with several workers by all of them."""
         if not self.workers:
             for folder in reversed(self._folders()):
-                if self._can_read(folder):
+                self.latest = _read_or_remove(folder)
+                if self.latest is not None:
                     return
             return
         own = [sorted(int(f.name) for f in worker._folders()) for worker in self.workers.values()]
         texts = self._collectives.all_gather_text([json.dumps(own_steps) for own_steps in own])
         steps = set[int].intersection(*(set(json.loads(text)) for text in texts))
         for step in sorted(steps, reverse=True):
-            read = [worker._can_read(worker.folder / f"{step:09d}") for worker in self.workers.values()]
-            if bool(self._collectives.all_gather([torch.tensor([done]) for done in read]).all()):
+            for worker in self.workers.values():
+                worker.latest = _read_or_remove(worker.folder / f"{step:09d}")
+            read = [torch.tensor([worker.latest is not None]) for worker in self.workers.values()]
+            if bool(self._collectives.all_gather(read).all()):
                 self.latest = next(iter(self.workers.values())).latest
                 for worker in self.workers.values():
-                    worker._forget_after(step)
+                    worker._remove_after(step)
                 return
         for worker in self.workers.values():
             worker.latest = None
 
-    def _forget_after(self, step: int) -> None:
-        """Of what comes then, some workers would have snapshots of an earlier attempt, and others of this one."""
+    def _remove_after(self, step: int) -> None:
+        """Remove later snapshots: some workers would have those of an earlier attempt, and others of this one."""
         for folder in self._folders():
             if int(folder.name) > step:
                 shutil.rmtree(folder)
 
-    def _can_read(self, folder: Path) -> bool:
-        """Whether this is the latest now; removed if it is damaged, or it would count as the newest."""
-        try:
-            self.latest = _read(folder)
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-            log.warning("%s cannot be used (%s); an older one is tried", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
-            return False
-        return True
-
     def clear(self) -> None:
-        """Remove them all, but for those of workers elsewhere."""
+        """Remove all snapshots of the workers in this process."""
         self.latest = None
         for worker in self.workers.values():
             worker.clear()
         if not self.workers:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
-            with suppress(OSError):  # other workers' are there
+            with suppress(OSError):  # those of other workers are there
                 self.folder.rmdir()
 
     def _folders(self) -> list[Path]:
-        """Oldest first."""
+        """List the folders of the snapshots, oldest first."""
         return sorted(self.folder.glob("[0-9]" * 9))
+
+
+def _read_or_remove(folder: Path) -> Snapshot | None:
+    """Read a snapshot; remove it if it is damaged, as it would count as the newest, and return None."""
+    try:
+        return _read(folder)
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        log.warning("%s cannot be used (%s); an older one is tried", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def _read(folder: Path) -> Snapshot:
