@@ -1,4 +1,4 @@
-"""What several test files need: the real data where they lie on this machine, a tiny BERT on disk, no network."""
+"""Fixtures of several folders: the real data where they lie on this machine, a tiny BERT on disk, no network."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with cifar10/ and glue/ as their makers publish them."""
+    """Return the folder with cifar10/ and glue/ as their makers publish them."""
     folder = os.environ.get("FISHEXP_DATA")
     if not folder:
         pytest.skip("FISHEXP_DATA is not set: the folder that holds cifar10/ and glue/")
@@ -38,7 +38,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every name look-up fails at once."""
+    """Have every look-up of a name fail at once."""
 
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -48,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bert_folder(tmp_path: Path) -> Path:
-    """config.json and vocabulary of a BERT with two layers, 15 words and 20 positions; no weights."""
+    """Write config.json and vocabulary of a BERT with two layers, 15 words and 20 positions; no weights."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(TINY))

@@ -1,4 +1,4 @@
-"""CIFAR-10 from disk: the real thing, equal to torchvision's; anything else refused before it is unpickled."""
+"""CIFAR-10 from disk equals torchvision's; files that are not the originals are refused before they are unpickled."""
 
 import pickle
 from pathlib import Path
@@ -34,7 +34,7 @@ def data(official: Path) -> Dataset:
 
 @pytest.fixture
 def copy(official: Path, tmp_path: Path) -> Path:
-    """A folder whose files are links to the official ones, to be replaced."""
+    """Make a folder whose files are links to the official files, to be replaced."""
     (tmp_path / BATCHES).mkdir()
     for file in (official / BATCHES).iterdir():
         (tmp_path / BATCHES / file.name).symlink_to(file)
@@ -109,7 +109,7 @@ def test_a_missing_file_among_good_ones_is_named(copy: Path, name: str) -> None:
 
 
 class Evil:
-    """Leaves a file behind when it is unpickled."""
+    """Leave a file behind when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -1,4 +1,4 @@
-"""GLUE from small files in the official layouts, from a folder in the hub's, and the real files."""
+"""GLUE is read from small files in the official layouts, from a folder in the hub's layout, and from the real files."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def test_metrics_are_the_benchmarks(tmp_path: Path) -> None:
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    """A QQP whose train.tsv has 2,000 examples on lines 2 to 2,001."""
+    """Write a QQP whose train.tsv has 2,000 examples on lines 2 to 2,001."""
     layout = LAYOUTS["qqp"]
     write_task(tmp_path, layout)
     lines = [layout.header, *(line(layout, f"q{i}", "r", "1") for i in range(2_000))]
@@ -55,7 +55,7 @@ def long(tmp_path: Path) -> Path:
 
 
 def change(root: Path, numbers: dict[int, str]) -> Path:
-    """Lines of the long train.tsv replaced, counted from 1."""
+    """Replace lines of the long train.tsv, counted from 1."""
     file = root / "QQP" / "train.tsv"
     lines = file.read_text().split("\n")
     for number, text in numbers.items():
@@ -119,7 +119,7 @@ NOT_TEXT = "is not UTF-8 text; is this the official file?"
         (b"<html>\x0b\r" + b"x" * 500, f" line 1: there is no column 'sentence1' in '<html>\\x0b\\r{'x' * 72}'"),
     ],
 )
-def test_files_that_are_no_official_ones(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_the_official_files(content: bytes | None, message: str, tmp_path: Path) -> None:
     file = write_task(tmp_path, LAYOUTS["rte"])
     file.unlink()
     if content is not None:
@@ -135,7 +135,7 @@ def test_an_empty_file_without_header(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder; ``datasets`` prefers its nyu-mll/glue to the hub's."""
+    """Go to a folder whose nyu-mll/glue ``datasets`` prefers to the hub's."""
     monkeypatch.delenv("FISHEXP_DATA", raising=False)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -162,7 +162,7 @@ def test_no_root_and_no_network() -> None:
     assert message.endswith("; give data.root=DIR")
 
 
-# the README beside the data
+# numbers of training and development examples, by the README beside the data
 ROWS = {
     "cola": (8_551, 1_043), "sst2": (67_349, 872), "mrpc": (3_668, 408), "stsb": (5_749, 1_500), "rte": (2_490, 277),
     "wnli": (635, 71),
@@ -171,7 +171,7 @@ ROWS = {
 
 @pytest.mark.parametrize("task", ROWS)
 def test_the_real_files(task: str, real_data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Every row, no warning, and labels that occur as often as their texts."""
+    """Every row is read, without a warning, and labels occur as often as their texts."""
     layout = LAYOUTS[task]
     data = load(task, real_data / "glue")
     assert not caplog.messages

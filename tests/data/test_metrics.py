@@ -1,4 +1,4 @@
-"""Against scikit-learn, scipy and the formulas; None, silently, where a metric is undefined."""
+"""Metrics equal those of scikit-learn, scipy and the formulas; an undefined metric is None, without a warning."""
 
 import math
 
@@ -18,7 +18,7 @@ NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 5)), min_size=1,
 
 
 def logits_for(predicted: list[int], classes: int) -> torch.Tensor:
-    """Random logits whose largest is that of ``predicted``."""
+    """Draw random logits whose largest is that of ``predicted``."""
     logits = torch.randn(len(predicted), classes, generator=torch.Generator().manual_seed(0))
     logits[torch.arange(len(predicted)), predicted] = 10.0
     return logits

@@ -1,4 +1,4 @@
-"""A method of one's own: one file and one yaml, in any folder."""
+"""A new method is one file and one yaml, in any folder."""
 
 import subprocess
 import sys

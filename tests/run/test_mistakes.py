@@ -1,4 +1,4 @@
-"""Each mistake a user can make: one clear line, exit status 2, no traceback, before anything is trained."""
+"""Each mistake of a user gets a clear line and exit status 2, no traceback, before anything is trained."""
 
 from pathlib import Path
 
@@ -38,13 +38,13 @@ COMPOSITION = {
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FISHEXP_DATA", raising=False)
 
 
 @pytest.mark.parametrize("argument", COMPOSITION)
-def test_what_cannot_be_composed(argument: str, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_composed_is_refused(argument: str, tmp_path: Path) -> None:
     assert COMPOSITION[argument] in fishexp(argument).mistake()
     assert not (tmp_path / "outputs").exists()
 
@@ -75,7 +75,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("arguments", OPTIONS, ids=" ".join)
 def test_options_out_of_range(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Also the last of a sweep: no run has started."""
+    """Refuse the last run of a sweep too, before any has started."""
     assert OPTIONS[arguments] in fishexp(*arguments).mistake()
     assert not (tmp_path / "outputs" / "records.jsonl").exists()
 
@@ -92,7 +92,7 @@ MISFITS = {
 
 @pytest.mark.parametrize("arguments", MISFITS, ids=" ".join)
 def test_parts_that_do_not_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Before training; the failure is on record."""
+    """Refuse a run before it trains; the failure is on record."""
     assert MISFITS[arguments] in fishexp(*QUICK, *arguments).mistake()
     (record,) = records(tmp_path)
     assert record["status"] == "failed"
@@ -128,7 +128,7 @@ def test_records_that_are_a_folder_and_a_run_folder_that_cannot_be_made(tmp_path
     assert fishexp(*QUICK).mistake().endswith("Not a directory")
 
 
-def test_files_of_ones_own_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yamls_and_modules_of_the_user_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my conf (1)" / "method").mkdir(parents=True)
     for name, text in {"torn": "name: [", "bad": "name: bad_syntax", "lacks": "name: lacks_import"}.items():
         (tmp_path / "my conf (1)" / "method" / f"{name}.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""What the tests of models and data sets look at."""
+"""Checks that tests of several folders share: a refusal in a line, the same weights, a peak of memory."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from fishexp.errors import FishexpError
 
 
 def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> str:
-    """The one line with which ``function`` refuses its arguments."""
+    """Return the line with which ``function`` refuses its arguments."""
     with pytest.raises(FishexpError) as error:
         function(*arguments, **options)
     assert len(str(error.value).splitlines()) == 1
@@ -22,17 +22,18 @@ def refusal(function: Callable[..., Any], *arguments: Any, **options: Any) -> st
 
 
 def size(network: nn.Module) -> int:
+    """Count the weights of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
-    """Bit for bit, buffers too."""
+    """Tell whether two networks have the same weights and buffers, bit for bit."""
     a, b = first.state_dict(), second.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class Peak(TorchDispatchMode):
-    """Most bytes of tensors, those ``known`` aside, that are alive at the same time."""
+    """Measure the most bytes of tensors, those ``known`` aside, that are alive at the same time."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs the command line inside the test's process, as `python -m fishexp` does in its own."""
+"""The command line, run inside the test's process as `python -m fishexp` runs it in its own."""
 
 import contextlib
 import io
@@ -11,18 +11,20 @@ from unittest import mock
 from fishexp import __main__ as program
 from fishexp.run.record import read
 
-# a run of a second on the digits
+# arguments of a run that takes a second, on the digits
 QUICK = ("regime.epochs=1", "data.train_limit=128", "data.valid_limit=64", "method=random")
 
 
 @dataclass
 class Result:
+    """Hold the exit status of a command, and what it printed."""
+
     status: int
     out: str
     err: str
 
     def mistake(self) -> str:
-        """The one line that a user's mistake gets."""
+        """Return the line that a user's mistake gets."""
         assert self.status == 2, self
         assert self.err.startswith("fishexp: "), self
         assert self.err.count("\n") == 1, self
@@ -30,6 +32,7 @@ class Result:
 
 
 def fishexp(*arguments: str) -> Result:
+    """Run a command."""
     out, err = io.StringIO(), io.StringIO()
     program._finished.clear()
     with (
@@ -42,4 +45,5 @@ def fishexp(*arguments: str) -> Result:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
+    """Read the records of the runs that were started in ``folder``."""
     return list(read(folder / "outputs" / "records.jsonl"))

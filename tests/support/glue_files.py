@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-# what the official files hold too: lone quotes, letters beyond ASCII, blanks at the end
+# pairs of sentences with what the official files have too: lone quotes, letters beyond ASCII, blanks at the end
 TEXTS = [
     ('He said "no', "It's a so-called 'fact"),
     ('"', "Über 5 € – naïve"),
@@ -17,7 +17,17 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Layout:
-    """``row`` holds {a}, {b} and {y}; ``names`` are the label texts in the order of the hub's numbers."""
+    """Describe a task's files.
+
+    Attributes:
+        header: First line of a file; empty if it has none.
+        row: Line of an example, with {a} and {b} for its sentences and {y} for its label.
+        names: Label texts in the order of the hub's numbers.
+        hub: Columns of sentences on the hub.
+        dev_header: First line of development files, if it is another.
+        dev_row: Line of their examples, if it is another.
+        dev: Development files, each with its split on the hub.
+    """
 
     folder: str
     header: str
@@ -37,6 +47,7 @@ class Layout:
         return len(self.names) if self.folder != "STS-B" else 1
 
     def number(self, text: str) -> float:
+        """Return the number that stands for a label on the hub."""
         return float(text) if self.folder == "STS-B" else self.names.index(text)
 
     @property
@@ -84,23 +95,24 @@ LAYOUTS = {
 
 
 def line(layout: Layout, first: str, second: str, label: str, *, dev: bool = False) -> str:
+    """Write the line of an example."""
     return (layout.dev_row if dev and layout.dev_row else layout.row).format(a=first, b=second, y=label)
 
 
 def texts(split: int) -> list[tuple[str, str]]:
-    """``TEXTS`` in another order for each of a task's splits: 0 is training."""
+    """Return ``TEXTS`` in another order for each of a task's splits: 0 is training."""
     return TEXTS[split:] + TEXTS[:split]
 
 
 def expected(layout: Layout, split: int) -> tuple[list[str], list[str] | None, list[float]]:
-    """Texts of a split with the labels in turn, numbered as on the hub."""
+    """Return the texts of a split with the labels in turn, numbered as on the hub."""
     first, second = map(list, zip(*texts(split), strict=True))
     numbers = layout.numbers
     return first, second if layout.pair else None, [numbers[i % len(numbers)] for i in range(len(TEXTS))]
 
 
 def write_task(root: Path, layout: Layout, *, newline: str = "\n", bom: bool = False) -> Path:
-    """Training and development files of a task, with ``texts`` and a blank line; returns train.tsv."""
+    """Write training and development files of a task, with ``texts`` and a blank line; return train.tsv."""
     folder = root / layout.folder
     folder.mkdir(exist_ok=True)
     for split, name in enumerate(["train.tsv", *(file for file, _ in layout.dev)]):
@@ -114,7 +126,7 @@ def write_task(root: Path, layout: Layout, *, newline: str = "\n", bom: bool = F
 
 
 def write_hub(folder: Path, task: str, layout: Layout) -> None:
-    """A README.md that names the parquet files of the task's splits, as on the hub."""
+    """Write the parquet files of a task's splits, and a README.md that names them as on the hub."""
     splits = ["train", *(split for _, split in layout.dev)]
     files = "".join(f"  - split: {split}\n    path: {task}/{split}-*\n" for split in splits)
     (folder / task).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Without a network the hub is not asked again and again."""
+"""The hub is not asked again and again if there is no network."""
 
 import pytest
 from huggingface_hub import constants

@@ -70,6 +70,6 @@ def test_a_step_that_does_not_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert time.monotonic() - start < 10
 
 
-def test_one_that_comes_as_the_run_ends_is_not_lost() -> None:
+def test_a_signal_that_comes_as_the_run_ends_is_not_lost() -> None:
     with pytest.raises(KeyboardInterrupt), signals.between_steps():
         signal.raise_signal(signal.SIGINT)

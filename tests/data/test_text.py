@@ -1,0 +1,43 @@
+"""Tokens are padded as the tokenizer pads them, and padding changes no logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fishexp.data.text import Sentences, Tokens
+from fishexp.models import Model, bert
+
+PAIRS = [("the cat runs .", "a dog ?"), ("a", "the dog and the cat"), ("the dog sees the cat and runs", "the cats .")]
+
+
+def tokens_of(folder: Path, *, pairs: bool, max_length: int) -> tuple[Tokens, Model]:
+    model = bert.build(2, 0, path=str(folder), pretrained=False, activation_checkpointing=False)
+    first, second = map(list, zip(*PAIRS, strict=True))
+    sentences = Sentences(first, second if pairs else None, torch.arange(3), max_length)
+    return sentences.tokenised(model.tokenizer), model
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("max_length", [20, 5])
+def test_tokens_are_what_the_tokenizer_pads(bert_folder: Path, pairs: bool, max_length: int) -> None:
+    tokens, model = tokens_of(bert_folder, pairs=pairs, max_length=max_length)
+    index = torch.tensor([1, 0])
+    found, labels = tokens.subset(torch.tensor([0, 1])).batch(index)
+    texts = [[PAIRS[i][side] for i in index] for side in range(1 + pairs)]
+    expected = model.tokenizer(*texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    assert found.keys() == expected.keys() >= {"input_ids", "attention_mask", "token_type_ids"}
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    assert labels.tolist() == [1, 0]
+    assert tokens.lengths.max() <= max_length
+    assert tokens.lengths[index].tolist() == found["attention_mask"].sum(1).tolist()
+
+
+def test_padding_changes_no_logits(bert_folder: Path) -> None:
+    tokens, model = tokens_of(bert_folder, pairs=True, max_length=20)
+    network = model.network.eval()
+    together = network(**tokens.batch(torch.arange(3))[0]).logits
+    alone = torch.cat([network(**tokens.batch(torch.tensor([i]))[0]).logits for i in range(3)])
+    torch.testing.assert_close(together, alone)
+    assert tokens.lengths.unique().numel() > 1

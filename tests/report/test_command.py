@@ -1,0 +1,58 @@
+"""The command lines of table and plot: files in, a line for a mistake, and no import that takes long."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fishexp.report import plot, table
+from tests.support.records import record
+
+
+@pytest.mark.parametrize("module", [table, plot])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a file of records"),
+        ("{}\n", "line 1 is not a record"),
+        ("", "no finished run among the 0 in the records"),
+        (json.dumps(record(status="failed")), r"no finished run among the 1 in the records \(1 failed\)"),
+        (json.dumps(record(run_id="x") | {"metrics": {}}), "the record of run x says finished but has no metrics"),
+        (
+            json.dumps({"run_id": "x", "status": "finished", "config": {}, "metrics": {}}),
+            "the record of run x is not one of ours",
+        ),
+        (json.dumps(record(run_id="x", commit="abc+")), "run x is of uncommitted code"),
+        (b"\xff\n", "cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(module, content, message, tmp_path, capsys):
+    path = tmp_path / "records.jsonl"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    arguments = [str(path)] + (["-o", str(tmp_path / "x.png")] if module is plot else [])
+    assert module.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("fishexp: ")
+    assert re.search(message, err)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_command_line_reads_several_files_in_order(written, capsys):
+    files = [str(written([record(0.5)], "a.jsonl")), str(written([record(0.6, commit="abc+")], "b.jsonl"))]
+    assert table.main([*reversed(files)]) == 0
+    assert "|        50.0 |" in capsys.readouterr().out
+    assert table.main(files) == 2
+    assert table.main([*files, "--uncommitted"]) == 0
+    assert "|      60.0 † |" in capsys.readouterr().out
+
+
+def test_reports_need_no_torch_and_the_table_no_matplotlib():
+    code = "import sys, fishexp.report.{}; print([m for m in ('torch', 'hydra', 'matplotlib') if m in sys.modules])"
+    for name, needs in (("table", "[]"), ("plot", "['matplotlib']")):
+        done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == needs

@@ -1,0 +1,69 @@
+"""Runs that differ in nothing but the seed are pooled; of each run the latest finished record counts."""
+
+import numpy as np
+import pytest
+
+from fishexp.errors import FishexpError
+from fishexp.report.pool import pool
+from tests.support.records import record
+
+
+def test_std_is_the_sample_standard_deviation_and_seconds_the_median():
+    group = pool([record(score, seed=seed) for seed, score in enumerate([0.70, 0.74, 0.81, 0.9])]).reported[0]
+    assert group.mean == pytest.approx(100 * np.mean([0.70, 0.74, 0.81, 0.9]))
+    assert group.std == pytest.approx(100 * np.std([0.70, 0.74, 0.81, 0.9], ddof=1))
+    assert group.seconds == 4.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"regime__epochs": 11},
+        {"data__train_limit": 100},
+        {"keep": 0.006},
+        {"precision": "bf16"},
+        {"metric": "f1"},
+        {"new": 1},
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_do_not_pool(other):
+    assert [len(group.runs) for group in pool([record(), record(seed=1), record(seed=2, **other)]).reported] in (
+        [1, 2],
+        [2, 1],
+    )
+
+
+def test_the_latest_record_of_a_run_counts():
+    again = pool([record(status="failed"), record(0.5), record(0.6, seed=1), record(0.7)])
+    assert [group.values for group in again.reported] == [pytest.approx([70, 60])]
+    assert not again.unfinished
+    failed_later = pool([record(0.5), record(0.6, seed=1), record(status="failed")])
+    assert failed_later.reported[0].values == pytest.approx([50, 60])  # the result is not taken away
+    assert not failed_later.unfinished
+
+
+def test_of_two_runs_with_equal_settings_the_later_counts():
+    first, second = record(0.5, run_id="a"), record(0.6, run_id="b")
+    assert pool([first, second]).reported[0].values == [60]
+    assert pool([second, first]).reported[0].values == [50]
+    assert pool([first, second, first]).reported[0].values == [50]
+
+
+def test_uncommitted_code_is_refused():
+    dirty = [record(seed=seed, run_id=f"run{seed}", commit="abc+") for seed in (0, 1)]
+    with pytest.raises(
+        FishexpError, match=r"^runs run0, run1 are of uncommitted code; commit .* or pass --uncommitted$"
+    ):
+        pool([*dirty, record(seed=2)])
+    with pytest.raises(FishexpError, match=r"^run run0 is of"):
+        pool(dirty[:1])
+
+
+def test_uncommitted_code_is_no_matter_once_it_ran_again_or_did_not_finish():
+    dirty = record(run_id="a", commit="abc+")
+    for records in (
+        [dirty, record(0.7, run_id="a")],
+        [record(0.7), record(seed=1, commit="abc+", status="failed")],
+        [record(0.7, commit=None)],
+    ):
+        assert pool(records).reported[0].score == "70.0"

@@ -1,0 +1,64 @@
+"""Made-up records of runs, and the cells of a table that is made of them."""
+
+import copy
+import json
+
+from fishexp.report import table
+from fishexp.report.pool import pool
+
+FISH = {"name": "fish", "samples": 1024, "labels": "true_label"}
+METHODS = {
+    "fish": FISH,
+    "bitfit": {"name": "bitfit", "ignores_keep": True},
+    "full": {"name": "full", "ignores_keep": True},
+}
+CONFIG = {
+    "model": {"name": "resnet10", "module": "resnet", "layers": 10},
+    "data": {"name": "digits", "train_limit": None, "valid_limit": None, "holdout": 0},
+    "regime": {"name": "transfer", "epochs": 10, "lr": 0.1, "optimiser": "sgd"},
+    "precision": "fp32",
+    "decay": "kept",
+    "compat": "none",
+}
+
+
+def record(
+    score: float | None = 0.8, *, seed=0, method="fish", keep=0.005, metric="accuracy", status="finished", **settings
+):
+    """Make up the record of a run, whose run_id stands for its settings; a dot in a setting's name is written __."""
+    run_id, commit = settings.pop("run_id", None), settings.pop("commit", "0123456789ab")
+    kept = settings.pop("kept", {"bitfit": 1290, "full": 307466}.get(method, 1537))
+    keep = None if method in ("bitfit", "full") else keep
+    config = copy.deepcopy(CONFIG | {"method": METHODS.get(method, {"name": method}), "keep": keep, "seed": seed})
+    for key, value in settings.items():
+        *groups, last = key.split("__")
+        place = config
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return {
+        "run_id": run_id or json.dumps(config, sort_keys=True),
+        "config": config,
+        "status": status,
+        "kept": kept,
+        "total": 307466,
+        "metrics": {metric: score, "loss": 0.3} if status == "finished" else {},
+        "seconds": {"data": 1.0, "train": 2.0 + seed} if status == "finished" else {},
+        "commit": commit,
+    }
+
+
+def held_out(score, lr, **settings):
+    """Make up the record of a run on held-out examples."""
+    return record(score, metric="accuracy_holdout", data__holdout=1000, regime__lr=lr, **settings)
+
+
+def cells(text, row):
+    """Return the cells of a line of Markdown; 0 is the header, 2 the first row."""
+    return [cell.strip() for cell in text.splitlines()[row].strip("|").split(" | ")]
+
+
+def column(records, header, **options):
+    """Return the cells below ``header`` in the first table that is made of ``records``."""
+    text = next(t for t in table.markdown(pool(records, **options)).split("\n\n") if t.startswith("|"))
+    return [cells(text, row)[cells(text, 0).index(header)] for row in range(2, len(text.splitlines()))]
