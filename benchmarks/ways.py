@@ -10,14 +10,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from fishexp.sparse.gradients import Conv, convolution_gradient, linear_gradient
 from torch import Tensor, nn
 
 from benchmarks.timing import Effort, interleave, quartiles
+from fishexp.sparse.conv import ConvGeometry, conv2d_gradient
+from fishexp.sparse.linear import linear_gradient
+from fishexp.sparse.modules import sparse_parameter
 from fishexp.sparse.parameter import GradientMethod, SparseParameter
 from fishexp.system import hardware
 
-WAYS: tuple[GradientMethod, ...] = ("dense", "sampled", "touched")
+METHODS: tuple[GradientMethod, ...] = ("dense", "sddmm", "submatrix")
 # (out, in) of Linear layers
 LINEARS = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (1024, 1024))
 TOKENS = (512, 2048)  # in a batch
@@ -47,11 +49,11 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
     for width, out, size, stride in CONVOLUTIONS:
         module = nn.Conv2d(width, out, 3, stride, padding=1)
         x = torch.randn(IMAGES, width, size, size).to(dtype)
-        conv = Conv((3, 3), (stride, stride), (1, 1), (1, 1), 1)
+        conv = ConvGeometry((3, 3), (stride, stride), (1, 1), (1, 1), 1)
         for layout in (torch.contiguous_format, torch.channels_last):
             g = torch.randn(IMAGES, out, size // stride, size // stride).to(dtype).contiguous(memory_format=layout)
             weight = torch.zeros(out, width, 3, 3, dtype=dtype).contiguous(memory_format=layout)
-            form = partial(convolution_gradient, g=g, x=x.contiguous(memory_format=layout), weight=weight, conv=conv)
+            form = partial(conv2d_gradient, g=g, x=x.contiguous(memory_format=layout), weight=weight, conv=conv)
             label = f"Conv2d {width} to {out}, {size}x{size}, stride {stride}"
             label += ", channels last" if layout is torch.channels_last else ""
             yield label, (out, width, 3, 3), module, form
@@ -64,15 +66,15 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for label, shape, user, form in layers(dtype):
             for pattern, mask in patterns(shape):
-                kept = SparseParameter(nn.Parameter(torch.zeros(shape)), mask, user, None)
-                calls: dict[str, Callable[[], Any]] = {way: partial(_form, kept, form, way) for way in WAYS}
+                kept = sparse_parameter(nn.Parameter(torch.zeros(shape)), mask, user, None)
+                calls: dict[str, Callable[[], Any]] = {method: partial(_form, kept, form, method) for method in METHODS}
                 times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
-                middle = {way: quartiles(times[way])[1] for way in WAYS}
+                middle = {method: quartiles(times[method])[1] for method in METHODS}
                 _form(kept, form, None)
-                chosen = kept.found
+                chosen = kept.last_method
                 assert chosen is not None
                 regrets.append(middle[chosen] / min(middle.values()) - 1)
-                shares = ", ".join(f"{way} {middle[way] / middle['dense']:.2f}" for way in WAYS[1:])
+                shares = ", ".join(f"{method} {middle[method] / middle['dense']:.2f}" for method in METHODS[1:])
                 ms = middle["dense"] * 1e3
                 print(
                     f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {ms:7.2f} ms, {shares}; "
@@ -82,8 +84,8 @@ def main() -> None:
     print(f"regret: median {median(regrets):.1%}, mean {sum(regrets) / len(regrets):.1%}, worst {max(regrets):.0%}")
 
 
-def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], way: GradientMethod | None) -> Tensor:
-    kept.way = way
+def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], method: GradientMethod | None) -> Tensor:
+    kept.way = method
     return form(kept)
 
 
