@@ -135,7 +135,10 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | None]:
-    """The run's metrics; none if it was done already. Torch is imported here, after all that needs none."""
+    """Carry out a run and return its metrics; none if it was done already.
+
+    Torch is imported here, after all that needs none.
+    """
     done = name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"])))
     context = None
     if _of_torchrun():
@@ -161,7 +164,7 @@ def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | N
 
 
 def _of_torchrun() -> bool:
-    """Whether torchrun, or whatever sets its variables, started this process with others."""
+    """Tell whether torchrun, or whatever sets its variables, started this process with others."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

@@ -23,7 +23,7 @@ _numbers = count()  # of deltas applied in this process
 
 
 class OtherValues(DeltaError):
-    """A tensor has other values than in the delta's base."""
+    """Raised where a tensor has other values than in the delta's base."""
 
 
 @dataclass(frozen=True)

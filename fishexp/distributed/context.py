@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import Store
 from fishexp.distributed import failures
 from fishexp.distributed.failures import Facts
 from fishexp.distributed.torch_collectives import TorchCollectives
-from fishexp.errors import WorkerLost
+from fishexp.errors import WorkerLost, first_line
 from fishexp.training.collectives import Collectives, InProcessCollectives
 from fishexp.training.logger import log_file
 
@@ -115,7 +115,7 @@ class Context:
                 backend, store=self.start_store, rank=self.rank, world_size=self.world_size, timeout=limit
             )
         except RuntimeError as error:
-            raise WorkerLost(f"the workers cannot reach each other: {str(error).splitlines()[0]}") from error
+            raise WorkerLost(f"the workers cannot reach each other: {first_line(error)}") from error
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from fishexp.errors import WorkerLost
+from fishexp.errors import WorkerLost, first_line
 from fishexp.training.collectives import Reduction, check_text_lengths, pieces
 
 
@@ -118,4 +118,4 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 def _reason(error: RuntimeError) -> str:
     """Cut a message that begins with a line of the library's source and ends with advice down to what happened."""
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+    return re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]

@@ -180,7 +180,7 @@ class NormRule(FormulaRule):
     """Cover a norm that multiplies its normalised input by a weight and adds a bias, one for each channel."""
 
     def __init__(self, normalised: Callable[[Any, Tensor], Tensor]) -> None:
-        """``normalised`` returns the input of a module as it is before weight and bias."""
+        """Make a rule; ``normalised`` returns the input of a module as it is before weight and bias."""
         self.normalised = normalised
 
     def vectors(self, module: Any, name: str, x: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:

@@ -111,7 +111,7 @@ class _Scale(nn.Module):
 
 
 def _resnet9(classes: int, channels: int) -> nn.Module:
-    """Build Page's network for CIFAR-10: 6,573,120 weights with 10 classes, logits scaled by 0.125, no bias in the head."""
+    """Build Page's network for CIFAR-10: 6,573,120 weights with 10 classes, logits times 0.125, no bias in the head."""
     return nn.Sequential(
         OrderedDict(
             prep=_conv(channels, 64),

@@ -9,7 +9,7 @@ from fishexp.errors import FishexpError
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of training.
+    """Hold the result of training.
 
     Attributes:
         metrics: Metrics after the last epoch; the headline first.

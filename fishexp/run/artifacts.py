@@ -137,18 +137,18 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
 
 
 def forget(folder: Path) -> None:
-    """A run begins anew in ``folder``: what an earlier one left is no finished run any more."""
+    """Remove what marks the folder as that of a finished run, before a run begins anew in it."""
     (folder / PREPROCESSING).unlink(missing_ok=True)
     (folder / BASE).unlink(missing_ok=True)
     Checkpoints(folder).clear()
 
 
 def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, Callable[..., Any]]:
-    """The trained model of a run folder, in evaluation mode on the CPU, and what prepares its inputs.
+    """Load the trained model of a run folder, in evaluation mode on the CPU, and the function that prepares its inputs.
 
     Args:
-        epoch: Of a run with ``regime=checkpointing``: the model after so many epochs, 0 for the first one; None for
-            the last.
+        epoch: The epoch to load, of a run with ``regime=checkpointing``; 0 for the model that training began with, None
+            for the last.
 
     Returns:
         model: As during training: its logits are (examples, classes).

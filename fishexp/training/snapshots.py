@@ -29,7 +29,7 @@ KEY = "fishexp.snapshot"  # of the metadata of STATE
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a run between two steps.
+    """Hold the state of a run between two steps.
 
     Attributes:
         delta: Weights and buffers against those that training began with, or those of the last checkpoint.

@@ -29,7 +29,7 @@ COUNTS = ("epoch", "steps", "batches", "examples")  # fields of Progress in a sn
 
 
 class Recipe(TypedDict):
-    """How to train, whatever the regime; conf/recipes.yaml has a value for each data set.
+    """Say how to train, whatever the regime; conf/recipes.yaml has a value for each data set.
 
     Attributes:
         epochs: Passes over the training examples; 0 evaluates only.
@@ -56,7 +56,7 @@ class Recipe(TypedDict):
 
 @dataclass
 class Progress:
-    """How far training is.
+    """Count how far training is.
 
     Attributes:
         loss: Sum of the losses of this epoch's examples so far, on the device: nothing waits for it.

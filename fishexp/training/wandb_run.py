@@ -12,7 +12,7 @@ _EXIT_CODES = {"finished": 0, "interrupted": 130}  # by the record's status; any
 
 
 class WandbRun:
-    """A W&B run from its start to its end.
+    """Report a run to W&B, from its start to its end.
 
     Args:
         folder: Folder of the run, below which W&B writes its files.

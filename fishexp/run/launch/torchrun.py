@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fishexp.distributed.context import Context, longest_start, redirect
-from fishexp.errors import FishexpError, RunFailed
+from fishexp.errors import FishexpError, RunFailed, first_line
 from fishexp.run.settings import Config
 
 # seconds between looks into the store
@@ -81,7 +81,7 @@ def _rendezvous(rank: int, world_size: int, timeout: float) -> tuple[Store, int]
     except RuntimeError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RunFailed(
-            f"not all of {world_size} workers came to {address} within {timeout:g} s: {str(error).splitlines()[0]}"
+            f"not all of {world_size} workers came to {address} within {timeout:g} s: {first_line(error)}"
         ) from error
 
 
