@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,18 +139,19 @@ class TensorDelta:
             before: The tensor in pieces, see :func:`fishexp.delta.fingerprint.pieces`. It may have fewer rows; a piece
                 of new rows has no entries before.
         """
-        step, entries = piece_entries(self.values.dtype), self.after.entries
-        positions, values, remaining = self.positions, bits(self.values), iter(before)
+        step, entries, remaining = piece_entries(self.values.dtype), self.after.entries, iter(before)
+        positions = None if self.positions is None else self.positions.numpy()
+        values = bits(self.values).numpy()  # torch would have several threads wait for one another at every piece
         for start in range(0, entries, step):
             old = next(remaining, self.values[:0])
             if positions is None:
                 new = values[start : start + step]
             else:
-                new = values.new_zeros(min(step, entries - start))
-                new[: len(old)] = bits(old)
-                low, high = torch.searchsorted(positions, torch.tensor([start, start + len(new)])).tolist()
+                new = np.zeros(min(step, entries - start), values.dtype)
+                new[: len(old)] = bits(old).numpy()
+                low, high = np.searchsorted(positions, [start, start + len(new)])
                 new[positions[low:high] - start] = values[low:high]
-            yield old, new.view(self.values.dtype)
+            yield old, torch.from_numpy(new).view(self.values.dtype)
 
     def hashes(self, before: Iterable[Tensor], entries: int) -> tuple[str, str]:
         """Return the SHA-256 of a tensor's first ``entries`` as it is, and of all of it with the new values.

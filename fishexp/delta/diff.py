@@ -7,7 +7,9 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fishexp.delta.content import Content, SeededPositions, TensorDelta, seed_mask
@@ -71,25 +73,25 @@ def change(before: Fingerprint, pieces: Iterable[Tensor], after: TensorReader) -
         after: Of the same type; it may have more rows.
     """
     shape, dtype, total = after.kind.shape, after.kind.dtype, after.kind.nbytes
-    positions: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-    values: list[Tensor] = [torch.empty(0, dtype=dtype)]
+    positions: list[NDArray[np.int64]] = []
+    values: list[NDArray[np.generic]] = []
     digest = hashlib.sha256()
     start = size = 0  # the first entry of a piece; bytes of the values that differ
-    for old, new in zip_longest(pieces, hashed(after.pieces(), digest), fillvalue=values[0]):
-        differ = (bits(new[: len(old)]) != bits(old)).nonzero().squeeze(1)
-        if len(new) > len(old):
-            differ = torch.cat([differ, torch.arange(len(old), len(new))])
+    for old, new in zip_longest(pieces, hashed(after.pieces(), digest), fillvalue=torch.empty(0, dtype=dtype)):
+        was, now = bits(old).numpy(), bits(new).numpy()  # torch's threads would wait for one another at every piece
+        differ = np.append(np.flatnonzero(was != now[: len(was)]), np.arange(len(was), len(now)))
         size += len(differ) * dtype.itemsize
-        if len(differ) and size < total:  # otherwise the tensor is going to be stored whole
+        if size < total:  # otherwise the tensor is going to be stored whole
             positions.append(differ + start)
-            values.append(new[differ])
-        start += len(new)
+            values.append(now[differ])
+        start += len(now)
     if not size and before.shape == shape:
         return None
     if size < total:
-        found = torch.cat(positions)
-        if size + len(position_codec.encode(found, shape)[1]) < total:
-            return TensorDelta(shape, found, torch.cat(values), digest.hexdigest())
+        places = torch.from_numpy(np.concatenate(positions))
+        if size + len(position_codec.encode(places, shape)[1]) < total:
+            found = torch.from_numpy(np.concatenate(values)).view(dtype)
+            return TensorDelta(shape, places, found, digest.hexdigest())
     positions.clear()
     values.clear()
     return TensorDelta(shape, None, after.read(), digest.hexdigest())

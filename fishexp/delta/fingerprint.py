@@ -22,7 +22,7 @@ CODES = {
 }  # fmt: skip
 DTYPES = {code: dtype for dtype, code in CODES.items()}  # as safetensors names them
 
-PIECE = 1 << 20  # bytes of a tensor that are read, compared or hashed together; a multiple of all types' sizes
+PIECE = 1 << 21  # bytes of a tensor that are read, compared or hashed together; a multiple of all types' sizes
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _THREADS = min(4, os.cpu_count() or 1)  # hashing does not hold the interpreter
