@@ -36,7 +36,7 @@ WIDEST = 62  # low bits of a number below 2**63
 WORDS = (1, 2, 4, 8)  # bytes of the machine's integers
 
 MOST = 1 << 27  # entries of a tensor that may take less than a bit each: what a reader makes room for in good faith
-LARGEST = (1 << 62) - 1  # entries of a tensor
+LARGEST = (1 << 62) - 1  # entries of a tensor at most
 BY_COLUMN = " by column"
 
 Bits = NDArray[np.uint8]  # a bit each
@@ -103,7 +103,7 @@ def decode(data: Tensor, coding: str, count: int, shape: tuple[int, ...]) -> Ten
 
 
 def _shortest(places: Numbers, numel: int, order: str) -> Code:
-    """Find the best way to write positions in one order."""
+    """Find the best way to write positions in the order in which they are given."""
     count = len(places)
     gaps = np.diff(places, prepend=-1) - 1
     codes = [_code("gaps" + order, gaps, numel - count)]

@@ -124,9 +124,8 @@ def _kth_largest(scores: Scores, k: int, dtype: torch.dtype) -> tuple[float, int
     """
     bits = 64 if dtype == torch.float64 else 32
     known: int | None = None  # the highest bits of the k-th largest, as far as they are found
-    lowest = -(
-        1 << (DIGIT - 1)
-    )  # what the known bits and the next digit are together if that is 0; the first has a sign
+    # the least value of the known bits and the next digit together; the first digit has the sign
+    lowest = -(1 << (DIGIT - 1))
     for shift in range(bits - DIGIT, -1, -DIGIT):
         counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
         for keys in _keys(scores, dtype):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fishexp import Delta
-from fishexp.system.atomic import replacing
+from fishexp.system.atomic import new_folder, replacing
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
@@ -109,3 +109,24 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+def test_a_folder_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with new_folder(path) as temporary:
+        (temporary / "file").write_text("text")
+        assert not path.exists()
+    assert (path / "file").read_text() == "text"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_an_error_leaves_no_folder(error: type[BaseException], tmp_path: Path) -> None:
+    def fill() -> None:
+        with new_folder(tmp_path / "folder") as temporary:
+            (temporary / "file").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fill()
+    assert not list(tmp_path.iterdir())
