@@ -109,7 +109,7 @@ def test_the_status_of_a_process_and_the_signal_to_it(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_writes_tracked_records_stays_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [tmp_path / "fishexp" / "record.py", tmp_path / "experiments" / "table4" / "records.jsonl"]
+    files = [tmp_path / "fishexp" / "run" / "record.py", tmp_path / "experiments" / "table4" / "records.jsonl"]
     for file in files:
         file.parent.mkdir(parents=True)
         file.write_text("1\n")
