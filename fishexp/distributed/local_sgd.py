@@ -208,9 +208,8 @@ class LocalSGD:
     def _resume(self) -> None:
         """Continue from the latest snapshots."""
         latest = [own.latest for own in self.worker_snapshots.values()]
-        found = [
-            snapshot for snapshot in latest if snapshot is not None
-        ]  # all workers have a snapshot of the same step, or none has
+        # all workers have a snapshot of the same step, or none has
+        found = [snapshot for snapshot in latest if snapshot is not None]
         for worker, snapshot in zip(self.workers, found, strict=True):
             worker.restore_weights(snapshot)
             model = worker.problem.model

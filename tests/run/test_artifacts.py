@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from fishexp.data import digits
 from fishexp.data.datasets import Dataset
 from fishexp.data.metrics import accuracy
 from fishexp.data.text import Sentences
+from fishexp.delta import Delta
 from fishexp.models import Model, bert, resnet
 from fishexp.run import runner
-from fishexp.run.artifacts import load_run, save_run
+from fishexp.run.artifacts import build_model, load_run, save_run
 from fishexp.run.config import CONF
 from fishexp.run.record import read
+from fishexp.training.checkpoints import BASE
 from tests.support.checks import refusal, same_weights
 from tests.support.cli import fishexp
 
@@ -92,6 +94,41 @@ def test_folders_of_no_finished_run(images: tuple[Path, Model, Dataset], name: s
     file.unlink()
     assert refusal(load_run, images[0]) == f"{images[0]} is not the folder of a finished run: {file} is missing"
     assert refusal(load_run, "/no/such/run").startswith("/no/such/run is not the folder of a finished run: ")
+
+
+def leave_a_change(folder: Path, model: Model, data: Dataset) -> None:
+    """Save a run that changed one weight of ``model``: base and delta, not all weights."""
+    folder.mkdir(exist_ok=True)
+    save_model(model.network, str(folder / BASE))
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    with torch.no_grad():
+        next(model.network.parameters()).view(-1)[0] += 1
+    assert "delta" in save_run(folder, model, data, Delta.diff(before, model.network))
+    (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def test_a_model_is_built_from_what_a_run_changed(images: tuple[Path, Model, Dataset]) -> None:
+    folder, model, data = images
+    leave_a_change(folder, model, data)
+    options = {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model), "path": str(folder)}  # type: ignore[dict-item]
+    built = build_model(options, 10, data.channels)
+    assert same_weights(built.network, model.network)
+    assert built.source == str(folder.resolve())
+    assert refusal(build_model, options, 5, data.channels) == (
+        f"model.path={folder} has a classifier of 10 labels, the data set has 5; "
+        "give a model with as many, or one without a classifier"
+    )
+
+
+def test_random_weights_in_the_shape_of_a_run(bert_folder: Path) -> None:
+    """``pretrained=false`` takes configuration and tokenizer from a run folder, and none of its weights."""
+    model = bert.build(3, 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    folder = bert_folder / "run"
+    leave_a_change(folder, model, sentences(model, pair=False, max_length=6))
+    options = {"name": "bert_base", "module": "bert", "path": str(folder), "activation_checkpointing": False}
+    again = build_model({**options, "pretrained": True}, 3, 0)
+    assert same_weights(again.network, model.network)
+    assert not same_weights(build_model({**options, "pretrained": False}, 3, 0).network, model.network)
 
 
 def test_a_run_without_its_weights(images: tuple[Path, Model, Dataset]) -> None:
