@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fishexp.sparse.cost_model import CONV_COST, gradient_method
-from fishexp.sparse.parameter import LayerKind, Layout, SparseParameter, function_arguments, kept_entries
+from fishexp.sparse.parameter import LayerKind, Layout, SparseParameter, function_arguments
 from fishexp.sparse.sddmm import gather_from_submatrix, sampled_addmm, sddmm_dtype, submatrix_factors, transposed
 
 # pixels (images * height * width) of a grid that the sampled product takes at once, so that both factors stay in cache
@@ -34,7 +34,7 @@ class ConvGeometry(NamedTuple):
 
 def conv2d_forward(module: Any, x: Tensor) -> Tensor:
     """Apply a Conv2d with partly kept parameters."""
-    kept = kept_entries(module, "weight")
+    kept = module._modules.get("weight_kept")
     if x.dim() != 4 or x.is_complex() or (kept is not None and kept.groups != module.groups):
         return nn.Conv2d.forward(module, x)
     padding = module.padding

@@ -10,16 +10,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.sparse.parameter import LayerKind, SparseParameter, kept_entries, matrix_layout
+from fishexp.sparse.parameter import LayerKind, SparseParameter, kept_entries, matrix_layout, waits_for
 
 
 def embedding_forward(module: Any, ids: Tensor) -> Tensor:
     """Look up ``ids`` in an Embedding with a partly kept weight."""
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse or waits_for(ids):
+        return nn.Embedding.forward(module, ids)  # which rows occur is a question to the device
     kept = kept_entries(module, "weight")
-    if kept is None or module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-        return nn.Embedding.forward(module, ids)
-    if ids.device.type != "cpu":  # a GPU would have to wait for the rows that occur
-        return nn.Embedding.forward(module, ids)
     return EmbeddingFunction.apply(ids, kept.weight, module.padding_idx, kept.values, kept)
 
 

@@ -116,12 +116,15 @@ def attach(module: nn.Module, kept: Mapping[str, SparseParameter]) -> None:
 
 
 def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, SparseParameter]]]:
-    """Undo :func:`attach` in all of ``model``; return the arguments with which to do it again."""
+    """Undo :func:`attach` in all of ``model``, which is up to date then; return the arguments to do it again."""
     attached = []
     for module in list(model.modules()):
         if type(module) in _BASES:
-            module.__class__, names = _BASES[type(module)]
-            attached.append((module, {name: module._modules.pop(f"{name}_kept") for name in names}))
+            own = {name: kept_entries(module, name) for name in _BASES[type(module)][1]}
+            module.__class__ = _BASES[type(module)][0]
+            for name in own:
+                del module._modules[f"{name}_kept"]
+            attached.append((module, own))
     return attached
 
 

@@ -1,16 +1,14 @@
 """The kept entries of a weight: values that train in its place, and where in it they are."""
 
-import weakref
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from fishexp.delta.fingerprint import bits
 from fishexp.errors import FishexpError
 
 GradientMethod: TypeAlias = Literal["sddmm", "submatrix", "dense"]
@@ -18,11 +16,14 @@ GradientMethod: TypeAlias = Literal["sddmm", "submatrix", "dense"]
 # share of a matrix's rows or columns; if more than this of both hold kept entries, no submatrix is worth its selection
 MAX_SUBMATRIX_SHARE = 0.4
 
+# warning of a read
+_BOTH_CHANGED = (
+    "both the kept entries of a weight and the weight itself were written since it was last read; the kept entries' "
+    "values count. Write either; the weight through its module, as in module.weight"
+)
+
 # attributes of a SparseParameter that are index tensors, where it has them
 INDICES = ("positions", "crow_indices", "col_indices", "submatrix_lines")
-
-# values -> a function that returns the SparseParameter they belong to, None after its death
-_OWNERS: MutableMapping[Tensor, Callable[[], "SparseParameter | None"]] = WeakTensorKeyDictionary()
 
 
 class Layout(NamedTuple):
@@ -58,12 +59,18 @@ class LayerKind(NamedTuple):
 class SparseParameter(nn.Module):
     """Hold the kept entries of a weight: ``values``, a parameter that trains in its place, and their positions.
 
-    It sits beside the weight in the module that owns it and goes where the model goes: to another device or type, into
-    a copy or a pickle, but not into ``state_dict()``, which has the weight itself.
+    The values are the truth: whoever writes them, an optimiser of any kind or not, the weight has them from the next
+    time that it is read through its module (:meth:`reconcile`). It sits beside the weight in the module that owns it
+    and goes where the model goes: to another device or type, into a copy or a pickle, but not into ``state_dict()``,
+    which has the weight itself.
+
+    It is no :mod:`torch.nn.utils.parametrize`: that would copy the whole weight in each forward pass and form its whole
+    gradient in each backward pass, and ``state_dict()`` would have other names.
 
     Attributes:
         weight: The weight, shared with its module.
         values: (kept,) the kept entries, in the weight's type.
+        synced: (kept,) the values that values and weight had when they last agreed.
         positions: (kept,) their places in the flattened weight: ascending, but those of a convolution kernel offset by
             kernel offset.
         crow_indices, col_indices: (kernel offsets, outputs + 1) and (kept,): the kept entries of a weight with a layout
@@ -79,6 +86,7 @@ class SparseParameter(nn.Module):
 
     weight: nn.Parameter
     values: nn.Parameter
+    synced: Tensor
     positions: Tensor
     crow_indices: Tensor
     col_indices: Tensor
@@ -111,43 +119,108 @@ class SparseParameter(nn.Module):
             self.submatrix_lines = None if lines is None else lines.to(index)
         self.weight = weight
         self.values = nn.Parameter(weight.detach().take(positions))
+        self.synced = self.values.detach().clone()
         self.positions = positions.to(index)
         self.way = way
         self.last_method = None
-        _OWNERS[self.values] = weakref.ref(self)
+        self._versions = self._read_versions()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
-        """Move the indices as well. They are no buffers, which others would broadcast, average or count."""
+        """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
+        self.reconcile()
         super()._apply(fn, recurse)
-        for name in INDICES:
-            if isinstance(index := getattr(self, name, None), Tensor):
-                setattr(self, name, fn(index))
+        for name in ("synced", *INDICES):
+            if isinstance(tensor := getattr(self, name, None), Tensor):
+                setattr(self, name, fn(tensor))
         return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or a pickle
-        super().__setstate__(state)
-        _OWNERS[self.values] = weakref.ref(self)
 
     def gather(self, dense: Tensor) -> Tensor:
         """Return the kept entries of a tensor of the weight's shape."""
         dense = dense.to_dense() if dense.is_sparse else dense
         return dense.take(self.positions.long()).to(self.values.dtype)
 
-    def read_(self) -> None:
-        """Copy the kept entries of the weight into ``values``."""
-        self.values.detach().copy_(self.weight.detach().take(self.positions.long()))
+    def reconcile(self) -> None:
+        """Write the values into the weight if they have changed since the last time, else take those of the weight.
 
-    def write_(self) -> None:
-        """Copy ``values`` into the weight."""
-        with torch.no_grad():
-            self.weight.put_(self.positions.long(), self.values)
+        Where both have changed, the values count. What has changed is found by looking, as version counters do not tell
+        of fused optimisers, or of what writes to ``.data``. Where the weight is written, its counter is raised only if
+        something has changed: a backward pass is then refused if the weight is no longer that of its forward pass.
+        """
+        if waits_for(self.weight):
+            self._reconcile_without_waiting()
+            return
+        weight_changed = not torch.equal(_bits(self._of_weight()), _bits(self.synced))
+        if not torch.equal(_bits(self.values), _bits(self.synced)):
+            if weight_changed:
+                warnings.warn(_BOTH_CHANGED, stacklevel=2)
+            with torch.no_grad():
+                write_entries(self.weight, self.positions.long(), self.values)
+                self.synced.copy_(self.values)
+        elif weight_changed:
+            self.take_weight()
+
+    @torch.no_grad()
+    def _reconcile_without_waiting(self) -> None:
+        """Do the same on a device whose answers the host would have to wait for: the weight is always written.
+
+        Its version counter is raised if another counter has been.
+        """
+        changed = (_bits(self.values) != _bits(self.synced)).any()
+        now = torch.where(changed, self.values, self._of_weight())
+        raised = self._read_versions() != self._versions
+        write_entries(self.weight if raised else self.weight.data, self.positions.long(), now)
+        self.values.data.copy_(now)
+        self.synced.copy_(now)
+        self._versions = self._read_versions()
+
+    def _read_versions(self) -> tuple[int, int]:
+        return self.values._version, self.weight._version
+
+    @torch.no_grad()
+    def take_weight(self) -> None:
+        """Take the values from the weight, whatever they were."""
+        now = self._of_weight()
+        self.values.copy_(now)
+        self.synced.copy_(now)
+
+    def _of_weight(self) -> Tensor:
+        """Return the kept entries as the weight has them."""
+        weight = self.weight.detach()
+        if weight.is_contiguous():
+            return weight.view(-1).index_select(0, self.positions)
+        return weight.take(self.positions.long())
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        """Save nothing: the weight holds the values."""
+        """Save nothing: the weight, which has been saved by reference, holds the values from here on."""
+        self.reconcile()
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Take the values from the weight, which has been loaded by now."""
-        self.read_()
+        self.take_weight()
+
+
+def _bits(values: Tensor) -> Tensor:
+    values = values.detach()
+    return bits(torch.view_as_real(values) if values.is_complex() else values)
+
+
+def waits_for(tensor: Tensor) -> bool:
+    """Tell whether the host would have to wait for the tensor's device to look at a number of it."""
+    return tensor.device.type != "cpu"
+
+
+def write_entries(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
+    """Set entries of a tensor in place.
+
+    Args:
+        tensor: In any memory layout.
+        positions: (entries,) int64, different places in the flattened tensor.
+        values: (entries,) in the tensor's type.
+    """
+    if tensor.is_contiguous():
+        tensor.view(-1).scatter_(0, positions, values)
+    else:
+        tensor.index_put_(torch.unravel_index(positions, tensor.shape), values)
 
 
 def _csr(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,10 +248,18 @@ def matrix_layout(module: nn.Module, positions: Tensor, shape: torch.Size) -> La
 
 
 def kept_entries(module: Any, name: str) -> Any:
-    """Return the module's SparseParameter of its weight ``name``, which may have been assigned anew; None if whole."""
+    """Bring the module's weight ``name`` up to date; return its SparseParameter, None if it is not partly kept.
+
+    The weight may have been assigned anew; it is then that weight whose entries train.
+    """
     kept = module._modules.get(f"{name}_kept")
-    if kept is not None and kept.weight is not module._parameters[name]:
-        kept.weight = module._parameters[name]
+    if kept is None:
+        return None
+    if kept.weight is module._parameters[name]:
+        kept.reconcile()
+    else:
+        kept.weight = module._parameters[name].requires_grad_(False)
+        kept.take_weight()
     return kept
 
 
@@ -199,50 +280,30 @@ def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
     return x, weight, bias, *values, *kept.values()
 
 
+class _Retired(nn.Parameter):
+    """Refuse to be moved by an optimiser, which asks for the gradient first."""
+
+    @property
+    def grad(self) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
+
+
 def retire(kept: SparseParameter) -> None:
     """Let no optimiser move these values any more: another mask has taken the place of theirs."""
-    _OWNERS[kept.values] = _retired
-
-
-def _retired() -> SparseParameter:
-    raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
-
-
-def _owners(optimizer: Optimizer) -> Iterator[SparseParameter]:
-    """Yield those whose values the optimiser moves, of models that live."""
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
-        owner = _OWNERS.get(p)
-        if owner is not None and (kept := owner()) is not None:
-            yield kept
-
-
-# Hooks around each step, since no version counter tells that one happened (fused steps raise none). The weights are
-# what counts: values loaded into them after `sparsify` are where the step starts from. They are registered here, where
-# an unpickled model's values come from.
-
-
-def _before_step(optimizer: Optimizer, *_: object) -> None:
-    for kept in _owners(optimizer):
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise FishexpError(
-                "LBFGS looks at the loss within a step, where the model has the old weights; take another"
-            )
-        kept.read_()
-
-
-def _after_step(optimizer: Optimizer, *_: object) -> None:
-    for kept in _owners(optimizer):
-        kept.write_()
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+    kept.values.__class__ = _Retired
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the model's own floating-point and complex parameters by name, without the kept values beside them."""
+    """Return the model's own floating-point and complex parameters by name, up to date, without the kept values."""
+    values = {kept.values for kept in _up_to_date(model)}
     return {
-        name: p
-        for name, p in model.named_parameters()
-        if p not in _OWNERS and (p.is_floating_point() or p.is_complex())
+        name: p for name, p in model.named_parameters() if p not in values and (p.is_floating_point() or p.is_complex())
     }
+
+
+def _up_to_date(model: nn.Module) -> Iterator[SparseParameter]:
+    """Bring all partly kept weights of a model up to date; yield their kept entries."""
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if isinstance(child, SparseParameter):
+                yield kept_entries(module, name.removesuffix("_kept"))

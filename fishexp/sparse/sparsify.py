@@ -87,14 +87,21 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     """Make the kept entries the only weights of ``model`` that train, in place.
 
     The values of a partly kept weight become a parameter ``<weight>_kept.values`` beside it, which
-    ``model.parameters()`` lists too; the weight itself is frozen. After ``optimiser.step()`` of any
-    :class:`torch.optim.Optimizer` the weights hold the new values; entries outside ``mask`` stay bit-identical,
-    whatever the optimiser's decay or momentum, since it never sees them. ``state_dict()`` has the model's own names
-    only. A model can be copied, pickled and moved with its kept entries; a second call replaces the first mask.
+    ``model.parameters()`` lists too; the weight itself is frozen. Whatever writes the values, a step of an optimiser or
+    not, the weight has them when it is next read: by a forward pass, by ``state_dict()``, :meth:`Sparse.delta` or
+    ``module.weight``. Entries outside ``mask`` stay bit-identical, whatever the optimiser's decay or momentum, since it
+    never sees them. ``state_dict()`` has the model's own names only. A model can be copied, pickled and moved with its
+    kept entries; a second call replaces the first mask.
 
-    Before each step the values are read from the weights: change those, not the values. A partly kept ``module.weight``
-    is a view while gradients are on, so that :meth:`torch.nn.Module.get_parameter`, and transformers' ``tie_weights``
-    with it, find it under ``torch.no_grad()`` only. There are no gradients of gradients.
+    Values follow a weight that is written, by ``load_state_dict()`` or through its module; where both were written
+    since the last read, the values count, and on the CPU a warning says so. A weight taken from ``named_parameters()``
+    is stale until the next read. A partly kept ``module.weight`` is a view while gradients are on, so that
+    :meth:`torch.nn.Module.get_parameter`, and transformers' ``tie_weights`` with it, find it under ``torch.no_grad()``
+    only. There are no gradients of gradients.
+
+    An optimiser sees the kept entries of a weight as a vector. So one that treats all entries alike trains as a dense
+    one does whose gradient is masked; one that looks at a weight's shape or norm (Adafactor, LAMB, Shampoo) trains
+    otherwise, and :class:`torch.optim.Muon` refuses vectors.
 
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.

@@ -12,7 +12,7 @@ from fishexp.masks.positions import find_positions, positions_for_file, position
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
-from fishexp.sparse.parameter import weights
+from fishexp.sparse.parameter import weights, write_entries
 from fishexp.sparse.sparsify import Sparse, mask_gradients
 from fishexp.training.snapshots import Snapshot
 
@@ -126,4 +126,4 @@ def transfer_optimizer_state(old: Optimizer, before: Trainable, new: Optimizer, 
                 new.state[p][key] = value.clone() if len(known) else torch.zeros_like(value)
                 continue
             new.state[p][key] = torch.zeros_like(p, dtype=value.dtype)
-            new.state[p][key].put_(stays.nonzero().squeeze(1), value.take(order[nearest[stays]]))
+            write_entries(new.state[p][key], stays.nonzero().squeeze(1), value.take(order[nearest[stays]]))

@@ -6,11 +6,10 @@ import gc
 import pytest
 import torch
 
-from fishexp.errors import FishexpError
 from fishexp.sparse import sparsify
 from fishexp.sparse.parameter import INDICES, SparseParameter, weights
 from tests.support.cases import NETS, conv_net, images, steps, trained
-from tests.support.modules import built, mask_of, objective, random_mask
+from tests.support.modules import mask_of, random_mask
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -76,30 +75,3 @@ def test_weights_follow_although_the_sparse_object_is_gone() -> None:
     gc.collect()
     steps(model, optimiser, images(), n=1)
     assert not torch.equal(model[0].weight, before)  # type: ignore[index]
-
-
-def test_an_optimiser_that_moves_weights_within_a_step_is_refused() -> None:
-    model = conv_net()
-    optimiser = torch.optim.LBFGS(sparsify(model, random_mask(model)).parameters())
-    with pytest.raises(FishexpError, match="LBFGS looks at the loss within a step"):
-        optimiser.step(lambda: 0.0)
-
-
-def test_an_optimiser_of_an_earlier_mask_is_refused() -> None:
-    model, inputs = built("linear on sequences")
-    optimiser = torch.optim.SGD(sparsify(model, mask_of(model)).parameters(), 0.1)
-    objective(model, inputs).backward()
-    sparsify(model, mask_of(model, 0.5))
-    with pytest.raises(FishexpError, match="an optimiser of an earlier mask cannot step"):
-        optimiser.step()
-
-
-def test_a_step_between_forward_and_backward_is_noticed() -> None:
-    """As in dense training: the weights that the gradient needs are no more."""
-    model, inputs = built("linear on sequences")
-    optimiser = torch.optim.SGD(sparsify(model, mask_of(model)).parameters(), 0.1)
-    first, second = objective(model, inputs), objective(model, inputs)
-    first.backward()
-    optimiser.step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        second.backward()
