@@ -12,7 +12,7 @@ from fishexp.report.pool import differing, load, pool
 
 @dataclass(frozen=True)
 class RecordedRuns:
-    """Hold the runs that a file has records of.
+    """Hold the runs that a file has records of: those of the latest version of the random streams in it.
 
     Attributes:
         groups: The finished runs, pooled over seeds.
@@ -36,12 +36,14 @@ class RecordedRuns:
 
 
 def recorded_runs(records: Path) -> RecordedRuns:
-    """Read the runs in a file of records; none if there is no file.
+    """Read the runs in a file of records, those of the latest random streams; none if there is no file.
 
     Raises:
         FishexpError: If a line is not a record.
     """
     lines = list(load([records])) if records.exists() else []
+    latest = max((settings_of(line)["streams"] for line in lines), default=None)
+    lines = [line for line in lines if settings_of(line)["streams"] == latest]
     done = {line["run_id"] for line in lines if line["status"] == "finished"}
     failed = {line["run_id"]: line for line in lines if line["status"] == "failed" and line["run_id"] not in done}
     pooled = pool(lines, uncommitted=True) if done else None

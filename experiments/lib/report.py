@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.lib.results import Result, Section
 from experiments.lib.study import C
+from fishexp.report.group import about_streams
 from fishexp.system.text_table import markdown_table
 
 MISSING = "missing"
@@ -15,14 +16,16 @@ METHOD_NAMES = {"fish": "FISH", "random": "random", "full": "dense training"}
 def write_readme(
     folder: Path, intro: str, sections: Sequence[Section[C]], parts: Callable[[Section[C], Path], list[str]]
 ) -> None:
-    """Write README.md of the sections that have results; nothing where none has.
+    """Write README.md of the sections that have results, and with which random streams; nothing where none has.
 
     Args:
         parts: (section, folder for its pictures) -> its paragraphs, tables and headings.
     """
     shown = [section for section in sections if any(result.group or result.tried for result in section.results)]
     if shown:
-        texts = [intro, *(part for section in shown for part in parts(section, folder))]
+        results = [result for section in shown for result in section.results]
+        groups = [group for result in results for group in (result.group, *result.tried.values()) if group]
+        texts = [intro, *about_streams(groups), *(part for section in shown for part in parts(section, folder))]
         (folder / "README.md").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 

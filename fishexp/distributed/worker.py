@@ -17,11 +17,9 @@ from fishexp.sparse.parameter import weights
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
+from fishexp.training.streams import seed_torch, stream
 from fishexp.training.trainable import Decay, Trainable, transfer_optimizer_state
 from fishexp.training.trainer import Recipe, Trainer
-
-# odd number that sets the seeds of workers apart: the golden ratio in 64 bits
-_SEED_STEP = 0x9E3779B97F4A7C15
 
 
 class Worker:
@@ -46,13 +44,9 @@ class Worker:
         self._snapshots = snapshots
         self._trainable: Trainable | None = None
         self._steps: Iterator[Tensor] | None = None  # of the present epoch
-        if rank > 0:
-            seed = _worker_seed(torch.initial_seed(), rank)
-            self._streams = {"torch": torch.Generator().manual_seed(seed).get_state()}
-            if problem.device.type == "cuda":
-                self._streams["cuda"] = torch.Generator(problem.device).manual_seed(seed).get_state()
-        else:
-            self._streams = problem.random_streams()
+        self._streams = problem.random_streams()
+        with self._own_random_streams():
+            seed_torch(problem.seed, "dropout", rank)
 
     def set_mask(self, mask: Mask | None, decay: Decay) -> None:
         """Train the entries of this mask from now on (None: all); those that stay keep their momentum."""
@@ -140,18 +134,10 @@ def worker_problem(problem: Problem, rank: int, *, shard: bool) -> Problem:
     world_size = problem.collectives.world_size
     if world_size == 1:
         return problem
-    seed = problem.order.initial_seed()
-    data, order = problem.data, problem.order
+    data = problem.data
     if shard:
-        index = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+        index = torch.randperm(len(data.train), generator=stream(problem.seed, "shard"))
         index = torch.cat([index, index[: -len(index) % world_size]])
         data = replace(data, train=data.train.subset(index[rank::world_size]))
-    if rank > 0:
-        order = torch.Generator().manual_seed(_worker_seed(seed, rank))
     model = problem.model if rank == problem.collectives.local_ranks[0] else copy.deepcopy(problem.model)
-    return replace(problem, model=model, data=data, order=order)
-
-
-def _worker_seed(seed: int, rank: int) -> int:
-    """Derive a worker's own seed from the run's."""
-    return (seed + rank * _SEED_STEP) % 2**63
+    return replace(problem, model=model, data=data, order=stream(problem.seed, "order", rank))

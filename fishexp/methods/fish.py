@@ -15,6 +15,7 @@ from fishexp.fisher.eval_mode import is_untrained
 from fishexp.fisher.layer_rules import Power
 from fishexp.masks.topk import Scores
 from fishexp.training.problem import Problem
+from fishexp.training.streams import stream
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _together(
     shares = {rank: index[rank::world_size] for rank in collectives.local_ranks}
     scored = []
     for rank, share in shares.items():
-        generator = torch.Generator().manual_seed(seed + rank)
+        generator = stream(seed, "labels", rank)
         batches = problem.batches_of(share, _BATCH_SIZE)
         scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
     total = sum(score.numel() for score in scored[0].values())

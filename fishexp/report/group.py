@@ -144,8 +144,8 @@ def single(record: Mapping[str, Any]) -> Group:
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run without its seed: dotted key -> value."""
-    settings = dict(_flat(record["config"]))
+    """Return the settings of a run without its seed, and the version of its random streams: dotted key -> value."""
+    settings = dict(_flat(record["config"])) | {"streams": record.get("streams", 1)}
     del settings["seed"]
     return settings
 
@@ -159,6 +159,13 @@ def seeds_text(groups: Collection[Group]) -> str:
     """Write how many seeds each of the groups has: ``1 seed``, ``3 seeds`` or ``3–5 seeds``."""
     counts = [len(group.runs) for group in groups]
     return f"{span(counts)} seed{'s' if max(counts) > 1 else ''}"
+
+
+def about_streams(groups: Collection[Group]) -> list[str]:
+    """Say that runs were made with the random streams of version 1, if some were."""
+    before = [group for group in groups if group.settings["streams"] == 1]
+    which = "Made" if len(before) == len(groups) else "Those with streams=1 were made"
+    return [f"{which} with the random streams of fishexp 0.1: the same seeds draw other numbers now."] if before else []
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fishexp.report import command
-from fishexp.report.group import Group, seeds_text, span
+from fishexp.report.group import Group, about_streams, seeds_text, span
 from fishexp.report.pool import Pool, differing
 from fishexp.system.text_table import markdown_table
 
@@ -19,7 +19,7 @@ _DAGGER = "†"
 
 
 def markdown(pooled: Pool) -> str:
-    """Write the table of the reported runs, the table of runs on held-out examples, and which runs are in neither."""
+    """Write the table of the reported runs, the table of runs on held-out examples, and what to know of them."""
     parts = []
     if pooled.reported:
         parts.append(markdown_table(reported_columns(pooled), left=_LEFT))
@@ -30,6 +30,7 @@ def markdown(pooled: Pool) -> str:
         ]
     if dirty := [run_id for group in pooled.reported + pooled.held_out for run_id in group.uncommitted]:
         parts.append(f"{_DAGGER} with uncommitted code: {', '.join(dirty)}")
+    parts += about_streams(pooled.reported + pooled.held_out)
     if pooled.unfinished:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(pooled.unfinished.items()))
         parts.append(f"Not shown, because they did not finish: {counts}.")

@@ -17,6 +17,8 @@ from fishexp.errors import FishexpError
 from fishexp.system.atomic import replacing
 
 Status: TypeAlias = Literal["finished", "failed", "interrupted"]
+# version of the random streams (fishexp/training/streams.py), part of a run's identity; records without one have 1
+STREAMS = 2
 # packages that decide the numbers
 _PACKAGES = ("fishexp", "torch", "torchvision", "transformers", "datasets", "hydra-core", "numpy")
 
@@ -39,6 +41,7 @@ class Record:
             of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
             worker sends in a merge (per_merge) and sent in all (sent), and the same for merges of all weights
             (dense_merge, dense_sent).
+        streams: Version of the random streams; runs of different versions do not have the same numbers.
         error: Why the run did not finish; None if it did.
         commit: Commit of the code; ends in + if tracked code was changed, None if there is no repository.
         ended: Time in UTC, ISO 8601.
@@ -57,6 +60,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bytes: dict[str, int] = field(default_factory=dict)
+    streams: int = STREAMS
     error: str | None = None
     commit: str | None = field(default_factory=lambda: commit())
     device: str = ""

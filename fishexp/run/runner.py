@@ -29,6 +29,7 @@ from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
+from fishexp.training.streams import seed_torch, stream
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             logger.say(_headline(config, settings, device, context))
             with logger.clock("data"), context.local_main_first():
                 data: Dataset = load()
-            torch.manual_seed(settings.seed)
+            seed_torch(settings.seed, "weights")
             model = build_model(config["model"], data.classes, data.channels)
+            seed_torch(settings.seed, "dropout")
             with logger.clock("data"):
                 data = _prepared(data, model, device)
             facts["initial weights"] = _weights_digest(model) if context.world_size > 1 else ""
@@ -235,8 +237,9 @@ def _problem(
         model.head,
         data,
         device,
-        generator=torch.Generator().manual_seed(2 * settings.seed),
-        order=torch.Generator().manual_seed(2 * settings.seed + 1),
+        seed=settings.seed,
+        generator=stream(settings.seed, "mask"),
+        order=stream(settings.seed, "order"),
         collectives=collectives,
         precision=settings.precision,
         as_original=settings.compat == "fish",

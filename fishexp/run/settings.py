@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fishexp.errors import FishexpError, nearest
 from fishexp.masks.budget import check_keep
+from fishexp.run.record import STREAMS
 
 # fully resolved, plain Python
 Config: TypeAlias = dict[str, Any]
@@ -178,7 +179,8 @@ def _canonical(value: Any) -> Any:
 
 def run_id(config: Config) -> str:
     """Return eight hexadecimal digits that two runs share if, and only if, their settings ask for the same numbers."""
-    return hashlib.sha256(json.dumps(_canonical(shareable(config)), sort_keys=True).encode()).hexdigest()[:8]
+    identity = _canonical(shareable(config)) | {"streams": STREAMS}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:

@@ -28,6 +28,7 @@ class Problem:
     Attributes:
         model: On ``device``; returns logits (examples, classes), or an object with ``.logits``.
         head: Names of the parameters of the freshly initialised classifier, which always train.
+        seed: The run's, from which workers have streams of their own (:mod:`fishexp.training.streams`).
         generator: Draws the mask: scoring examples, sampled labels, random scores.
         order: Draws the order of the training examples and their augmentation. It is another stream than ``generator``,
             so that the method does not change the data the model sees.
@@ -42,6 +43,7 @@ class Problem:
     head: tuple[str, ...]
     data: Dataset
     device: torch.device
+    seed: int
     generator: torch.Generator
     order: torch.Generator
     precision: Precision = "fp32"

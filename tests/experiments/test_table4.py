@@ -185,6 +185,16 @@ def test_records_that_differ_in_more_than_was_told_are_refused(result) -> None:
         result([*lines, line(settings, 0.9)], FISH)
 
 
+def test_records_with_the_random_streams_of_before_count_until_there_are_others(result, write) -> None:
+    old = [*chosen(CPU, FISH, RATES, streams=1), *reported(CPU, FISH, 0.02, [0.5, 0.6], streams=1)]
+    assert len(result(old, FISH).group.runs) == 2
+    both = [*old, *chosen(CPU, FISH, {0.02: 0.1})]
+    assert (result(both, FISH).lr, len(result(both, FISH).tried), result(both, FISH).group) == (None, 1, None)
+    said = "Made with the random streams of fishexp 0.1"
+    assert said in written(write(old))
+    assert said not in written(write(both))
+
+
 def test_rates_of_the_logs_for_every_cell_of_the_gpu_profile(result) -> None:
     rates = {cell: result([], cell, GPU).lr for cell in GPU.cells}
     assert rates[FULL] == 0.4

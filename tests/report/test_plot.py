@@ -48,6 +48,11 @@ def test_rows_of_one_method_say_what_tells_them_apart():
     assert rates[0].colour != rates[1].colour
 
 
+def test_runs_with_other_random_streams_have_a_row_of_their_own():
+    rows = plot.series(pool([record(streams=None), record()]).reported)
+    assert [series.detail for series in rows] == ["streams=1", "streams=2"]
+
+
 def sweep():
     keeps = (0.1, 0.001, 0.01)
     records = [record(0.9 + k + s / 100, seed=s, keep=k, regime__lr=k) for k in keeps for s in range(3)]

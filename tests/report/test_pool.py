@@ -24,6 +24,8 @@ def test_std_is_the_sample_standard_deviation_and_seconds_the_median():
         {"precision": "bf16"},
         {"metric": "f1"},
         {"new": 1},
+        {"streams": None},  # of before there were versions
+        {"streams": 1},
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_do_not_pool(other):
@@ -31,6 +33,11 @@ def test_runs_that_differ_in_more_than_the_seed_do_not_pool(other):
         [1, 2],
         [2, 1],
     )
+
+
+def test_records_without_a_version_of_the_random_streams_are_of_version_1():
+    (group,) = pool([record(streams=None), record(seed=1, streams=1), record(seed=2, streams=None)]).reported
+    assert (group.settings["streams"], len(group.runs)) == (1, 3)
 
 
 def test_the_latest_record_of_a_run_counts():

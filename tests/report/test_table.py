@@ -54,6 +54,26 @@ def test_settings_get_a_column_where_they_differ_between_rows():
     assert differing(pool([record(), record(model__name="resnet18", model__layers=18)]).reported) == []
 
 
+def test_random_streams_of_before_are_told_apart_from_those_of_now():
+    both = [record(0.5, streams=None), record(0.6)]
+    assert column(both, "streams") == ["1", "2"]
+    assert column(both, "accuracy, %") == ["50.0", "60.0"]
+    said = "ade with the random streams of fishexp 0.1: the same seeds draw other numbers now."
+    assert table.markdown(pool(both)).endswith(f"\n\nThose with streams=1 were m{said}")
+    assert table.markdown(pool(both[:1])).endswith(f"\n\nM{said}")
+    assert "streams" not in table.markdown(pool(both[1:]))
+
+
+def test_learning_rates_chosen_with_the_random_streams_of_before_are_a_family_of_their_own():
+    records = [record(0.9, regime__lr=0.002), held_out(0.7, 0.0005, streams=None), held_out(0.75, 0.002, streams=None)]
+    assert column(records, "lr chosen from") == ["0.0005, **0.002** (on 1,000 held-out examples, 1 seed)"]
+    records += [held_out(0.8, 0.0005), held_out(0.71, 0.002)]
+    assert column(records, "lr chosen from") == [
+        "0.0005, **0.002** (on 1,000 held-out examples, 1 seed); **0.0005**, 0.002 "
+        "(on 1,000 held-out examples, 1 seed), but this row ran at 0.002"
+    ]
+
+
 def test_decay_of_all_weights_is_always_shown():
     assert column([record(decay="all"), record(method="full", decay="all")], "decay") == ["all", "all"]
     assert column([record(decay="all"), record()], "decay") == ["all", "kept"]

@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 
 import fishexp as library
 from fishexp.models import resnet
-from fishexp.run.record import append, read
+from fishexp.run.record import STREAMS, append, read
+from fishexp.run.settings import run_id
+from fishexp.training.streams import seed_torch
 from tests.support.cli import QUICK, fishexp, records
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TOTAL = 308_074  # weights of resnet8 on digits
 HEAD = 1_290
 BIASES = 32 + 2 * 32 + 2 * 64 + 64 + 2 * 128 + 128  # shifts of the stem's, the blocks' and the shortcuts' BatchNorms
@@ -55,7 +58,7 @@ def test_every_method_runs_and_moves_what_it_keeps(method: tuple[str, ...], kept
     (record,) = records(tmp_path)
     assert (record["status"], record["kept"], record["total"]) == ("finished", kept, TOTAL)
     assert record["keep"] == (None if method[0] in ("bitfit", "full") else 0.02)
-    torch.manual_seed(0)
+    seed_torch(0, "weights")
     before = dict(resnet.build(10, 1, layers=8, path=None).network.named_parameters())
     after = trained(tmp_path)
     moved = sum(int((after[name] != p).sum()) for name, p in before.items())
@@ -65,7 +68,7 @@ def test_every_method_runs_and_moves_what_it_keeps(method: tuple[str, ...], kept
 
 def test_the_magnitude_mask_is_the_largest_weights(tmp_path: Path) -> None:
     fishexp(*QUICK[:3], "method=magnitude", "keep=0.02")
-    torch.manual_seed(0)
+    seed_torch(0, "weights")
     before = dict(resnet.build(10, 1, layers=8, path=None).network.named_parameters())
     after = trained(tmp_path)
     body = [name for name in before if not name.startswith("fc.")]
@@ -206,6 +209,15 @@ def test_the_identity_of_a_run(tmp_path: Path) -> None:
     assert first["run_id"] != second["run_id"]
     assert re.fullmatch(r"start@[0-9a-f]{12}", first["config"]["model"]["path"])
     assert one["run_id"] == same["run_id"]
+
+
+def test_runs_with_the_random_streams_of_before_are_other_runs(tmp_path: Path) -> None:
+    """Their records are read, and not taken for done."""
+    assert fishexp(*QUICK).status == 0
+    (new,) = records(tmp_path)
+    assert new["streams"] == STREAMS
+    for line in [new, *(line for file in EXPERIMENTS.glob("*/records.jsonl") for line in read(file))]:
+        assert (line["run_id"] == run_id(line["config"])) == (line.get("streams") == STREAMS)
 
 
 def test_a_run_that_cannot_even_start_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 from fishexp.report import table
 from fishexp.report.pool import pool
@@ -23,9 +24,21 @@ CONFIG = {
 
 
 def record(
-    score: float | None = 0.8, *, seed=0, method="fish", keep=0.005, metric="accuracy", status="finished", **settings
-):
-    """Make up the record of a run, whose run_id stands for its settings; a dot in a setting's name is written __."""
+    score: float | None = 0.8,
+    *,
+    seed=0,
+    method="fish",
+    keep=0.005,
+    metric="accuracy",
+    status="finished",
+    streams: int | None = 2,
+    **settings,
+) -> dict[str, Any]:
+    """Make up the record of a run, whose run_id stands for its settings; a dot in a setting's name is written __.
+
+    Args:
+        streams: Version of its random streams; None for a record from before there were versions.
+    """
     run_id, commit = settings.pop("run_id", None), settings.pop("commit", "0123456789ab")
     kept = settings.pop("kept", {"bitfit": 1290, "full": 307466}.get(method, 1537))
     keep = None if method in ("bitfit", "full") else keep
@@ -36,8 +49,8 @@ def record(
         for group in groups:
             place = place[group]
         place[last] = value
-    return {
-        "run_id": run_id or json.dumps(config, sort_keys=True),
+    made = {
+        "run_id": run_id or json.dumps([config, streams], sort_keys=True),
         "config": config,
         "status": status,
         "kept": kept,
@@ -46,6 +59,7 @@ def record(
         "seconds": {"data": 1.0, "train": 2.0 + seed} if status == "finished" else {},
         "commit": commit,
     }
+    return made if streams is None else made | {"streams": streams}
 
 
 def held_out(score, lr, **settings):

@@ -18,12 +18,14 @@ def line(
     seed: int = 0,
     status: str = "finished",
     metrics: Mapping[str, float | None] | None = None,
+    streams: int = 2,
     **sizes: int,
 ) -> dict[str, Any]:
     """Make up the record of a run with ``settings``; its run_id stands for its settings.
 
     Args:
         score: Its accuracy, the headline metric unless there are ``metrics``.
+        streams: Version of its random streams.
         sizes: Entries of its bytes.
     """
     config: dict[str, Any] = {group: {} for group in _GROUPS} | {"keep": None, "seed": seed}
@@ -36,7 +38,7 @@ def line(
             config[key] = value
     metric = "accuracy_holdout" if config["data"]["holdout"] else "accuracy"
     return {
-        "run_id": json.dumps(config, sort_keys=True),
+        "run_id": json.dumps([config, streams], sort_keys=True),
         "config": config,
         "status": status,
         "kept": 100,
@@ -45,6 +47,7 @@ def line(
         "seconds": {"train": 1800.0},
         "bytes": {"delta": 10**6, "dense": 44_734_408} | sizes,
         "commit": "0123456789ab",
+        "streams": streams,
     }
 
 

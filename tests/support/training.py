@@ -44,7 +44,7 @@ def problem(model: nn.Module, shape: tuple[int, ...], **options: object) -> Prob
     )
     data = Dataset(rows, {"": Rows(rows.inputs, rows.labels)}, CLASSES, 1, accuracy)
     seeds = {"generator": torch.Generator().manual_seed(0), "order": torch.Generator().manual_seed(1)}
-    return Problem(model, (), data, torch.device("cpu"), **seeds, **options)  # type: ignore[arg-type]
+    return Problem(model, (), data, torch.device("cpu"), seed=0, **seeds, **options)  # type: ignore[arg-type]
 
 
 def mlp() -> nn.Module:
