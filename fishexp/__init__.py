@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fishexp.run.artifacts import load_run
     from fishexp.sparse import sparsify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Delta", "DeltaError", "FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
 
 _HOMES = {
