@@ -255,11 +255,9 @@ def kept_entries(module: Any, name: str) -> Any:
     kept = module._modules.get(f"{name}_kept")
     if kept is None:
         return None
-    if kept.weight is module._parameters[name]:
-        kept.reconcile()
-    else:
+    if kept.weight is not module._parameters[name]:
         kept.weight = module._parameters[name].requires_grad_(False)
-        kept.take_weight()
+    kept.reconcile()
     return kept
 
 
