@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
 import fishexp
 from fishexp.run.config import CONF, options_in
-from fishexp.run.settings import ABOUT, GROUPS, Settings, component, options_of
+from fishexp.run.settings import ABOUT, BEFORE, GROUPS, Settings, component, options_of
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "fishexp"
@@ -50,8 +51,9 @@ def test_no_file_and_no_function_is_long() -> None:
 def test_a_yaml_holds_what_its_function_takes(group: str, name: str) -> None:
     options = options_in(Path(CONF, group, f"{name}.yaml"))
     assert options["name"] == name
-    function = component.__globals__["_module"](group, options.get("module", name))
-    names = {key for offered in GROUPS[group][1] for key in _keywords(getattr(function, offered, None))}
+    module = component.__globals__["_module"](group, options.get("module", name))
+    names = {key for offered in GROUPS[group][1] for key in _keywords(getattr(module, offered, None))}
+    names |= set(get_type_hints(getattr(module, BEFORE))) if hasattr(module, BEFORE) else set()
     assert set(options) - set(ABOUT) == names
 
 

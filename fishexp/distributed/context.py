@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
+from annotated_types import Ge, Gt
 from torch.distributed.distributed_c10d import Store
 
 from fishexp.distributed import failures
@@ -30,6 +32,24 @@ _DOWNLOAD_LIMIT = timedelta(hours=6)
 _SHORTEST_START = 60
 # seconds between looks into a store
 _POLL_INTERVAL = 0.05
+
+
+class LaunchSettings(TypedDict):
+    """Say how the workers of a run are started, before its regime is called.
+
+    A regime for several workers has these keys in its yaml, and this class as ``LAUNCH_SETTINGS`` in its module.
+
+    Attributes:
+        workers: Number of workers.
+        backend: ``processes``: each worker is a process. ``simulated``: they take turns in one.
+        restarts: How often lost workers are started again.
+        timeout: Seconds that a worker may be silent.
+    """
+
+    workers: Annotated[int, Ge(1)]
+    backend: Literal["processes", "simulated"]
+    restarts: Annotated[int, Ge(0)]
+    timeout: Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)

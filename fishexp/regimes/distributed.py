@@ -4,6 +4,7 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge, Gt
 
+from fishexp.distributed.context import LaunchSettings
 from fishexp.distributed.cost import Link, MergeVolume, predict_cost
 from fishexp.distributed.local_sgd import LocalSGD
 from fishexp.distributed.merge import Merge
@@ -21,6 +22,8 @@ from fishexp.training.trainable import Decay
 from fishexp.training.trainer import Recipe
 
 Masks: TypeAlias = Literal["same", "disjoint"]
+# keys of the yaml that are used before `train` is called
+LAUNCH_SETTINGS = LaunchSettings
 
 
 def train(
@@ -30,19 +33,15 @@ def train(
     snapshots: Snapshots,
     decay: Decay,
     *,
-    workers: Annotated[int, Ge(1)],
     sync_every: Annotated[int, Ge(1)],
     merge: Merge,
     masks: Masks,
     warmup_epochs: Annotated[int, Ge(0)],
     refresh_every: Annotated[int, Ge(1)] | None,
     shard: bool,
-    backend: Literal["processes", "simulated"],
     wire: Wire,
     reduce: Reduce,
     snapshot_steps: Annotated[int, Ge(1)],
-    restarts: Annotated[int, Ge(0)],
-    timeout: Annotated[float, Gt(0)],
     bandwidth: Annotated[float, Gt(0)],
     latency: Annotated[float, Ge(0)],
     **recipe: Unpack[Recipe],
@@ -53,7 +52,6 @@ def train(
         choose: Scores the weights that the workers hold in common, and selects the masks.
         snapshots: Training continues from the latest, if there is any.
         decay: ``all`` changes every weight at every step, so that every merge is dense.
-        workers: Number of workers; as many as ``problem.collectives`` has.
         sync_every: Optimiser steps from one merge to the next.
         merge: How the workers' changes are merged. The head and running statistics are averaged in any case.
         masks: ``disjoint``: of the best workers x k scores each worker trains k of its own, and the head.
@@ -61,13 +59,10 @@ def train(
         refresh_every: Merges from one mask to the next; None keeps the first. A method that names its mask outright
             has one mask.
         shard: Each worker has its part of the training examples; if not, all of them in its own order.
-        backend: Whether the workers are processes, which were started before.
         wire: ``bf16`` sends changes with 8 significant bits.
         reduce: ``ring`` is torch's all_reduce, whose last bits depend on the number of workers and on the network
             library.
         snapshot_steps: Optimiser steps from one snapshot to the next.
-        restarts: How often lost workers are started again; used before this is called, by what starts them.
-        timeout: Seconds that a worker may be silent; used before this is called, too.
         bandwidth: Of each worker's link, for the predicted cost; megabits a second.
         latency: From one worker to another, for the predicted cost; milliseconds.
 
@@ -83,7 +78,7 @@ def train(
         raise FishexpError(
             "regime.reduce=ring rounds a sum so that a change of one worker may get lost; take regime.reduce=ordered"
         )
-    if len(problem.data.train) < workers:
+    if len(problem.data.train) < (workers := problem.collectives.world_size):
         raise FishexpError(f"regime.workers={workers}: there are only {len(problem.data.train)} training examples")
     if choose.method == "full":
         warmup_epochs = 0  # every weight moves as it is

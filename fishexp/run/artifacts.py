@@ -40,14 +40,14 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int) -> Mode
     """
     path, pretrained = options.get("path"), options.get("pretrained")
     if path is None or pretrained is False or not _holds_change(folder := Path(path)):
-        return component("model", options)(classes, channels)
+        return component("model", options).function(classes, channels)
     _check_classes(folder, classes)
     if not (folder / BASE).exists():
         model = build_model({**options, "path": _source(folder)}, classes, channels)
     elif pretrained is None:
-        model = component("model", {**options, "path": str(folder / BASE)})(classes, channels)
+        model = component("model", {**options, "path": str(folder / BASE)}).function(classes, channels)
     else:  # configuration and tokenizer lie in the folder; the weights are read below
-        model = component("model", {**options, "pretrained": False})(classes, channels)
+        model = component("model", {**options, "pretrained": False}).function(classes, channels)
     _restore_(model.network, folder)
     return replace(model, source=str(folder.resolve()))
 

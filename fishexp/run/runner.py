@@ -72,7 +72,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             resume_or_begin(record, logger, snapshots, device, context)
             logger.say(_headline(config, settings, device, context))
             with logger.clock("data"), context.local_main_first():
-                data: Dataset = load()
+                data: Dataset = load.function()
             seed_torch(settings.seed, "weights")
             model = build_model(config["model"], data.classes, data.channels)
             seed_torch(settings.seed, "dropout")
@@ -87,8 +87,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         def report_kept(in_all: int, each: int) -> None:
             record.kept, record.kept_per_worker = in_all, None if in_all == each else each
 
-        choose = MaskSelector(problem, method, settings.keep, logger, report_kept)
-        outcome: Outcome = train(problem, choose, logger, snapshots, settings.decay)
+        fixed = method.offers == "mask"
+        choose = MaskSelector(problem, method.name, method.function, settings.keep, logger, report_kept, fixed=fixed)
+        outcome: Outcome = train.function(problem, choose, logger, snapshots, settings.decay)
         record.metrics = outcome.metrics
         if context.is_main:
             record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)

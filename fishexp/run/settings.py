@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Unpack, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Unpack, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -28,6 +28,8 @@ GROUPS = {
 }
 # keys of a component's yaml that are about the component, not for its function
 ABOUT = ("name", "module", "ignores_keep")
+# name in a component's module of a TypedDict: settings in its yaml that are used before its function is called
+BEFORE = "LAUNCH_SETTINGS"
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
@@ -69,11 +71,25 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+class Component(NamedTuple):
+    """Hold what a group of the configuration stands for.
+
+    Attributes:
+        name: What the configuration named: ``fish``, or a module of the user's such as ``mine.fish``.
+        offers: Name of the function in the module; one of the names in ``GROUPS``.
+        function: The function, with its options bound.
+    """
+
+    name: str
+    offers: str
+    function: Callable[..., Any]
+
+
+def component(group: str, options: Mapping[str, Any]) -> Component:
     """Find the function that ``options["name"]`` stands for, and bind the other options to it.
 
     ``name: fish`` stands for ``fishexp.methods.fish``. A name with a dot, or of no module of ours, is imported as it
-    stands.
+    stands. Options that the module declares as ``LAUNCH_SETTINGS`` are checked and not bound.
 
     Args:
         group: A key of ``GROUPS``.
@@ -85,13 +101,14 @@ def component(group: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     name = options.get("module", options["name"])
     module = _module(group, name)
     _, functions = GROUPS[group]
-    offered = [getattr(module, function) for function in functions if hasattr(module, function)]
-    if not offered:
+    offers = next((function for function in functions if hasattr(module, function)), None)
+    if offers is None:
         raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
-    function = offered[0]
+    function = getattr(module, offers)
+    own, before = options_of(function), _fields(getattr(module, BEFORE, None))
     given = {key: value for key, value in options.items() if key not in ABOUT}
-    _checked(create_model(f"{group} options", __config__=_STRICT, **options_of(function)), given, f"{group}.")
-    return partial(function, **given)
+    _checked(create_model(f"{group} options", __config__=_STRICT, **own, **before), given, f"{group}.")
+    return Component(name, offers, partial(function, **{key: given[key] for key in given if key in own}))
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -102,9 +119,14 @@ def options_of(function: Callable[..., Any]) -> dict[str, Any]:
         if parameter.kind is parameter.KEYWORD_ONLY:
             options[key] = hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default
         if parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(key)) is Unpack:
-            (fields,) = get_args(hints[key])
-            options |= {name: (hint, ...) for name, hint in get_type_hints(fields, include_extras=True).items()}
+            options |= _fields(*get_args(hints[key]))
     return options
+
+
+def _fields(typed_dict: type | None) -> dict[str, Any]:
+    """Return name -> (type, default) of the keys of a TypedDict, none of which has a default."""
+    hints = {} if typed_dict is None else get_type_hints(typed_dict, include_extras=True)
+    return {name: (hint, ...) for name, hint in hints.items()}
 
 
 def _module(group: str, name: str) -> Any:

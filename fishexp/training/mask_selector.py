@@ -17,27 +17,31 @@ class MaskSelector:
     """Score the weights as they are now and select those that may move; an instance is called for each new mask.
 
     Args:
-        method: A component: its ``scores(problem)``, or its ``mask(problem)`` that needs no ``keep``.
+        method: What the configuration named as the method.
+        select: The method's ``scores``, or its ``mask`` if it is ``fixed``.
+        fixed: Whether the method names the mask outright, whatever the weights are, and needs no ``keep``.
         keep: Fraction of all weights that may move; None for a method that names its mask.
         report_kept: Called with the number of weights that may move, of all workers together and of each worker.
 
     Attributes:
-        method: Name of the method.
-        fixed: Whether the method names the mask outright, whatever the weights are.
+        method: As given.
+        fixed: As given.
     """
 
     def __init__(
         self,
         problem: Problem,
-        method: Any,
+        method: str,
+        select: Callable[[Problem], Any],
         keep: float | None,
         logger: Logger,
         report_kept: Callable[[int, int], None],
+        *,
+        fixed: bool,
     ) -> None:
-        self._problem, self._method, self._keep = problem, method, keep
+        self._problem, self._select, self._keep = problem, select, keep
         self._logger, self._report_kept = logger, report_kept
-        self.method = method.func.__module__.rpartition(".")[2]
-        self.fixed = method.func.__name__ == "mask"
+        self.method, self.fixed = method, fixed
         self._total = sum(p.numel() for p in problem.model.parameters())
         self._head = sum(problem.model.get_parameter(name).numel() for name in problem.head)
         self._last_line = ""
@@ -86,17 +90,17 @@ class MaskSelector:
             FishexpError: If ``keep`` pays for too few weights, or for more than there are.
         """
         if self.fixed:
-            return count(self._method(self._problem))
+            return count(self._select(self._problem))
         return left(self._paid_keep(), self._total, self._head, self._problem.head, workers) + self._head
 
     def _mask(self) -> Mask:
         if self.fixed:
-            return self._method(self._problem)
+            return self._select(self._problem)
         return top_k(self._scores(1), self._paid_keep(), always=self._problem.head)
 
     def _scores(self, workers: int) -> Scores:
         self._problem.wanted = workers * max(0, budget(self._paid_keep(), self._total) - self._head)
-        return self._method(self._problem)
+        return self._select(self._problem)
 
     def _paid_keep(self) -> float:
         assert self._keep is not None  # check_settings: only a method with a mask goes without

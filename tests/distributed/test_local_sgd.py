@@ -32,8 +32,8 @@ EPOCHS, SIZE, LR, DECAY, WORKERS = 3, 4, 0.5, 0.1, 3
 HEAD = ("2.weight", "2.bias")
 OPTIONS: dict[str, Any] = {
     "epochs": EPOCHS, "batch_size": SIZE, "accumulate": 1, "lr": LR, "optimiser": "sgd", "weight_decay": DECAY,
-    "warmup": 0, "clip": None, "drop_last": True, "evaluation_batch_size": 5, "backend": "simulated", "wire": "fp32",
-    "reduce": "ordered", "snapshot_steps": 1000, "restarts": 0, "timeout": 1, "bandwidth": 1, "latency": 0,
+    "warmup": 0, "clip": None, "drop_last": True, "evaluation_batch_size": 5, "wire": "fp32",
+    "reduce": "ordered", "snapshot_steps": 1000, "bandwidth": 1, "latency": 0,
 }  # fmt: skip
 
 
@@ -78,7 +78,6 @@ class Masks:
 
 def run(ours: Problem, folder: Path, **options: Any) -> Any:
     settings = {
-        "workers": ours.collectives.world_size,
         "merge": "mean",
         "masks": "same",
         "warmup_epochs": 0,

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fishexp.run.record import read
 
 METHOD = '''
@@ -59,3 +61,39 @@ def test_a_dotted_name_and_a_module_that_is_not_there(tmp_path: Path) -> None:
     assert gone.returncode == 2
     assert gone.stderr.startswith("fishexp: method=mine.gone: ")
     assert gone.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "in_all"), [("random", 6_161 * 2 - 1_290), ("mine.random", 6_161)])
+def test_a_method_of_the_users_is_not_ours_of_the_same_last_name(name: str, in_all: int, tmp_path: Path) -> None:
+    """The original's random masks are disjoint; those of a module of the user's are what the regime says."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "random.py").write_text("from fishexp.methods.random import scores\n")
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("name: mine.random\n")
+    distributed = ("regime=distributed", "regime.backend=simulated", "regime.warmup_epochs=0", "compat=fish")
+    done = run(tmp_path, f"method={name.partition('.')[0]}", *distributed, "keep=0.02")
+    assert done.returncode == 0, done.stderr
+    (record,) = read(tmp_path / "outputs" / "records.jsonl")
+    assert (record["method"], record["kept"]) == (name, in_all)
+
+
+def test_a_mask_is_a_mask_whatever_its_function_calls_itself(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "biases.py").write_text("from fishexp.methods import bitfit\n\ndef chosen(problem):\n    ")
+    with (tmp_path / "biases.py").open("a") as file:
+        file.write("return bitfit.mask(problem)\n\nmask = chosen\n")
+    (tmp_path / "conf" / "method" / "biases.yaml").write_text("name: biases\nignores_keep: true\n")
+    done = run(tmp_path, "method=biases")
+    assert done.returncode == 0, done.stderr
+    assert "biases decides by itself which weights move; keep is ignored" in done.stdout
+
+
+def test_settings_of_the_launch_are_checked_like_those_of_a_regime(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    for option, message in {
+        "regime.restarts=-1": "regime.restarts=-1 should be greater than or equal to 0",
+        "regime.backend=threads": "regime.backend=threads should be 'processes' or 'simulated'",
+        "regime.timeuot=1": "unknown key regime.timeuot; did you mean regime.timeout?",
+    }.items():
+        done = run(tmp_path, "regime=distributed", option)
+        assert (done.returncode, done.stderr.splitlines()[0][: len(message) + 9]) == (2, f"fishexp: {message}")
