@@ -1,6 +1,6 @@
-"""Scores that all workers compute together, each on its share of the examples: exact where a mask looks, in few bytes.
+"""Scores that all workers compute together, each on its share of the examples.
 
-The highest scores decide the mask, and all that is sent is about these, in three phases:
+The highest scores decide a mask, and all that is sent for it is about these, in three phases:
 
 - Each worker sends where its own best scores are. The mean over all workers is found at these positions: the lowest
   of its best is a bound, which the best of all positions reach.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.masks import position_codec
-from fishexp.masks.topk import Scores, largest
+from fishexp.masks.topk import Best, LazyScores, Scores, largest
 from fishexp.training.collectives import Collectives
 
 # share of all entries above which a worker's positions are not worth sending
@@ -31,27 +31,18 @@ _MEAN_BYTES = 8
 _QUOTED = 40
 
 
-def pooled_scores(
-    collectives: Collectives, scores: Sequence[Scores], examples: Sequence[int], best: int, always: Collection[str] = ()
-) -> Scores:
-    """Compute the mean over all workers' examples, of the entries that may be among the ``best`` highest.
-
-    :func:`fishexp.masks.top_k` makes the same mask of it as of the mean of all entries.
+def pooled_scores(collectives: Collectives, scores: Sequence[Scores], examples: Sequence[int]) -> Scores:
+    """Pool the workers' scores: the mean over all workers' examples.
 
     Args:
-        scores: name -> float32, each local worker's mean over its examples. Names and shapes are the same everywhere,
-            and so are ``best`` and ``always``.
+        scores: name -> float32, each local worker's mean over its examples. Names and shapes are the same everywhere.
         examples: How many each local worker had, below 2**29. The scores of a worker without any do not count.
-        best: Entries outside ``always`` that a mask may keep.
-        always: Parameters that a mask keeps whole: their means are 0.
 
     Returns:
-        name -> float32, on the scores' devices; the same bits at every worker. Summed in float64 in the order of the
-        ranks, and rounded once. Entries that cannot be among the ``best``, ties included, may be 0 instead. All are
-        exact where a score is negative or NaN, or where that takes fewer bytes. A single worker gets its own scores.
+        :class:`PooledScores`; of a single worker its own scores.
 
     Raises:
-        FishexpError: If what a worker sent is not what it should send.
+        FishexpError: If no worker has an example, or what a worker sent is not what it should send.
         WorkerLost: If a worker is not there any more, or silent for too long.
     """
     if collectives.world_size == 1:
@@ -60,23 +51,72 @@ def pooled_scores(
     weights = [int(_fields(rank, text, r"(\d{1,18})")[0]) for rank, text in enumerate(texts)]
     if not sum(weights):
         raise FishexpError("no worker has an example to score; take at least as many as there are workers")
-    pool = _Pool(collectives, scores, weights, always)
-    best = min(best, pool.numel)
-    if best == 0:
+    return PooledScores(collectives, scores, weights)
+
+
+class PooledScores(LazyScores):
+    """Hold the local workers' scores, and compute the mean over all workers' examples where it is asked for.
+
+    All workers have to ask for the same at the same time: it takes collective operations. A mean is summed in float64
+    in the order of the ranks, and rounded once to float32: the same bits at every worker.
+
+    As a mapping, it has all means, computed at the first access. :func:`fishexp.masks.top_k` asks for the best alone,
+    which takes few bytes, and makes the same mask of them.
+
+    Args:
+        weights: How many examples each worker had.
+
+    Raises:
+        FishexpError: Where scores are asked for, if what a worker sent is not what it should send.
+        WorkerLost: Where scores are asked for, if a worker is not there any more, or silent for too long.
+    """
+
+    def __init__(self, collectives: Collectives, scores: Sequence[Scores], weights: list[int]) -> None:
+        self._collectives, self._scores, self._weights = collectives, scores, weights
+        self.like = {name: score.new_zeros(()).expand(score.shape) for name, score in scores[0].items()}
+        self._all: Scores | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._all is None:
+            self._all = self._pool(()).compute_all()
+        return self._all[name]
+
+    def best(self, count: int, always: Collection[str]) -> Best:
+        """Implement :meth:`LazyScores.best`."""
+        means = self._means_of_best(count, always) if self._all is None else self._all
+        return Best({name: mean for name, mean in means.items() if name not in always}, count)
+
+    def _pool(self, always: Collection[str]) -> "_Pool":
+        return _Pool(self._collectives, self._scores, self._weights, always)
+
+    def _means_of_best(self, best: int, always: Collection[str]) -> Scores:
+        """Compute the means of the entries that may be among the ``best`` highest outside ``always``.
+
+        Returns:
+            name -> float32, on the scores' devices. Entries that cannot be among the ``best``, ties included, may be 0
+            instead of their mean, and so are those of ``always``. All are exact where a score is negative or NaN, or
+            where that takes fewer bytes.
+        """
+        pool = self._pool(always)
+        best = min(best, pool.numel)
+        if best == 0:
+            return pool.means
+        first = pool.union([_best_positions(own, best) for own in pool.scores])
+        if first is None:
+            return pool.compute_all()
+        found = pool.compute_at(first)
+        if len(found) < best:  # whatever is above 0 is known
+            return pool.means
+        bound = found.topk(best).values[-1].item()
+        part = bound * sum(self._weights) / self._collectives.world_size
+        shares = [part / max(self._weights[rank], 1) for rank in self._collectives.local_ranks]
+        second = pool.union(
+            [_positions_above(own, share, first) for own, share in zip(pool.scores, shares, strict=True)]
+        )
+        if second is None:
+            return pool.compute_all()
+        pool.compute_at(second)
         return pool.means
-    first = pool.union([_best_positions(own, best) for own in pool.scores])
-    if first is None:
-        return pool.compute_all()
-    found = pool.compute_at(first)
-    if len(found) < best:  # whatever is above 0 is known
-        return pool.means
-    bound = found.topk(best).values[-1].item()
-    shares = [bound * sum(weights) / collectives.world_size / max(weights[rank], 1) for rank in collectives.local_ranks]
-    second = pool.union([_positions_above(own, share, first) for own, share in zip(pool.scores, shares, strict=True)])
-    if second is None:
-        return pool.compute_all()
-    pool.compute_at(second)
-    return pool.means
 
 
 class _Pool:

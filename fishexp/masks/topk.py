@@ -1,5 +1,6 @@
 """Scores in, mask out: which weights may move."""
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
@@ -15,6 +16,51 @@ Mask: TypeAlias = dict[str, Tensor]  # true where a weight may move, in the para
 
 DIGIT = 16  # bits of a score that are decided by one pass over all scores
 CHUNK = 1 << 22  # scores looked at together
+
+
+class Best:
+    """Select the highest of some scores.
+
+    Args:
+        scores: They have to be right where the highest are; any others may be lower than they should be.
+        count: How many to select. Of equal scores the first in the order of ``scores`` wins.
+
+    Attributes:
+        mask: name -> bool tensor; exactly ``count`` entries are true.
+    """
+
+    def __init__(self, scores: Scores, count: int) -> None:
+        self._scores, self.mask = scores, largest(scores, count)
+
+    def entries(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return name -> positions of the selected entries, (entries,) int64 and ascending, and their scores."""
+        found = {name: mask.flatten().nonzero().squeeze(1) for name, mask in self.mask.items()}
+        return {name: (index, self._scores[name].detach().flatten()[index]) for name, index in found.items()}
+
+
+class LazyScores(Mapping[str, Tensor]):
+    """Compute scores when they are asked for: the highest alone take less than all of them.
+
+    As a mapping, it computes all scores at the first access to any.
+
+    Attributes:
+        like: name -> a tensor of the shape and on the device of the scores; its values mean nothing.
+    """
+
+    like: Mapping[str, Tensor]
+
+    @abstractmethod
+    def best(self, count: int, always: Collection[str]) -> Best:
+        """Select the ``count`` highest scores outside ``always``, as :class:`Best` does among all of them."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.like
 
 
 def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
@@ -37,9 +83,9 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
     Source:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
-    rest = {name: score for name, score in scores.items() if name not in always}
-    chosen = largest(rest, _left(scores, keep, always))
-    mask = _with_always(chosen, scores, always)
+    like = _like(scores)
+    best = _best(scores, _left(like, keep, always), always)
+    mask = _with_always(best.mask, like, always)
     return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
 
 
@@ -60,20 +106,31 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     Source:
         The original code's distributed training of "Training Neural Networks with Fixed Sparse Masks".
     """
-    k = _left(scores, keep, always, workers)
-    rest = {name: score for name, score in scores.items() if name not in always}
-    places = {name: best.flatten().nonzero().squeeze(1) for name, best in largest(rest, workers * k).items()}
-    best = torch.cat([rest[name].detach().flatten()[index].cpu().double() for name, index in places.items()])
+    like = _like(scores)
+    entries = _best(scores, workers * _left(like, keep, always, workers), always).entries()
+    best = torch.cat([values.cpu().double() for _, values in entries.values()])
     owner = torch.empty(len(best), dtype=torch.int64)
     owner[best.argsort(descending=True, stable=True)] = torch.arange(len(best)) % workers
-    owners = dict(zip(places, owner.split([len(index) for index in places.values()]), strict=True))
+    owners = dict(zip(entries, owner.split([len(index) for index, _ in entries.values()]), strict=True))
     masks = []
     for worker in range(workers):
-        chosen = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in rest.items()}
-        for name, index in places.items():
+        chosen = {name: torch.zeros_like(like[name], dtype=torch.bool) for name in entries}
+        for name, (index, _) in entries.items():
             chosen[name].view(-1)[index[(owners[name] == worker).to(index.device)]] = True
-        masks.append(_with_always(chosen, scores, always))
+        masks.append(_with_always(chosen, like, always))
     return masks
+
+
+def _like(scores: Scores) -> Mapping[str, Tensor]:
+    """Return tensors of the shapes and on the devices of the scores, without computing any."""
+    return scores.like if isinstance(scores, LazyScores) else scores
+
+
+def _best(scores: Scores, count: int, always: Collection[str]) -> Best:
+    """Select the ``count`` highest scores outside ``always``."""
+    if isinstance(scores, LazyScores):
+        return scores.best(count, always)
+    return Best({name: score for name, score in scores.items() if name not in always}, count)
 
 
 def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1) -> int:

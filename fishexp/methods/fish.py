@@ -67,6 +67,4 @@ def _together(
         generator = stream(seed, "labels", rank)
         batches = problem.batches_of(share, _BATCH_SIZE)
         scored.append(diagonal_fisher(problem.model, batches, labels, power, loss, generator, advance=advance))
-    total = sum(score.numel() for score in scored[0].values())
-    wanted = total if problem.wanted is None else problem.wanted
-    return pooled_scores(collectives, scored, [len(share) for share in shares.values()], wanted, problem.head)
+    return pooled_scores(collectives, scored, [len(share) for share in shares.values()])

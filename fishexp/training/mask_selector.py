@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fishexp.errors import FishexpError
-from fishexp.masks.budget import budget, left
-from fishexp.masks.topk import Mask, Scores, count, split, top_k
+from fishexp.masks.budget import left
+from fishexp.masks.topk import Mask, count, split, top_k
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 
@@ -63,7 +63,7 @@ class MaskSelector:
         """
         self.check_disjoint()
         with self._logger.clock("scores"):
-            masks = split(self._scores(workers), self._paid_keep(), workers, always=self._problem.head)
+            masks = split(self._select(self._problem), self._paid_keep(), workers, always=self._problem.head)
         each = count(masks[0])
         in_all = workers * (each - self._head) + self._head
         self._report(in_all, each, f", {each:,} on each of {workers} workers")
@@ -96,11 +96,7 @@ class MaskSelector:
     def _mask(self) -> Mask:
         if self.fixed:
             return self._select(self._problem)
-        return top_k(self._scores(1), self._paid_keep(), always=self._problem.head)
-
-    def _scores(self, workers: int) -> Scores:
-        self._problem.wanted = workers * max(0, budget(self._paid_keep(), self._total) - self._head)
-        return self._select(self._problem)
+        return top_k(self._select(self._problem), self._paid_keep(), always=self._problem.head)
 
     def _paid_keep(self) -> float:
         assert self._keep is not None  # check_settings: only a method with a mask goes without

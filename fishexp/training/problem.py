@@ -35,7 +35,6 @@ class Problem:
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
         collectives: Connects the workers of the run; most runs have only one worker.
-        wanted: How many of the highest scores outside ``head`` decide the mask; None for all.
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
 
@@ -49,7 +48,6 @@ class Problem:
     precision: Precision = "fp32"
     as_original: bool = False
     collectives: Collectives = field(default_factory=InProcessCollectives)
-    wanted: int | None = None
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

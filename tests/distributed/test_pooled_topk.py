@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fishexp.distributed.pooled_topk import pooled_scores
+from fishexp.distributed.pooled_topk import PooledScores, pooled_scores
 from fishexp.errors import FishexpError
 from fishexp.masks import top_k
-from fishexp.masks.topk import Scores
+from fishexp.masks.topk import Mask, Scores, split
 from fishexp.training.collectives import Collectives, InProcessCollectives, Reduction
 from tests.support.workers import Workers
 
@@ -50,6 +50,14 @@ def dense(scores: Sequence[Scores], examples: Sequence[int]) -> dict[str, Tensor
             total += number * own[name].double() if number else 0
         means[name] = (total / sum(examples)).float()
     return means
+
+
+def means_of_best(
+    collectives: Collectives, scores: Sequence[Scores], examples: Sequence[int], best: int, always: Sequence[str] = ()
+) -> Scores:
+    """Compute what the best of the workers' scores are taken from."""
+    pooled = pooled_scores(collectives, scores, examples)
+    return pooled._means_of_best(best, always) if isinstance(pooled, PooledScores) else pooled
 
 
 def assert_same_masks(found: Scores, expected: Scores, best: int, always: Sequence[str] = ()) -> None:
@@ -95,7 +103,7 @@ def apart(
     def work(rank: int) -> None:
         collectives: Collectives = Apart(rank, table, barrier)
         results[rank] = (
-            pooled_scores(collectives, [scores[rank]], [examples[rank]], best, always),
+            means_of_best(collectives, [scores[rank]], [examples[rank]], best, always),
             collectives.bytes_sent,
         )
 
@@ -125,9 +133,10 @@ def test_the_masks_are_those_of_the_mean_of_everything(
     total = sum(score.numel() for name, score in scores[0].items() if name not in always)
     best = int(share**2 * total)
     collectives = InProcessCollectives(len(examples))
-    found, expected = pooled_scores(collectives, scores, examples, best, always), dense(scores, examples)
+    found, expected = means_of_best(collectives, scores, examples, best, always), dense(scores, examples)
 
     assert_same_masks(found, expected, best, always)
+    assert_same_masks(pooled_scores(InProcessCollectives(len(examples)), scores, examples), expected, best, always)
     assert list(found) == list(expected)
     row, mean = (
         torch.cat([s[n].flatten() for n in expected if n not in always] or [torch.zeros(0)]) for s in (found, expected)
@@ -154,7 +163,7 @@ def test_many_scores(kind: str, workers: int) -> None:
     for own in scores:
         own["p0"] = own["p0"].T.contiguous().T  # not in the order of memory
     collectives = InProcessCollectives(workers)
-    found, expected = pooled_scores(collectives, scores, examples, 100), dense(scores, examples)
+    found, expected = means_of_best(collectives, scores, examples, 100), dense(scores, examples)
     for k in (1, 37, 100):
         mask, other = (top_k(s, (k + 0.5) / 20_000) for s in (found, expected))
         assert all(mask[name].equal(other[name]) for name in expected)
@@ -175,7 +184,7 @@ def test_what_is_among_the_best_of_all_but_of_no_worker() -> None:
             free = torch.tensor([entry for entry in range(200) if entry not in middle])
             spikes = free[torch.randperm(197, generator=g)[:4]]
             own["p"][spikes] = (torch.rand(4, generator=g) + 1.5) * sum(examples) / number / 2
-        found, expected = pooled_scores(InProcessCollectives(workers), scores, examples, 4), dense(scores, examples)
+        found, expected = means_of_best(InProcessCollectives(workers), scores, examples, 4), dense(scores, examples)
         assert (found["p"] == 0).any()
         assert_same_masks(found, expected, 4)
 
@@ -185,7 +194,7 @@ def test_the_bound_is_the_last_of_the_best() -> None:
     scores = [{"p": torch.zeros(40)}, {"p": torch.zeros(40)}]
     scores[0]["p"][:5] = torch.tensor([3.0, 10, 4, 0, 0])
     scores[1]["p"][:5] = torch.tensor([3.0, 0, 0, 3.6, 3.4])
-    assert pooled_scores(InProcessCollectives(2), scores, [1, 1], 2)["p"][:3].tolist() == [3, 5, 2]
+    assert means_of_best(InProcessCollectives(2), scores, [1, 1], 2)["p"][:3].tolist() == [3, 5, 2]
 
 
 @pytest.mark.parametrize(
@@ -201,20 +210,20 @@ def test_what_rounding_makes_as_high_as_the_best(examples: list[int], bound: flo
         own["p"][2 + rank] = lower[rank] * 1.5 if lower[rank] >= bound else 0  # higher, and on no other worker
     expected = dense(scores, examples)
     assert expected["p"][0] == expected["p"][1] == expected["p"].max()
-    found = pooled_scores(InProcessCollectives(3), scores, examples, 1)
+    found = means_of_best(InProcessCollectives(3), scores, examples, 1)
     assert found["p"][:2].equal(expected["p"][:2])
 
 
 def test_equal_scores_are_all_among_the_best() -> None:
     scores = [{"p": torch.ones(40)}, {"p": torch.ones(40)}]
-    assert pooled_scores(InProcessCollectives(2), scores, [1, 1], 3)["p"].equal(torch.ones(40))
+    assert means_of_best(InProcessCollectives(2), scores, [1, 1], 3)["p"].equal(torch.ones(40))
 
 
 def test_positions_are_not_sent_where_they_cost_more_than_scores() -> None:
     collectives, everything = InProcessCollectives(40), InProcessCollectives(40)
     scores = drawn("heavy tails", [(1000,)], 40, seed=0)
     expected = dense(scores, [1] * 40)
-    assert pooled_scores(collectives, scores, [1] * 40, 450)["p0"].equal(expected["p0"])
+    assert means_of_best(collectives, scores, [1] * 40, 450)["p0"].equal(expected["p0"])
     everything.ordered_all_reduce([own["p0"] for own in scores], lambda values, piece: values.mean(0))
     assert collectives.bytes_sent < 1.2 * everything.bytes_sent
 
@@ -224,7 +233,7 @@ def mine(collectives: Collectives) -> list[tuple[dict[str, Any], int]]:
     results = []
     for kind in ("heavy tails", "uniform", "negative", "zeros"):
         scores = drawn(kind, [(70, 50), (3000,), (10,)], collectives.world_size, seed=1)
-        found = pooled_scores(
+        found = means_of_best(
             collectives,
             [scores[rank] for rank in collectives.local_ranks],
             [1 + rank for rank in collectives.local_ranks],
@@ -251,7 +260,7 @@ def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: in
     weights = 3 * torch.randn(200_000, generator=g)
     scores = [{"p": (weights + 0.7 * torch.randn(200_000, generator=g)).exp()} for _ in range(workers)]
     collectives, everything = InProcessCollectives(workers), InProcessCollectives(workers)
-    pooled_scores(collectives, scores, [128] + [64] * (workers - 1), 1000)
+    means_of_best(collectives, scores, [128] + [64] * (workers - 1), 1000)
     everything.ordered_all_reduce([own["p"] for own in scores], lambda values, piece: values.mean(0))
     assert factor < everything.bytes_sent / collectives.bytes_sent < 2 * factor
 
@@ -259,7 +268,7 @@ def test_scores_with_heavy_tails_take_a_hundredth_of_all_their_bytes(workers: in
 def test_negative_scores_are_all_exact() -> None:
     scores = drawn("heavy tails", [(30,), (4, 4)], 3, seed=0)
     scores[1]["p1"][2, 2] = -1e-30
-    found, expected = pooled_scores(InProcessCollectives(3), scores, [1, 2, 3], 2), dense(scores, [1, 2, 3])
+    found, expected = means_of_best(InProcessCollectives(3), scores, [1, 2, 3], 2), dense(scores, [1, 2, 3])
     assert all(found[name].equal(expected[name]) for name in expected)
 
 
@@ -267,23 +276,85 @@ def test_a_nan_is_refused_where_the_mask_is_made() -> None:
     scores = drawn("heavy tails", [(30,), (4, 4)], 2, seed=0)
     scores[1]["p1"][0, 0] = torch.nan
     with pytest.raises(FishexpError, match="the scores of p1 hold NaN"):
-        top_k(pooled_scores(InProcessCollectives(2), scores, [1, 1], 3), 0.1)
+        top_k(pooled_scores(InProcessCollectives(2), scores, [1, 1]), 0.1)
     # where no mask looks, it does not matter
     assert_same_masks(
-        pooled_scores(InProcessCollectives(2), scores, [1, 1], 3, ["p1"]), dense(scores, [1, 1]), 3, ["p1"]
+        means_of_best(InProcessCollectives(2), scores, [1, 1], 3, ["p1"]), dense(scores, [1, 1]), 3, ["p1"]
     )
-    assert_same_masks(pooled_scores(InProcessCollectives(2), scores, [1, 0], 3), scores[0], 3)
+    assert_same_masks(means_of_best(InProcessCollectives(2), scores, [1, 0], 3), scores[0], 3)
+
+
+def best_of_each_row(scores: Scores) -> Mask:
+    """Select three entries of each row: the edit that whoever wants masks with as many entries everywhere makes."""
+    rows = {name: score.flatten(1) for name, score in scores.items()}
+    return {
+        name: torch.zeros_like(row, dtype=torch.bool).scatter_(1, row.topk(3).indices, True)
+        for name, row in rows.items()
+    }
+
+
+def best_of_each_layer(scores: Scores) -> Mask:
+    """Select a tenth of each layer."""
+    return {name: top_k({name: score}, 0.1)[name] for name, score in scores.items()}
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "few above zero", "negative"])
+@pytest.mark.parametrize("select", [best_of_each_row, best_of_each_layer])
+def test_whoever_looks_at_all_scores_finds_all_of_them_exact(select: Callable[[Scores], Mask], kind: str) -> None:
+    """Also where most of them are far below the best of all: a layer may have none of these."""
+    scores, examples = drawn(kind, [(8, 30), (5, 4, 9), (20, 20)], 3, seed=3), [2, 5, 3]
+    for own in scores:
+        own["p1"] *= 1e-6
+        own["p2"] = own["p2"].abs() + torch.linspace(1e-6, 1e-3, 400).view(20, 20)
+    means = {
+        name: sum(own[name].double() * number for own, number in zip(scores, examples, strict=True)) / sum(examples)
+        for name in scores[0]
+    }
+    collectives = InProcessCollectives(3)
+    pooled = pooled_scores(collectives, scores, examples)
+    assert "p1" in pooled
+    assert (list(pooled), len(pooled)) == (["p0", "p1", "p2"], 3)
+    unused = collectives.bytes_sent
+    mask = top_k(pooled, 0.01)  # sends what this needs, and leaves nothing behind that others take for scores
+    few = collectives.bytes_sent
+    found, expected = select(pooled), select(means)
+    assert all(found[name].equal(expected[name]) for name in expected)
+    everything = collectives.bytes_sent
+    assert unused < few < everything
+    assert all(pooled[name].dtype == torch.float32 for name in pooled)
+    again = top_k(pooled, 0.01)
+    assert all(again[name].equal(mask[name]) for name in mask)
+    assert collectives.bytes_sent == everything  # all were computed once
+
+
+def test_the_best_are_as_many_as_were_asked_for_and_no_other_score_is_given_away() -> None:
+    scores, examples = drawn("heavy tails", [(8, 30), (5, 4)], 3, seed=4), [1, 1, 1]
+    best = pooled_scores(InProcessCollectives(3), scores, examples).best(7, ["p1"])
+    assert list(best.entries()) == ["p0"]
+    positions, values = best.entries()["p0"]
+    mean = dense(scores, examples)["p0"].flatten()
+    assert sorted(positions.tolist()) == positions.tolist() == sorted(mean.topk(7).indices.tolist())
+    assert values.equal(mean[positions])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_in_turns_take_what_they_take_of_the_mean_of_everything(workers: int) -> None:
+    scores, examples = drawn("ties by rounding", [(40, 5), (30,), (7,)], workers, seed=5), list(range(1, workers + 1))
+    pooled, expected = pooled_scores(InProcessCollectives(workers), scores, examples), dense(scores, examples)
+    for number in (1, 3):
+        for mask, other in zip(split(pooled, 0.2, number, ["p2"]), split(expected, 0.2, number, ["p2"]), strict=True):
+            assert all(mask[name].equal(other[name]) for name in expected)
 
 
 def test_one_worker_sends_nothing() -> None:
     collectives, (scores,) = InProcessCollectives(), drawn("negative", [(9,)], 1, seed=0)
-    assert pooled_scores(collectives, [scores], [5], 2) is scores
+    assert pooled_scores(collectives, [scores], [5]) is scores
     assert collectives.bytes_sent == 0
 
 
 def test_no_examples_at_all() -> None:
     with pytest.raises(FishexpError, match="no worker has an example to score; take at least as many as there are"):
-        pooled_scores(InProcessCollectives(2), drawn("ties", [(9,)], 2, seed=0), [0, 0], 2)
+        pooled_scores(InProcessCollectives(2), drawn("ties", [(9,)], 2, seed=0), [0, 0])
 
 
 class Lying(InProcessCollectives):
@@ -321,4 +392,4 @@ class Lying(InProcessCollectives):
 def test_what_others_send_is_checked(collectives: Lying, message: str) -> None:
     scores = [{"p": torch.arange(100.0)}, {"p": torch.arange(100.0)}]
     with pytest.raises(FishexpError, match=message):
-        pooled_scores(collectives, scores, [7, 7], 2)
+        means_of_best(collectives, scores, [7, 7], 2)

@@ -1,0 +1,47 @@
+"""Every method and every rule gives the same masks with one worker and with several."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fishexp.masks.topk import Scores, split, top_k
+from fishexp.methods import bitfit, fish, full, magnitude, random
+from fishexp.training.collectives import InProcessCollectives
+from fishexp.training.problem import Problem
+from tests.support.training import mlp, problem
+
+HEAD = ("2.bias",)
+METHODS: dict[str, Callable[[Problem], Scores]] = {
+    **{
+        f"fish {labels} {power}": partial(fish.scores, samples=12, labels=labels, power=power)
+        for labels in ("true_label", "expected")  # each of several workers draws labels of its own
+        for power in ("square", "absolute")
+    },
+    "magnitude": partial(magnitude.scores, order="largest"),
+    "smallest": partial(magnitude.scores, order="smallest"),
+    "random": random.scores,
+    "bitfit": bitfit.mask,
+    "full": full.mask,
+}
+RULES: dict[str, Callable[[Scores], Any]] = {
+    "top_k": lambda scores: [top_k(scores, keep, HEAD) for keep in (0.06, 0.3, 0.9, 1)],
+    "split": lambda scores: split(scores, 0.2, 3, HEAD),
+    "one by one": lambda scores: [{name: torch.as_tensor(score).argmax()} for name, score in scores.items()],
+}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("method", METHODS)
+def test_one_worker_and_several_get_the_same_masks(method: str, rule: str, workers: int) -> None:
+    masks = []
+    for number in (1, workers):
+        ours = problem(mlp(), (5,), collectives=InProcessCollectives(number))
+        scores = METHODS[method](ours)
+        masks.append([scores] if METHODS[method] in (bitfit.mask, full.mask) else RULES[rule](scores))
+    for mask, other in zip(*masks, strict=True):
+        assert list(mask) == list(other)
+        assert all(mask[name].equal(other[name]) for name in mask)
