@@ -1,7 +1,7 @@
 """Carry out an experiment: ``PROFILE=cpu python -m experiments table3``.
 
 Learning rates are chosen on held-out training examples with seed 0; then every cell runs at its rate, seed by seed.
-Finished runs are skipped and cut ones continued, so the same command goes on where it stopped, also in two terminals at
+Finished runs are skipped and cut ones resumed, so the same command goes on where it stopped, also in two terminals at
 once.
 """
 

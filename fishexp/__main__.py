@@ -96,7 +96,7 @@ def _prepare(runs: list[Config], multirun: bool) -> None:
         for options in {json.dumps(run[group]) for run in runs}:
             component(group, json.loads(options))
     if multirun:
-        # the same group when an interrupted sweep is continued
+        # the same group when an interrupted sweep resumes
         ids = ",".join(sorted({run_id(run) for run in runs}))
         os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{hashlib.sha256(ids.encode()).hexdigest()[:8]}")
 

@@ -22,7 +22,7 @@ class AllFailed(RunFailed):
 
 
 class WorkerLost(RunFailed):
-    """Report that another worker of the run is gone or silent; the run may continue from its last snapshot."""
+    """Report that another worker of the run is gone or silent; the run may resume from its last snapshot."""
 
 
 def nearest(name: str, known: list[str]) -> str:

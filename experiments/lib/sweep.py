@@ -16,7 +16,7 @@ def carry_out(plan: Callable[[], Iterable[Command]], python: str, outputs: str, 
     """Run what ``plan`` says, the first command first, until all is done or has been tried once.
 
     The plan is asked for again after every command, as later steps depend on the results of earlier ones. Runs on
-    record are skipped, cut ones continued, and those that another process is at left to it: the same command may go on
+    record are skipped, cut ones resumed, and those that another process is at left to it: the same command may go on
     in several terminals.
 
     Returns:

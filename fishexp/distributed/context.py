@@ -3,12 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, ParamSpec, TypedDict, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,12 @@ from fishexp.errors import WorkerLost, first_line
 from fishexp.training.collectives import Collectives, InProcessCollectives
 from fishexp.training.logger import log_file
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 # key of a store: the status in the record that the main process has written
 STATUS_KEY = "recorded"
-# errors after which the workers are started again, and go on from a snapshot
+# errors after which the workers are restarted, and resume from a snapshot
 RECOVERABLE = (WorkerLost, torch.AcceleratorError)
 # how long a worker waits for what the first worker of its machine downloads
 _DOWNLOAD_LIMIT = timedelta(hours=6)
@@ -42,7 +45,7 @@ class LaunchSettings(TypedDict):
     Attributes:
         workers: Number of workers.
         backend: ``processes``: each worker is a process. ``simulated``: they take turns in one.
-        restarts: How often lost workers are started again.
+        restarts: How often workers are restarted after one was lost.
         timeout: Seconds that a worker may be silent.
     """
 
@@ -64,8 +67,8 @@ class Context:
         node_rank: Number of this machine.
         store: Store of this run's workers, however often they are started; None if this process is alone.
         start_store: Store of the workers that were started together with this process.
-        restart_reason: Why the workers were started again, in a few words; empty if they were not.
-        may_restart: Whether the workers are started again when a worker is lost, so that no record is due then.
+        resume_reason: Why the run resumes by itself: which worker was lost, and how; empty if none was.
+        may_restart: Whether the workers are restarted when a worker is lost, so that no record is due then.
         has_agent: Whether our own agent started this process, not torchrun: an interrupt without a reported failure
             then means that another worker was lost.
         timeout: Seconds that another worker may be silent.
@@ -78,7 +81,7 @@ class Context:
     node_rank: int = 0
     store: Store | None = None
     start_store: Store | None = None
-    restart_reason: str = ""
+    resume_reason: str = ""
     may_restart: bool = False
     has_agent: bool = False
     timeout: float = 0
@@ -158,26 +161,39 @@ class Context:
             return own
         return self.start_store.get("decided") == b"True"
 
-    @contextmanager
-    def agreement(self) -> Iterator[Facts]:
-        """Give a dictionary for what all workers must have in common, and compare it when the block ends.
+    def together(
+        self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        """Call a function as all other workers do, and return its result once it has succeeded on all of them.
 
         Raises:
-            FishexpError: The same at all workers, if facts differ, or a worker met with a mistake of the user's.
-            RunFailed: The same at all workers, if a worker met with something else.
+            FishexpError: The same at all workers, if the first that failed met with a mistake of the user's.
+            RunFailed: The same at all workers, if it met with something else.
         """
-        facts: Facts = {}
-        raised = None
         try:
-            yield facts
+            result = function(*arguments, **options)
         except Exception as error:
-            if self.store is None or isinstance(error, RECOVERABLE):
-                raise
-            raised = error
-        if self.store is not None:
-            text = json.dumps({"error": None if raised is None else failures.from_error(raised), "facts": facts})
-            if failure := failures.disagreement(TorchCollectives(self.timeout).all_gather_text([text])):
-                raise failures.to_error(failures.report(self.store, failure)) from raised
+            if not isinstance(error, RECOVERABLE):
+                self._exchange({}, error)
+            raise
+        self._exchange({}, None)
+        return result
+
+    def check_same(self, facts: Facts) -> None:
+        """Compare the facts of all workers.
+
+        Raises:
+            FishexpError: The same at all workers, if facts differ.
+        """
+        self._exchange(facts, None)
+
+    def _exchange(self, facts: Facts, error: Exception | None) -> None:
+        """Send facts, and the error if there is one, to all workers; raise what is wrong with any of them."""
+        if self.store is None:
+            return
+        text = json.dumps({"error": error and failures.from_error(error), "facts": facts})
+        if failure := failures.disagreement(TorchCollectives(self.timeout).all_gather_text([text])):
+            raise failures.to_error(failures.report(self.store, failure)) from error
 
     def is_finished(self) -> bool:
         """Tell whether workers that were started before these finished this very run."""

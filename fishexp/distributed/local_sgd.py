@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from fishexp.training.evaluate import evaluate
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshots
+from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Decay
 from fishexp.training.trainer import Recipe
 
@@ -33,17 +33,37 @@ from fishexp.training.trainer import Recipe
 _DENSE_BYTES = 8
 
 
+@dataclass
+class LocalSGDState:
+    """Hold how far the workers are, the same on all of them; a snapshot has all of it.
+
+    Attributes:
+        merges_dense: Whether merges are of all weights.
+        merges: How many merges there were.
+        masked_merges: How many of them there were since the warm-up.
+        last_merge: Steps that the workers had taken at the last merge.
+        settled: Steps that all workers are known to have taken.
+        bytes_sent: Bytes that a worker had sent when the snapshot was taken.
+        sparse_merge_bytes: Bytes that a worker sent in the last merge of the masks' entries; None before the first.
+        shared_metrics: Metrics of what the workers hold in common; None if they have merged since.
+    """
+
+    merges_dense: bool = True
+    merges: int = 0
+    masked_merges: int = 0
+    last_merge: int = 0
+    settled: int = 0
+    bytes_sent: int = 0
+    sparse_merge_bytes: int | None = None
+    shared_metrics: Metrics | None = None
+
+
 class LocalSGD:
     """Train the workers of this process, together with the workers of all other processes.
 
     Attributes:
         masks: Entries of the masks: a single mask for all workers, or a mask for each; empty in the warm-up.
-        merges_dense: Whether merges are of all weights.
-        masked_merges: How many merges there were since the warm-up.
-        last_merge: Steps that the workers had taken at the last merge.
-        settled: Steps that all workers are known to have taken.
-        sparse_merge_bytes: Bytes that a worker sent in the last merge of the masks' entries; None before the first.
-        shared_metrics: Metrics of what the workers hold in common; None if they have merged since.
+        state: How far the workers are.
     """
 
     def __init__(
@@ -61,16 +81,14 @@ class LocalSGD:
         self.collectives = problem.collectives
         self.disjoint = plan.disjoint and self.collectives.world_size > 1
         self.refresh_every = None if choose.fixed else plan.refresh_every
-        self.snapshots, self.worker_snapshots = snapshots, snapshots.workers or {0: snapshots}
-        for own in self.worker_snapshots.values():
-            own.about = snapshots.about
+        worker_snapshots = snapshots.workers or {0: snapshots}
         ranks = self.collectives.local_ranks
         self.workers = [
             Worker(
                 rank,
                 worker_problem(problem, rank, shard=plan.shard),
                 logger,
-                self.worker_snapshots[rank],
+                worker_snapshots[rank],
                 recipe,
                 quiet=rank != ranks[0],
             )
@@ -89,20 +107,20 @@ class LocalSGD:
             as_original=problem.as_original,
         )
         self.masks: list[Positions] = []
-        self.merges_dense = True
-        self.masked_merges = self.last_merge = self.settled = 0
-        self.sparse_merge_bytes: int | None = None
-        self.shared_metrics: dict[str, Any] | None = None
+        self.state = LocalSGDState()
 
-    def train(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
+    def train(self, resumed: list[Snapshot]) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """Train for all epochs, or what is left of them.
+
+        Args:
+            resumed: The local workers' snapshots to resume from, taken out of the list; empty for a run that begins.
 
         Returns:
             Metrics, delta and bytes of a :class:`fishexp.regimes.Outcome`.
         """
         self.collectives.bytes_sent = 0  # what the workers had to agree on before is no training
-        if self.worker_snapshots[self.collectives.local_ranks[0]].latest:
-            self._resume()
+        if resumed:
+            self._resume(resumed)
         elif self.schedule.warmup == 0:
             self._select_masks()
         else:
@@ -136,23 +154,25 @@ class LocalSGD:
 
     def _check_workers(self, step: int) -> None:
         self.synchronizer.check_workers(step, [worker.failure for worker in self.workers])
-        self.settled = step
+        self.state.settled = step
 
     def _merge(self, step: int) -> None:
         self.synchronizer.merge(step, [worker.failure for worker in self.workers])
-        self.last_merge = self.settled = step
-        self.shared_metrics = None
-        if not self.merges_dense:
-            self.sparse_merge_bytes = self.synchronizer.merge_bytes
+        state = self.state
+        state.merges += 1
+        state.last_merge = state.settled = step
+        state.shared_metrics = None
+        if not state.merges_dense:
+            state.sparse_merge_bytes = self.synchronizer.merge_bytes
         if self.masks:
-            self.masked_merges += 1
-            if self.merges_dense and self.decay == "kept":  # the original's first merge after its warm-up was dense
+            state.masked_merges += 1
+            if state.merges_dense and self.decay == "kept":  # the original's first merge after its warm-up was dense
                 self._merge_masks_only()
 
     def _refreshes_masks(self, step: int) -> bool:
         """Tell whether new masks are due after a merge."""
-        every = self.refresh_every
-        return bool(self.masks) and every is not None and self.masked_merges % every == 0 < self.schedule.total - step
+        every, merges = self.refresh_every, self.state.masked_merges
+        return bool(self.masks) and every is not None and merges % every == 0 < self.schedule.total - step
 
     def _select_masks(self) -> None:
         """Select new masks by what the workers hold in common."""
@@ -173,44 +193,39 @@ class LocalSGD:
                 worker.base_values.add_whole_model()
             worker.base_values.add(self.masks, seed)
             worker.set_mask(masks[worker.rank if self.disjoint else 0], self.decay)
-        if self.last_merge == step and self.decay == "kept":
+        if self.state.last_merge == step and self.decay == "kept":
             self._merge_masks_only()
 
     def _merge_masks_only(self) -> None:
         """Let the next merges be of the masks' entries; the workers hold the same weights now."""
-        self.merges_dense = False
+        self.state.merges_dense = False
         self.synchronizer.set_masks(self.masks)
 
     def _end_epoch(self) -> None:
         """Evaluate what the workers hold in common, unless it is known already."""
         first = self.workers[0]
         single = self.collectives.world_size == 1  # its model is what all workers hold
-        if self.shared_metrics is None or single:
+        metrics = self.state.shared_metrics
+        if metrics is None or single:
             with self.logger.clock("evaluate"), nullcontext() if single else self.shared_state.applied():
-                self.shared_metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
-        first.trainer.end_epoch(self.shared_metrics)
+                metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
+        self.state.shared_metrics = metrics
+        first.trainer.end_epoch(metrics)
         for worker in self.workers[1:]:
             worker.trainer.begin_next_epoch()
 
     def _save(self) -> None:
         """Write a snapshot of each local worker."""
-        about = {
-            "dense": self.merges_dense,
-            "merges": [self.synchronizer.merges, self.masked_merges, self.last_merge],
-            "sent": [self.collectives.bytes_sent, self.sparse_merge_bytes],
-            "common_metrics": self.shared_metrics,
-        }
+        self.state.bytes_sent = self.collectives.bytes_sent
+        state = asdict(self.state)
         tensors = _mask_tensors(self.masks) | self.shared_state.state_dict()
-        settled = self.settled if self.collectives.world_size > 1 else None
+        settled = self.state.settled if self.collectives.world_size > 1 else None
         for worker, digest in zip(self.workers, self.synchronizer.digests, strict=True):
-            worker.save(tensors, {**about, "digest": digest}, settled)
+            worker.save(tensors, {"local_sgd": state, "digest": digest}, settled)
 
-    def _resume(self) -> None:
-        """Continue from the latest snapshots."""
-        latest = [own.latest for own in self.worker_snapshots.values()]
-        # all workers have a snapshot of the same step, or none has
-        found = [snapshot for snapshot in latest if snapshot is not None]
-        for worker, snapshot in zip(self.workers, found, strict=True):
+    def _resume(self, resumed: list[Snapshot]) -> None:
+        """Resume from the local workers' snapshots, and take them out of the list."""
+        for worker, snapshot in zip(self.workers, resumed, strict=True):
             worker.restore_weights(snapshot)
             model = worker.problem.model
             self.masks = _read_masks(snapshot.tensors, model)
@@ -218,16 +233,14 @@ class LocalSGD:
             if self.masks:
                 mask = positions_to_mask(self.masks[worker.rank if self.disjoint else 0], weights(model))
             worker.resume(snapshot, mask, self.decay)
-        for own in (self.snapshots, *self.worker_snapshots.values()):
-            own.latest = None
-        about = found[0].about
-        self.merges_dense, self.shared_metrics = about["dense"], about["common_metrics"]
-        self.synchronizer.merges, self.masked_merges, self.last_merge = about["merges"]
-        self.settled = about["steps"]
-        self.collectives.bytes_sent, self.sparse_merge_bytes = about["sent"]
-        self.synchronizer.set_masks(None if self.merges_dense else self.masks)
-        self.shared_state.load_state_dict(found[0].tensors)
-        self.synchronizer.digests = [snapshot.about["digest"] for snapshot in found]
+        about = resumed[0].about
+        self.state = LocalSGDState(**about["local_sgd"])
+        self.state.settled = about["steps"]  # as all workers have this snapshot
+        self.collectives.bytes_sent = self.state.bytes_sent
+        self.synchronizer.set_masks(None if self.state.merges_dense else self.masks)
+        self.shared_state.load_state_dict(resumed[0].tensors)
+        self.synchronizer.digests = [snapshot.about["digest"] for snapshot in resumed]
+        resumed.clear()
 
     def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
         """Return metrics and delta of what the workers hold in common, and the bytes that were sent."""
@@ -235,13 +248,13 @@ class LocalSGD:
         buffers = self.shared_state.buffers
         entries = sum(p.numel() for p in parameters) + sum(len(buffer.flatten()) for buffer in buffers)
         dense = _DENSE_BYTES * entries * (world_size - 1) // world_size
-        sparse, last = self.sparse_merge_bytes, self.synchronizer.merge_bytes
+        sparse, last = self.state.sparse_merge_bytes, self.synchronizer.merge_bytes
         sent = {
             "per_merge": last if sparse is None else sparse,
             "dense_merge": dense,
             "sent": self.collectives.bytes_sent,
-            "dense_sent": self.synchronizer.merges * dense,
-            "merges": self.synchronizer.merges,
+            "dense_sent": self.state.merges * dense,
+            "merges": self.state.merges,
         }
         first = self.workers[0]
         delta = None if first.base_values.whole or first.rank > 0 else first.base_values.delta(self.problem.head)

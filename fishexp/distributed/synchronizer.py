@@ -35,7 +35,6 @@ class Synchronizer:
 
     Attributes:
         merge_bytes: Bytes that each worker sent in the last merge.
-        merges: How many merges there were.
         digests: For each local worker, a digest of the shared state that it held after the last merge.
     """
 
@@ -53,7 +52,7 @@ class Synchronizer:
         self._how: Merge = how
         self._wire = torch.bfloat16 if wire == "bf16" else None
         self._ring = reduce == "ring"
-        self.merges = self.merge_bytes = 0
+        self.merge_bytes = 0
         self.set_masks(None)
 
     def set_masks(self, masks: Sequence[Positions] | None) -> None:
@@ -92,7 +91,6 @@ class Synchronizer:
             mean = collectives.ordered_all_reduce(rows, lambda values, _: merge_values(values, values[0], "mean"))
             state.write_buffers(buffers, mean)
         self._update_digests()
-        self.merges += 1
         self.merge_bytes = collectives.bytes_sent - bytes_before
 
     def check_workers(self, step: int, failures: Sequence[str]) -> list[int]:

@@ -51,7 +51,7 @@ class Worker:
     def set_mask(self, mask: Mask | None, decay: Decay) -> None:
         """Train the entries of this mask from now on (None: all); those that stay keep their momentum."""
         if self._steps is not None:
-            self.trainer.reopen_epoch()
+            self.trainer.resume_epoch()
             self._steps = None
         before = self._trainable
         old = self.trainer.optimizer if before else None
@@ -107,10 +107,10 @@ class Worker:
         snapshot.delta.apply_(model)
 
     def resume(self, snapshot: Snapshot, mask: Mask | None, decay: Decay) -> None:
-        """Continue from a snapshot whose weights are in the model, training the entries of this mask."""
+        """Resume from a snapshot whose weights are in the model, training the entries of this mask."""
         with self._own_random_streams():
             self._trainable = Trainable(self.problem.model, mask, decay)
-            self.trainer.resume(snapshot, self._trainable.parameters)
+            self.trainer.restore(snapshot, self._trainable.parameters)
 
     @contextmanager
     def _own_random_streams(self) -> Iterator[None]:

@@ -1,4 +1,8 @@
-"""Regimes, how training proceeds: one file each, with ``train(problem, choose, logger, snapshots, decay, *, ...)``."""
+"""Regimes, how training proceeds: one file each.
+
+Each has ``train(problem, choose, logger, snapshots, resumed, decay, *, ...)``. Keys of its yaml that are used before
+that, to start several workers, are no arguments of it: its module names them as ``LAUNCH_SETTINGS``.
+"""
 
 from dataclasses import dataclass, field
 

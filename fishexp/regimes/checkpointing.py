@@ -11,7 +11,7 @@ from fishexp.training.checkpoints import Checkpoints
 from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshots
+from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Decay, Trainable, snapshot_mask, transfer_optimizer_state
 from fishexp.training.trainer import Recipe, Trainer
 
@@ -23,6 +23,7 @@ def train(
     choose: Callable[[], Mask],
     logger: Logger,
     snapshots: Snapshots,
+    resumed: list[Snapshot],
     decay: Decay,
     *,
     mask: Literal["fixed", "every_epoch"],
@@ -35,7 +36,8 @@ def train(
 
     Args:
         choose: Scores the weights as they are now and returns a mask.
-        snapshots: Training continues from the latest, if there is any.
+        snapshots: Where snapshots are saved.
+        resumed: The snapshot to resume from, taken out of the list; empty for a run that begins.
         decay: ``all`` moves every weight at every step, so that every checkpoint is as large as the model.
         mask: ``fixed``: selected once, after the warm-up. ``every_epoch``: selected anew as each epoch begins.
         momentum: At a new mask, ``carry`` keeps the optimiser's state of the entries that stay, and ``reset`` drops it.
@@ -51,12 +53,8 @@ def train(
     trainer = Trainer(problem, logger, snapshots, recipe)
     checkpoints = Checkpoints(logger.folder)
     trainable = None
-    if snapshots.latest:
-        epoch = snapshots.latest.about["epoch"]
-        checkpoints.restore_(problem.model, epoch - 1)
-        chosen = snapshot_mask(snapshots.latest, problem.model) if epoch > warmup_epochs else None
-        trainable = Trainable(problem.model, chosen, decay)
-        trainer.resume_latest(trainable)
+    if resumed:
+        trainable = _resume(resumed.pop(), trainer, checkpoints, problem, decay, warmup_epochs)
     else:
         checkpoints.begin(problem.model)
     with trainer.bar():
@@ -76,6 +74,17 @@ def train(
                 checkpoints.add(epoch, trainable.delta())
             trainable.rebase()
     return Outcome(trainer.metrics, bytes=checkpoints.bytes())
+
+
+def _resume(
+    snapshot: Snapshot, trainer: Trainer, checkpoints: Checkpoints, problem: Problem, decay: Decay, warmup_epochs: int
+) -> Trainable:
+    epoch = snapshot.about["epoch"]
+    checkpoints.restore_(problem.model, epoch - 1)
+    mask = snapshot_mask(snapshot, problem.model) if epoch > warmup_epochs else None
+    trainable = Trainable(problem.model, mask, decay)
+    trainer.resume(snapshot, trainable)
+    return trainable
 
 
 def _next_trainable(

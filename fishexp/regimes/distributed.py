@@ -17,7 +17,7 @@ from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshots
+from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Decay
 from fishexp.training.trainer import Recipe
 
@@ -31,6 +31,7 @@ def train(
     choose: MaskSelector,
     logger: Logger,
     snapshots: Snapshots,
+    resumed: list[Snapshot],
     decay: Decay,
     *,
     sync_every: Annotated[int, Ge(1)],
@@ -50,7 +51,9 @@ def train(
 
     Args:
         choose: Scores the weights that the workers hold in common, and selects the masks.
-        snapshots: Training continues from the latest, if there is any.
+        snapshots: Where snapshots are saved.
+        resumed: The snapshots of this process's workers to resume from, taken out of the list; empty for a run that
+            begins.
         decay: ``all`` changes every weight at every step, so that every merge is dense.
         sync_every: Optimiser steps from one merge to the next.
         merge: How the workers' changes are merged. The head and running statistics are averaged in any case.
@@ -90,7 +93,7 @@ def train(
     if problem.collectives.world_size > 1:
         for line in _predicted_cost(problem, choose, plan, decay, Link(bandwidth, latency)):
             logger.say(line)
-    return Outcome(*LocalSGD(problem, choose, logger, snapshots, decay, recipe, plan).train())
+    return Outcome(*LocalSGD(problem, choose, logger, snapshots, decay, recipe, plan).train(resumed))
 
 
 def _predicted_cost(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:

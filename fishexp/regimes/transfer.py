@@ -9,7 +9,7 @@ from fishexp.regimes import Outcome
 from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshots
+from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Decay, Trainable, snapshot_mask
 from fishexp.training.trainer import Recipe, Trainer
 
@@ -19,6 +19,7 @@ def train(
     choose: Callable[[], Mask],
     logger: Logger,
     snapshots: Snapshots,
+    resumed: list[Snapshot],
     decay: Decay,
     **recipe: Unpack[Recipe],
 ) -> Outcome:
@@ -26,16 +27,17 @@ def train(
 
     Args:
         choose: Scores the weights and returns the mask; not called if there are no epochs or a snapshot has it.
-        snapshots: Training continues from the latest, if there is any.
+        snapshots: Where snapshots are saved.
+        resumed: The snapshot to resume from, which is taken out of the list: its tensors may be as large as the model.
+            Empty for a run that begins.
         decay: ``kept``: weight decay reaches the kept entries only. ``all``: it reaches every weight, as in the
             original CIFAR-10 code; the optimiser's state is then as large as the model.
     """
     if recipe["epochs"] == 0:
         return Outcome(evaluate_only(problem, logger, recipe["evaluation_batch_size"]))
     trainer = Trainer(problem, logger, snapshots, recipe)
-    if snapshots.latest:
-        trainable = Trainable(problem.model, snapshot_mask(snapshots.latest, problem.model), decay)
-        trainer.resume_latest(trainable)
+    if resumed:
+        trainable = _resume(resumed.pop(), trainer, problem, decay)
     else:
         trainable = Trainable.chosen(problem.model, choose, decay)
         trainer.start_optimizer(trainable.parameters)
@@ -45,6 +47,12 @@ def train(
             if trainer.progress.epoch == 2:
                 _report_gradient_methods(trainable, logger)
     return Outcome(trainer.metrics, trainable.delta(problem.head) if decay == "kept" else None)
+
+
+def _resume(snapshot: Snapshot, trainer: Trainer, problem: Problem, decay: Decay) -> Trainable:
+    trainable = Trainable(problem.model, snapshot_mask(snapshot, problem.model), decay)
+    trainer.resume(snapshot, trainable)
+    return trainable
 
 
 def _report_gradient_methods(trainable: Trainable, logger: Logger) -> None:

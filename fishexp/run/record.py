@@ -68,6 +68,10 @@ class Record:
     versions: dict[str, str] = field(default_factory=lambda: versions())
     ended: str = ""
 
+    def note_kept(self, in_all: int, each: int) -> None:
+        """Note how many weights may move, on all workers together and on each."""
+        self.kept, self.kept_per_worker = in_all, None if in_all == each else each
+
     def write(self, records: Path, folder: Path) -> None:
         """Append the record to the file ``records``, and write it to the run's folder, stamped with the time."""
         self.metrics = {

@@ -3,8 +3,8 @@
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from fishexp.data.datasets import Dataset
 from fishexp.delta.fingerprint import digest, fingerprint
 from fishexp.distributed.context import ALONE, RECOVERABLE, Context
+from fishexp.distributed.failures import Facts
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
@@ -28,7 +29,7 @@ from fishexp.training.collectives import Collectives
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshots
+from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.streams import seed_torch, stream
 
 log = logging.getLogger(__name__)
@@ -51,50 +52,42 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         RunFailed: If training broke down.
         WorkerLost: If another worker is gone, and nobody said why.
     """
-    settings = check_settings(config | {"resume": config["resume"] or bool(context.restart_reason)})
-    regime = config["regime"]
+    settings = check_settings(config | {"resume": config["resume"] or bool(context.resume_reason)})
     torch.set_num_threads(context.threads(settings.threads, _THREADS))
-    with context.process_group(settings.device), ExitStack() as stack:
-        collectives = context.collectives(regime.get("workers", 1))
-        snapshots = Snapshots(folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep, collectives)
-        with context.agreement():
-            folder.mkdir(parents=True, exist_ok=True)
-            if context.is_main:
-                stack.enter_context(locked(folder))
-        with context.agreement() as facts:
-            record, logger, device = open_run(stack, config, settings, snapshots, folder, context)
-            facts |= {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
-            facts |= {"resume": settings.resume, **record.config}
+    record = new_record(config)
+    with (
+        context.process_group(settings.device),
+        context.together(locked_folder, folder, context),
+        Logger(
+            folder, run_name(config), record.config, settings.wandb, resumed=settings.resume, rank=context.rank
+        ) as logger,
+    ):
+        with recording(record, logger, settings, context), running_on_device(record, settings, context) as device:
             load, _, method, train = (component(group, config[group]) for group in GROUPS)
-        if settings.resume:
-            snapshots.load()
-        with context.agreement() as facts:
-            resume_or_begin(record, logger, snapshots, device, context)
+            context.check_same(facts_of(record, settings))
+            collectives = context.collectives(config["regime"].get("workers", 1))
+            snapshots = open_snapshots(folder, settings, collectives, record, logger)
+            resumed = snapshots.load() if settings.resume else []
+            context.together(begin, record, logger, snapshots, resumed, context)
             logger.say(_headline(config, settings, device, context))
-            with logger.clock("data"), context.local_main_first():
-                data: Dataset = load.function()
-            seed_torch(settings.seed, "weights")
-            model = build_model(config["model"], data.classes, data.channels)
-            seed_torch(settings.seed, "dropout")
-            with logger.clock("data"):
-                data = _prepared(data, model, device)
-            facts["initial weights"] = _weights_digest(model) if context.world_size > 1 else ""
-            if context.is_main and model.source is None and not (folder / BASE).exists():
-                store_base(model.network, folder, Path(settings.outputs))
+
+            model, data = context.together(build, config, load.function, settings, logger, device, context)
+            context.check_same({"initial weights": _weights_digest(model) if context.world_size > 1 else ""})
+            context.together(keep_base, model, folder, settings, context)
             problem = _problem(model, data, device, settings, logger, collectives)
-        record.total = sum(p.numel() for p in model.network.parameters())
+            record.total = sum(p.numel() for p in model.network.parameters())
 
-        def report_kept(in_all: int, each: int) -> None:
-            record.kept, record.kept_per_worker = in_all, None if in_all == each else each
-
-        fixed = method.offers == "mask"
-        choose = MaskSelector(problem, method.name, method.function, settings.keep, logger, report_kept, fixed=fixed)
-        outcome: Outcome = train.function(problem, choose, logger, snapshots, settings.decay)
-        record.metrics = outcome.metrics
-        if context.is_main:
-            record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)
-        record.status = "finished"
-        logger.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
+            fixed = method.offers == "mask"
+            choose = MaskSelector(
+                problem, method.name, method.function, settings.keep, logger, record.note_kept, fixed=fixed
+            )
+            outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
+            record.metrics = outcome.metrics
+            if context.is_main:
+                record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)
+            logger.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
+        if context.await_record():  # so that nobody will want to resume it
+            snapshots.clear()
     return record
 
 
@@ -104,49 +97,42 @@ def new_record(config: Config) -> Record:
     return Record(run_id(config), shared, method=method, keep=config["keep"], seed=config["seed"])
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, so that no other process carries out the same run.
+def locked_folder(folder: Path, context: Context) -> AbstractContextManager[Any]:
+    """Make the folder of a run, and lock it, so that no other process carries out the same run.
+
+    Returns:
+        The lock; it is held until its context ends, by the main process for all workers.
 
     Raises:
         BusyError: If another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
-        yield
-
-
-def open_run(
-    stack: ExitStack, config: Config, settings: Settings, snapshots: Snapshots, folder: Path, context: Context
-) -> tuple[Record, Logger, torch.device]:
-    """Open what a run has until ``stack`` ends: its record, which is written then, its log and its device.
-
-    Raises:
-        FishexpError: If there is no such device.
-    """
-    record = new_record(config)
-    wandb, resumed = settings.wandb, settings.resume
-    logger = stack.enter_context(
-        Logger(folder, run_name(config), record.config, wandb, resumed=resumed, rank=context.rank)
-    )
-    return record, logger, stack.enter_context(_recorded(record, logger, snapshots, settings, context))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not context.is_main:
+        return nullcontext()
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
+    return file
 
 
 @contextmanager
-def _recorded(
-    record: Record, logger: Logger, snapshots: Snapshots, settings: Settings, context: Context
-) -> Iterator[torch.device]:
-    """Choose the device of the run; write the record and end the W&B run, however the run ends."""
-    device = torch.device("cpu")
+def recording(record: Record, logger: Logger, settings: Settings, context: Context) -> Iterator[None]:
+    """Write the record when the block ends: as finished if it ends by itself, else as failed or interrupted, and why.
+
+    The main process writes it, to ``settings.records`` and to the run's folder, and tells the other workers. It leaves
+    that to a later start where the workers are going to be restarted. The W&B run ends here too.
+
+    Raises:
+        BaseException: What the block raised, or the failure of another worker that was the cause of it.
+        OSError: If a finished run's record cannot be written.
+    """
     due = context.is_main
     try:
-        with hardware.device(settings.device, context.local_rank, context.local_world_size) as device:
-            hardware.keep_freed_memory()
-            hardware.start_peak_memory(device)
-            yield device
+        yield
+        record.status = "finished"
     except BaseException as error:
         reason = context.root_cause(error)
         due = due and not (context.may_restart and isinstance(reason, RECOVERABLE))
@@ -159,14 +145,10 @@ def _recorded(
         raise reason from error
     finally:
         record.seconds = {what: round(logger.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
-        record.peak_memory_bytes = hardware.peak_memory(device)
-        record.device, record.threads = hardware.name(device), torch.get_num_threads()
         try:
             if due:
                 record.write(Path(settings.records), logger.folder)
                 context.announce_record(record.status)
-            if record.status == "finished" and context.await_record():  # so that nobody will want to continue it
-                snapshots.clear()
         except OSError as error:
             if record.error is None:
                 raise
@@ -175,35 +157,96 @@ def _recorded(
             logger.finish(asdict(record))
 
 
-def resume_or_begin(
-    record: Record, logger: Logger, snapshots: Snapshots, device: torch.device, context: Context
-) -> None:
-    """Continue from the latest snapshot, if it was loaded, or clear what an earlier attempt left and begin."""
-    conditions = [torch.get_num_threads(), torch.__version__, hardware.name(device)]
-    snapshots.about = lambda: {
-        "kept": [record.kept, record.kept_per_worker],
-        "conditions": conditions,
-        **logger.state(),
-    }
+@contextmanager
+def running_on_device(record: Record, settings: Settings, context: Context) -> Iterator[torch.device]:
+    """Choose the device of the run, and put into the record which it is, and how much memory the block takes at most.
+
+    Raises:
+        FishexpError: If there is no such device.
+    """
+    record.threads = torch.get_num_threads()
+    with hardware.device(settings.device, context.local_rank, context.local_world_size) as device:
+        record.device = hardware.name(device)
+        hardware.keep_freed_memory()
+        hardware.start_peak_memory(device)
+        try:
+            yield device
+        finally:
+            record.peak_memory_bytes = hardware.peak_memory(device)
+
+
+def facts_of(record: Record, settings: Settings) -> Facts:
+    """Return what has to be the same on all workers before they begin."""
+    code = {"commit": record.commit, "torch": torch.__version__, "fishexp": versions().get("fishexp")}
+    return code | {"resume": settings.resume, **record.config}
+
+
+def open_snapshots(
+    folder: Path, settings: Settings, collectives: Collectives, record: Record, logger: Logger
+) -> Snapshots:
+    """Open the snapshots of the run; each says what record and log were at that time."""
+
+    def facts() -> dict[str, Any]:
+        return {
+            "kept": [record.kept, record.kept_per_worker],
+            "conditions": _conditions(record),
+            **logger.state(),
+        }
+
+    places = folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep
+    return Snapshots(*places, collectives, facts)
+
+
+def _conditions(record: Record) -> list[Any]:
+    """Return what else the last bits of the result depend on."""
+    return [record.threads, torch.__version__, record.device]
+
+
+def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
+    """Resume record and log from the snapshots, or clear what an earlier attempt left if there are none."""
     if context.is_main:
         with replacing(logger.folder / "config.yaml") as new:
             new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
         for left in logger.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
-    if snapshots.latest is None:
+    if not resumed:
         snapshots.clear()
         if context.is_main:
             forget(logger.folder)
-    about = snapshots.latest.about if snapshots.latest else {}
+    about = resumed[0].about if resumed else {}
     logger.begin(about)
-    lost = f"{context.restart_reason}; " if context.restart_reason else ""
+    lost = f"{context.resume_reason}; " if context.resume_reason else ""
     if about:
         record.kept, record.kept_per_worker = about["kept"]
         logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
-        if about["conditions"] != conditions:
+        if about["conditions"] != _conditions(record):
             logger.say("other threads, device or torch than before: the result may differ in its last bits")
     elif lost:
         logger.say(f"{lost}begun anew, as there was no snapshot")
+
+
+def build(
+    config: Config,
+    load: Callable[[], Dataset],
+    settings: Settings,
+    logger: Logger,
+    device: torch.device,
+    context: Context,
+) -> tuple[Model, Dataset]:
+    """Load the data, build the model with its initial weights, and prepare the data for it."""
+    with logger.clock("data"), context.local_main_first():
+        data = load()
+    seed_torch(settings.seed, "weights")
+    model = build_model(config["model"], data.classes, data.channels)
+    seed_torch(settings.seed, "dropout")
+    with logger.clock("data"):
+        return model, _prepared(data, model, device)
+
+
+def keep_base(model: Model, folder: Path, settings: Settings, context: Context) -> None:
+    """Write the weights that training begins with, unless they can be had from elsewhere; the main process does."""
+    if context.is_main and model.source is None and not (folder / BASE).exists():
+        store_base(model.network, folder, Path(settings.outputs))
 
 
 def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:

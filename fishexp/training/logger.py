@@ -81,7 +81,7 @@ class Logger:
             handler.close()
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Start the metrics, and the W&B run if it is wanted, or continue those of the run that was interrupted.
+        """Start the metrics, and the W&B run if it is wanted, or resume those of the run that was interrupted.
 
         Args:
             state: What :meth:`state` returned when the snapshot was taken; empty for a new run.
@@ -100,7 +100,7 @@ class Logger:
             self._wandb_id = self._wandb.id
 
     def state(self) -> dict[str, Any]:
-        """Return what :meth:`begin` needs to continue this log from a snapshot."""
+        """Return what :meth:`begin` needs to resume this log from a snapshot."""
         seconds = dict(self.seconds)
         if self._clocked is not None:
             what, start = self._clocked

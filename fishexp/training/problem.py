@@ -109,7 +109,7 @@ class Problem:
             size: Examples a batch.
             drop_last: Leave out a smaller last batch, unless it is the only one.
             done: Batches to leave out at the beginning.
-            order: State of ``self.order`` after these batches, to continue from.
+            order: State of ``self.order`` after these batches, to resume from.
         """
         train: Examples = self.data.train
         if train.lengths is None:

@@ -1,4 +1,4 @@
-"""Snapshots: the state from which an interrupted run continues as if nothing had happened."""
+"""Snapshots: the state from which an interrupted run resumes as if nothing had happened."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,27 @@ class Snapshots:
         minutes: Minutes from one snapshot to the next.
         keep: Snapshots that stay on disk.
         collectives: Connects the workers of the run. Each of several workers has its own snapshots, at the same steps.
+        facts: Called at each snapshot for what the run adds to :attr:`Snapshot.about`.
 
     Attributes:
-        about: Called at each snapshot for what the run adds to :attr:`Snapshot.about`.
-        latest: Snapshot to continue from, of the first worker here; set by :meth:`load`.
         workers: rank -> the snapshots of each worker in this process; empty if the run has a single worker.
     """
 
-    about: Callable[[], dict[str, Any]] = dict
-
-    def __init__(self, folder: Path, minutes: float, keep: int = 2, collectives: Collectives | None = None) -> None:
-        self.folder, self.minutes, self.keep = folder, minutes, keep
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        keep: int = 2,
+        collectives: Collectives | None = None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self.folder, self.minutes, self.keep, self._facts = folder, minutes, keep, facts
         self._collectives = collectives or InProcessCollectives()
         self._last = time.monotonic()
-        self.latest: Snapshot | None = None
         self.workers: dict[int, Snapshots] = {}
         if self._collectives.world_size > 1:
             ranks = self._collectives.local_ranks
-            self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep) for rank in ranks}
+            self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep, facts=facts) for rank in ranks}
 
     def due(self) -> bool:
         """Tell whether it is time for another snapshot."""
@@ -88,7 +92,7 @@ class Snapshots:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             snapshot.delta.save(unfinished / DELTA)
-            about = {**snapshot.about, **self.about()}
+            about = {**snapshot.about, **self._facts()}
             digest = _digest(snapshot.tensors, about)
             save_file(snapshot.tensors, unfinished / STATE, {KEY: json.dumps({"about": about, "digest": digest})})
             sync(unfinished / STATE)
@@ -109,28 +113,26 @@ class Snapshots:
             shutil.rmtree(old)
         self._last = time.monotonic()
 
-    def load(self) -> None:
-        """Set :attr:`latest` to the newest snapshot that can be read, with several workers by all of them."""
+    def load(self) -> list[Snapshot]:
+        """Load the newest snapshot that can be read; of several workers the newest that all of them can read.
+
+        Returns:
+            The snapshot of each worker in this process; empty if there is none to resume from.
+        """
         if not self.workers:
-            for folder in reversed(self._folders()):
-                self.latest = _read_or_remove(folder)
-                if self.latest is not None:
-                    return
-            return
+            read = (_read_or_remove(folder) for folder in reversed(self._folders()))
+            return list(islice((snapshot for snapshot in read if snapshot is not None), 1))
         own = [sorted(int(f.name) for f in worker._folders()) for worker in self.workers.values()]
         texts = self._collectives.all_gather_text([json.dumps(own_steps) for own_steps in own])
         steps = set[int].intersection(*(set(json.loads(text)) for text in texts))
         for step in sorted(steps, reverse=True):
-            for worker in self.workers.values():
-                worker.latest = _read_or_remove(worker.folder / f"{step:09d}")
-            read = [torch.tensor([worker.latest is not None]) for worker in self.workers.values()]
-            if bool(self._collectives.all_gather(read).all()):
-                self.latest = next(iter(self.workers.values())).latest
+            read = [_read_or_remove(worker.folder / f"{step:09d}") for worker in self.workers.values()]
+            whole = [torch.tensor([snapshot is not None]) for snapshot in read]
+            if bool(self._collectives.all_gather(whole).all()):
                 for worker in self.workers.values():
                     worker._remove_after(step)
-                return
-        for worker in self.workers.values():
-            worker.latest = None
+                return [snapshot for snapshot in read if snapshot is not None]
+        return []
 
     def _remove_after(self, step: int) -> None:
         """Remove later snapshots: some workers would have those of an earlier attempt, and others of this one."""
@@ -140,7 +142,6 @@ class Snapshots:
 
     def clear(self) -> None:
         """Remove all snapshots of the workers in this process."""
-        self.latest = None
         for worker in self.workers.values():
             worker.clear()
         if not self.workers:

@@ -76,7 +76,7 @@ class Progress:
 
 
 class Trainer:
-    """Train a model for the epochs of a run, and take or resume snapshots on the way.
+    """Train a model for the epochs of a run, take snapshots on the way, and resume from one.
 
     Args:
         quiet: Say nothing, as another worker's trainer in this process says it.
@@ -97,7 +97,7 @@ class Trainer:
         self.metrics: Metrics = {}
         self._bar: ProgressBar | None = None
         self.progress = self._epoch_start(1, 0)
-        self._order: Tensor | None = None  # where the order's stream goes on in an epoch that a snapshot cut
+        self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
         self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
         self.epoch_steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
         self._warmup, epochs = recipe["warmup"], recipe["epochs"]
@@ -152,8 +152,8 @@ class Trainer:
             if self._bar is not None:
                 self._bar.advance(loss, examples)
 
-    def reopen_epoch(self) -> None:
-        """Let the next call of :meth:`steps` continue the present epoch, with the optimiser that is there by then."""
+    def resume_epoch(self) -> None:
+        """Let the next call of :meth:`steps` resume the present epoch, with the optimiser that is there by then."""
         self._order = self._problem.order.get_state()
         self._problem.order.set_state(self.progress.order)
 
@@ -169,7 +169,7 @@ class Trainer:
         self.progress = self._epoch_start(self.progress.epoch + 1, self.progress.steps)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what :meth:`resume` needs beside the weights: tensors, and values for JSON."""
+        """Return what :meth:`restore` needs beside the weights: tensors, and values for JSON."""
         progress, problem = self.progress, self._problem
         tensors = {
             "order.begun": progress.order,
@@ -181,15 +181,12 @@ class Trainer:
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
         return tensors, {"loss": progress.loss.item(), **{name: getattr(progress, name) for name in COUNTS}}
 
-    def resume_latest(self, trainable: Trainable) -> None:
-        """Continue from the latest snapshot, whose mask ``trainable`` has; the snapshot is let go."""
-        snapshot = self._snapshots.latest
-        assert snapshot is not None  # or there is no mask of it for `trainable`
+    def resume(self, snapshot: Snapshot, trainable: Trainable) -> None:
+        """Resume from a snapshot, whose mask ``trainable`` has."""
         snapshot.delta.apply_(self._problem.model)
-        self.resume(snapshot, trainable.parameters)
-        self._snapshots.latest = None
+        self.restore(snapshot, trainable.parameters)
 
-    def resume(self, snapshot: Snapshot, parameters: list[nn.Parameter]) -> None:
+    def restore(self, snapshot: Snapshot, parameters: list[nn.Parameter]) -> None:
         """Restore progress, random streams and optimiser from a snapshot whose weights are in the model already."""
         tensors, about, problem = snapshot.tensors, snapshot.about, self._problem
         loss = torch.tensor(about["loss"], device=problem.device)

@@ -19,7 +19,7 @@ class WandbRun:
         name: The run's name, for people.
         config: The run's configuration.
         mode: ``offline`` writes files only, ``online`` sends them too.
-        run_id: W&B's id of the run that was interrupted and continues; None for a new run.
+        run_id: W&B's id of the run that was interrupted and resumes; None for a new run.
 
     Attributes:
         id: W&B's id of the run.

@@ -24,6 +24,15 @@ def test_workers_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -
     assert Context(local_world_size=2).threads(4, usual=5) == 4
 
 
+def set_up(context: Context, met: FileStore, case: str) -> None:
+    with context.local_main_first():
+        met.set(f"order{met.add('number', 1)}", str(context.rank))
+    if (case, context.rank) == ("set-up", 1):
+        raise FishexpError("no such file")
+    if (case, context.rank) == ("bug", 0):
+        raise TypeError("of ours")
+
+
 def act(collectives: Any, folder: Path, case: str) -> str:
     """A worker that meets the others, is set up and trains, as :func:`fishexp.run.runner.run` would have it."""
     collectives.all_gather([torch.zeros(1)])  # all are connected
@@ -35,14 +44,8 @@ def act(collectives: Any, folder: Path, case: str) -> str:
     done: list[str] = []
     try:
         with context.process_group("cpu"):
-            with context.agreement() as facts:
-                facts |= {"commit": "other" if (case, rank) == ("commit", 1) else commit()}
-                with context.local_main_first():
-                    met.set(f"order{met.add('number', 1)}", str(rank))
-                if (case, rank) == ("set-up", 1):
-                    raise FishexpError("no such file")
-                if (case, rank) == ("bug", 0):
-                    raise TypeError("of ours")
+            context.together(set_up, context, met, case)
+            context.check_same({"commit": "other" if (case, rank) == ("commit", 1) else commit()})
             done.append("set up")
             together = context.collectives(size)
             together.all_gather([torch.zeros(3)])

@@ -88,7 +88,7 @@ def run(ours: Problem, folder: Path, **options: Any) -> Any:
         snapshots = Snapshots(folder / "snapshots", math.inf, collectives=ours.collectives)
         choose: Any = Masks()
         return distributed.train(
-            ours, choose, log, snapshots, options.pop("decay", "kept"), **OPTIONS | settings | options
+            ours, choose, log, snapshots, [], options.pop("decay", "kept"), **OPTIONS | settings | options
         )
 
 

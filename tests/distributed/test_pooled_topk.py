@@ -307,7 +307,7 @@ def test_whoever_looks_at_all_scores_finds_all_of_them_exact(select: Callable[[S
         own["p1"] *= 1e-6
         own["p2"] = own["p2"].abs() + torch.linspace(1e-6, 1e-3, 400).view(20, 20)
     means = {
-        name: sum(own[name].double() * number for own, number in zip(scores, examples, strict=True)) / sum(examples)
+        name: torch.stack([own[name].double() * n for own, n in zip(scores, examples, strict=True)]).sum(0) / 10
         for name in scores[0]
     }
     collectives = InProcessCollectives(3)
@@ -329,7 +329,9 @@ def test_whoever_looks_at_all_scores_finds_all_of_them_exact(select: Callable[[S
 
 def test_the_best_are_as_many_as_were_asked_for_and_no_other_score_is_given_away() -> None:
     scores, examples = drawn("heavy tails", [(8, 30), (5, 4)], 3, seed=4), [1, 1, 1]
-    best = pooled_scores(InProcessCollectives(3), scores, examples).best(7, ["p1"])
+    pooled = pooled_scores(InProcessCollectives(3), scores, examples)
+    assert isinstance(pooled, PooledScores)
+    best = pooled.best(7, ["p1"])
     assert list(best.entries()) == ["p0"]
     positions, values = best.entries()["p0"]
     mean = dense(scores, examples)["p0"].flatten()

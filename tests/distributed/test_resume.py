@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from fishexp.delta import Delta
+from fishexp.distributed.local_sgd import LocalSGDState
 from fishexp.training.collectives import InProcessCollectives
 from fishexp.training.snapshots import Snapshot, Snapshots
 from tests.support.cli import fishexp
-from tests.support.resuming import SMALL, Cut, assert_alike, cut_after
+from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
 
 TWO = (
     "regime=distributed",
@@ -54,6 +55,21 @@ def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], m
     assert_alike("whole", "cut")
 
 
+def test_a_snapshot_has_the_state_of_local_sgd_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After seven steps of both workers, with merges after the third and the sixth."""
+    with monkeypatch.context() as patch:
+        cut_after(14, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, *TWO, "outputs=cut", "resume=true")
+    found = Snapshots(run_folder("cut") / "snapshots", 1, collectives=InProcessCollectives(2)).load()
+    assert [snapshot.about["steps"] for snapshot in found] == [7, 7]
+    first, second = (LocalSGDState(**snapshot.about["local_sgd"]) for snapshot in found)
+    assert first == second
+    assert (first.merges, first.masked_merges, first.last_merge, first.settled) == (2, 2, 6, 6)
+    assert (first.merges_dense, first.shared_metrics) == (False, None)
+    assert 2 * (first.sparse_merge_bytes or 0) < first.bytes_sent  # and a check as the first epoch ended
+
+
 def test_snapshots_that_only_some_workers_have_are_forgotten(tmp_path: Path) -> None:
     """Or those of two attempts would count as one."""
     collectives = InProcessCollectives(2)
@@ -64,8 +80,7 @@ def test_snapshots_that_only_some_workers_have_are_forgotten(tmp_path: Path) -> 
             both.workers[rank].save(step, state, settled=4)
     (tmp_path / "worker0" / "000000008" / "state.safetensors").write_bytes(b"damaged")
     again = Snapshots(tmp_path, 1, collectives=collectives)
-    again.load()
-    assert again.latest is again.workers[0].latest is not None
+    assert len(again.load()) == 2
     assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/0*")) == [
         "worker0/000000004",
         "worker1/000000004",

@@ -77,5 +77,5 @@ def test_every_way_is_the_mean_or_the_sum(how: Any, wire: Any, reduce: Any, disj
                 assert bool(((found - expected).abs() <= bound).all()), name
             assert torch.equal(found, models[0].state_dict()[name].double())
     assert any(bool((state["0.weight"] != before["0.weight"]).any()) for state in had)
-    assert synchronizer.merges == 1
+    assert synchronizer.merge_bytes > 0
     synchronizer.check_workers(1, [""] * WORKERS)

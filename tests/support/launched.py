@@ -190,7 +190,7 @@ def wait_for(condition: Callable[[], Any], within: float = 120) -> bool:
 
 
 def has_snapshot(folder: Path, outputs: str = "outputs", workers: int = 2) -> bool:
-    """Tell whether each of the workers of the only run could go on from a snapshot."""
+    """Tell whether each of the workers of the only run could resume from a snapshot."""
     return len({file.parent for file in (folder / outputs).glob("tiny/*/*/*/snapshots/worker*/0*")}) == workers
 
 

@@ -1,6 +1,7 @@
 """The transfer regime against a plain loop in float64, and what a method must not change."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     mask = some(ours.model)
     with Logger(tmp_path, "", {}, "disabled") as log:
         snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
-        outcome = transfer.train(ours, lambda: mask, log, snapshots, decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
+        outcome = transfer.train(ours, lambda: mask, log, snapshots, [], decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
     metrics = outcome.metrics
     reference, asked = plain_loop(decay, drop_last)
     for found, expected in zip(weights(ours.model).values(), reference.parameters(), strict=True):
@@ -89,6 +90,22 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, rows.labels).item(), rel=1e-9)
 
 
+def test_training_resumes_from_what_it_is_given_and_keeps_none_of_it(tmp_path: Path) -> None:
+    """Twice: from nothing, and from the last snapshot but one, with the mask that it has."""
+    resumed, trained = [], []
+    for masks in (iter([some(mlp())]), iter([])):
+        ours = problem(mlp(), (5,))
+        with Logger(tmp_path, "", {}, "disabled") as log:
+            snapshots = Snapshots(tmp_path / "snapshots", minutes=0)
+            transfer.train(ours, masks.__next__, log, snapshots, resumed, "kept", drop_last=False, **OPTIONS)  # type: ignore[arg-type]
+        assert resumed == []  # its tensors may be as large as the model
+        trained.append([p.detach().clone() for p in weights(ours.model).values()])
+        shutil.rmtree(max((tmp_path / "snapshots").iterdir()))
+        resumed = snapshots.load()
+        assert [snapshot.about["steps"] for snapshot in resumed] == [EPOCHS * 3 - 1]
+    assert all(torch.equal(first, second) for first, second in zip(*trained, strict=True))
+
+
 def test_the_method_changes_neither_the_order_of_the_data_nor_their_augmentation(tmp_path: Path) -> None:
     """Scoring draws examples, labels and random scores from a stream of its own, and clean examples."""
     orders = []
@@ -103,7 +120,7 @@ def test_the_method_changes_neither_the_order_of_the_data_nor_their_augmentation
         assert not any(ours.data.train.augmented)
         with Logger(tmp_path, "", {}, "disabled") as log:
             snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
-            transfer.train(ours, lambda p=ours: some(p.model), log, snapshots, "kept", drop_last=False, **OPTIONS)  # type: ignore[arg-type]
+            transfer.train(ours, lambda p=ours: some(p.model), log, snapshots, [], "kept", drop_last=False, **OPTIONS)  # type: ignore[arg-type]
         orders.append(ours.data.train.asked[scored:])
     assert orders[0] == orders[1] == orders[2]
 

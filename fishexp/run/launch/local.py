@@ -239,7 +239,7 @@ def main() -> int:
         local_world_size=world_size,
         store=FileStore(str(run_file.with_name(_FAILURES_FILE))),
         start_store=FileStore(str(start_file)),
-        restart_reason=os.environ.get(LOST_VARIABLE, ""),
+        resume_reason=os.environ.get(LOST_VARIABLE, ""),
         may_restart=True,
         has_agent=True,
         timeout=description["config"]["regime"]["timeout"],

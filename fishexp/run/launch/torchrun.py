@@ -63,7 +63,7 @@ def join(config: Config, folder: Path) -> Context:
         node_rank=int(os.environ.get("GROUP_RANK", "0")),
         store=PrefixStore(run, store),
         start_store=PrefixStore(f"start{start}/{run}", store),
-        restart_reason="a worker was lost" if start > 1 else "",
+        resume_reason="a worker was lost" if start > 1 else "",
         may_restart=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         timeout=timeout,
