@@ -12,6 +12,7 @@ from fishexp.distributed.schedule import Plan, Schedule
 from fishexp.distributed.shared_state import SharedState
 from fishexp.distributed.synchronizer import Synchronizer
 from fishexp.distributed.worker import Worker, worker_problem
+from fishexp.errors import FishexpError
 from fishexp.masks.positions import (
     Positions,
     mask_to_positions,
@@ -234,7 +235,10 @@ class LocalSGD:
                 mask = positions_to_mask(self.masks[worker.rank if self.disjoint else 0], weights(model))
             worker.resume(snapshot, mask, self.decay)
         about = resumed[0].about
-        self.state = LocalSGDState(**about["local_sgd"])
+        try:
+            self.state = LocalSGDState(**about["local_sgd"])
+        except (KeyError, TypeError):
+            raise FishexpError("the snapshots are of another version of fishexp; resume=false begins anew") from None
         self.state.settled = about["steps"]  # as all workers have this snapshot
         self.collectives.bytes_sent = self.state.bytes_sent
         self.synchronizer.set_masks(None if self.state.merges_dense else self.masks)

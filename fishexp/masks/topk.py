@@ -114,7 +114,7 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     owners = dict(zip(entries, owner.split([len(index) for index, _ in entries.values()]), strict=True))
     masks = []
     for worker in range(workers):
-        chosen = {name: torch.zeros_like(like[name], dtype=torch.bool) for name in entries}
+        chosen = {name: torch.zeros(like[name].shape, dtype=torch.bool, device=like[name].device) for name in entries}
         for name, (index, _) in entries.items():
             chosen[name].view(-1)[index[(owners[name] == worker).to(index.device)]] = True
         masks.append(_with_always(chosen, like, always))

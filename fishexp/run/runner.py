@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             load, _, method, train = (component(group, config[group]) for group in GROUPS)
             context.check_same(facts_of(record, settings))
             collectives = context.collectives(config["regime"].get("workers", 1))
-            snapshots = open_snapshots(folder, settings, collectives, record, logger)
+            facts = partial(snapshot_facts, record, logger)  # as they will be at each snapshot
+            minutes, keep = settings.snapshot_minutes, settings.snapshot_keep
+            snapshots = Snapshots(folder / "snapshots", minutes, keep, collectives, facts)
             resumed = snapshots.load() if settings.resume else []
             context.together(begin, record, logger, snapshots, resumed, context)
             logger.say(_headline(config, settings, device, context))
@@ -181,20 +184,9 @@ def facts_of(record: Record, settings: Settings) -> Facts:
     return code | {"resume": settings.resume, **record.config}
 
 
-def open_snapshots(
-    folder: Path, settings: Settings, collectives: Collectives, record: Record, logger: Logger
-) -> Snapshots:
-    """Open the snapshots of the run; each says what record and log were at that time."""
-
-    def facts() -> dict[str, Any]:
-        return {
-            "kept": [record.kept, record.kept_per_worker],
-            "conditions": _conditions(record),
-            **logger.state(),
-        }
-
-    places = folder / "snapshots", settings.snapshot_minutes, settings.snapshot_keep
-    return Snapshots(*places, collectives, facts)
+def snapshot_facts(record: Record, logger: Logger) -> dict[str, Any]:
+    """Return what :func:`begin` needs of a snapshot to resume record and log."""
+    return {"kept": [record.kept, record.kept_per_worker], "conditions": _conditions(record), **logger.state()}
 
 
 def _conditions(record: Record) -> list[Any]:

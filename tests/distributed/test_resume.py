@@ -70,6 +70,16 @@ def test_a_snapshot_has_the_state_of_local_sgd_as_it_is(monkeypatch: pytest.Monk
     assert 2 * (first.sparse_merge_bytes or 0) < first.bytes_sent  # and a check as the first epoch ended
 
 
+def test_snapshots_of_another_version_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("fishexp.distributed.local_sgd.asdict", lambda state: {"merges": 2, "moons": 1})
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, *TWO, "resume=true")
+    message = "the snapshots are of another version of fishexp; resume=false begins anew"
+    assert message in fishexp(*SMALL, *TWO, "resume=true").mistake()
+
+
 def test_snapshots_that_only_some_workers_have_are_forgotten(tmp_path: Path) -> None:
     """Or those of two attempts would count as one."""
     collectives = InProcessCollectives(2)
