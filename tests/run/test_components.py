@@ -1,12 +1,12 @@
 """A new method is one file and one yaml, in any folder."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fishexp.run.record import read
+from tests.support import program
 
 METHOD = '''
 def scores(problem, *, power: float):
@@ -16,17 +16,8 @@ def scores(problem, *, power: float):
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "fishexp",
-        "--config-dir",
-        "conf",
-        "regime.epochs=1",
-        "data.train_limit=64",
-        *arguments,
-    ]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    options = ("--config-dir", "conf", "regime.epochs=1", "data.train_limit=64")
+    return program.run("fishexp", *options, *arguments, folder=folder)
 
 
 def test_one_file_and_one_yaml_outside_the_repository_add_a_method(tmp_path: Path) -> None:

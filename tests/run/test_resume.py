@@ -1,15 +1,12 @@
 """Runs that are cut short at any moment, and continued, end as those that were not."""
 
-import os
 import random
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from safetensors.torch import load_file
 import fishexp as library
 from fishexp.run.record import Record
 from tests.support.cli import fishexp
+from tests.support.program import Program
 from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
 
 EVERY_STEP = ("snapshot_minutes=0", "resume=true")
@@ -84,48 +82,51 @@ def test_dropout_goes_on_where_it_was(bert_folder: Path, tmp_path: Path, monkeyp
     assert_alike("whole", "cut")
 
 
-def start(*arguments: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fishexp", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+def kill_and_continue(kills: int, draw: random.Random, late: tuple[float, float], options: tuple[str, ...]) -> int:
+    """Kill the run at so many random moments, then let it end; the number of kills that it did not outrun.
 
-
-def kill_and_continue(kills: int, draw: random.Random, options: tuple[str, ...]) -> int:
-    """Kill the run at so many random moments, then let it end; the number of kills that it did not outrun."""
+    Every other kill comes soon after there are snapshots, the others ``late``: seconds, from and to.
+    """
     in_training = 0
     while kills:
-        with start(*SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
+        with Program("fishexp", *SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
             ready = time.monotonic() + 120
             while not list(Path("killed").glob("*/*/*/*/snapshots")) and time.monotonic() < ready:
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.4) if kills % 2 else draw.uniform(2, 5))
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            in_training += process.returncode == -signal.SIGKILL
+            time.sleep(draw.uniform(*((0, 0.4) if kills % 2 else late)))
+            process.kill()
+            in_training += process.wait() == -signal.SIGKILL
         kills -= 1
-    with start(*SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
+    with Program("fishexp", *SMALL, *options, "outputs=killed", *EVERY_STEP) as process:
         _, err = process.communicate(timeout=300)
-        assert (process.returncode, err) == (0, "")
+        assert (process.wait(), err) == (0, "")
     return in_training
 
 
-KILLED = ("regime=checkpointing", "regime.mask=every_epoch", "regime.epochs=12", "regime.keyframe_every=3")
+KILLED = ("regime=checkpointing", "regime.mask=every_epoch", "regime.keyframe_every=3")
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    """A real SIGKILL at moments of chance, in the middle of writing too: every step writes."""
-    assert fishexp(*SMALL, *KILLED, "outputs=whole").status == 0
-    assert kill_and_continue(3, random.Random(0), KILLED) > 0
+    """A real SIGKILL at moments of chance, in the middle of writing too: every step writes.
+
+    60 steps take some seconds, and after a second and a half some of them are left.
+    """
+    options = (*KILLED, "regime.epochs=6")
+    assert fishexp(*SMALL, *options, "outputs=whole").status == 0
+    assert kill_and_continue(3, random.Random(0), (0.5, 1.5), options) > 0
     assert_alike("whole", "killed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [KILLED, ("regime.epochs=40",)], ids=["checkpointing", "transfer"])
+@pytest.mark.parametrize(
+    "options", [(*KILLED, "regime.epochs=12"), ("regime.epochs=40",)], ids=["checkpointing", "transfer"]
+)
 def test_thirty_kills(options: tuple[str, ...], tmp_path: Path) -> None:
     assert fishexp(*SMALL, *options, "outputs=whole").status == 0
     draw, kills = random.Random(1), 0
     while kills < 15:
         shutil.rmtree("killed", ignore_errors=True)
-        kills += kill_and_continue(3, draw, options)
+        kills += kill_and_continue(3, draw, (2, 5), options)
         assert_alike("whole", "killed")
 
 
@@ -187,20 +188,17 @@ def test_other_threads_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that may not grow further stands for a disk that is full: the system refuses the write either way."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_250_000, 1_250_000))  # a base, but not the moments of all weights
-
+    size = 1_250_000  # bytes: a base, but not the moments of all weights
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
     options = (*SMALL, "regime.epochs=2", "method=full")
     assert fishexp(*options, "outputs=whole").status == 0
     with monkeypatch.context() as patch:
         cut_after(4, patch)
         with pytest.raises(Cut):
             fishexp(*options, "outputs=cut", *EVERY_STEP)
-    with start(*options, "outputs=cut", *EVERY_STEP, limit=limit) as process:
+    with Program("fishexp", *options, "outputs=cut", *EVERY_STEP, prepare=limit) as process:
         _, err = process.communicate(timeout=200)
-    assert process.returncode == 1
+        assert process.wait() == 1
     assert re.fullmatch(
         r"fishexp: no snapshot can be written to .*snapshots \(.*File too large.*\); "
         r"the snapshot after 4 steps is whole; continue with resume=true\n",

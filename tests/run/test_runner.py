@@ -19,6 +19,8 @@ from fishexp.run.record import STREAMS, append, read
 from fishexp.run.settings import run_id
 from fishexp.training.streams import seed_torch
 from tests.support.cli import QUICK, fishexp, records
+from tests.support.launched import wait_for
+from tests.support.program import Program
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TOTAL = 308_074  # weights of resnet8 on digits
@@ -239,38 +241,55 @@ def test_an_unforeseen_error_is_on_record_too(tmp_path: Path, monkeypatch: pytes
     assert "Traceback" in next(tmp_path.glob("outputs/digits/*/*/*/log.txt")).read_text()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fishexp", *arguments]
-
-    def heed_interrupts() -> None:  # which what runs in a shell's background ignores
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+def heed_interrupts() -> None:
+    """Take Ctrl-C, which what runs in a shell's background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("sent", "after"), [(signal.SIGINT, 0.3), (signal.SIGINT, 3), (signal.SIGTERM, 6)])
-def test_an_interrupted_run_ends_cleanly(tmp_path: Path, sent: signal.Signals, after: float) -> None:
-    """Whether imports, scores or steps are going on; the signal alone would end some of them with no word."""
-    with start("regime.epochs=10000", "method=random") as process:
-        try:
-            while not list(tmp_path.glob("outputs/digits/*/*/*/log.txt")) and process.poll() is None:
-                time.sleep(0.05)
-            time.sleep(after)
-            process.send_signal(sent)
-            _, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
+def log(folder: Path) -> str:
+    """What the one run that is there has said so far."""
+    return "".join(file.read_text() for file in folder.glob("outputs/digits/*/*/*/log.txt"))
+
+
+ENDLESS = (*QUICK, "regime.epochs=100000")
+
+
+def assert_interrupted(process: subprocess.Popen[str] | Program, folder: Path) -> None:
+    _, err = process.communicate(timeout=60)
+    assert process.poll() == 130
     assert err == "fishexp: interrupted\n"
-    (record,) = records(tmp_path)
+    (record,) = records(folder)
     assert record["status"] == "interrupted"
 
 
+def test_a_run_interrupted_while_it_imports_ends_cleanly(tmp_path: Path) -> None:
+    """What data and model need is imported after the log is there; the signal alone would end it with no word."""
+    command = [sys.executable, "-m", "fishexp", *ENDLESS]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
+        try:
+            assert wait_for(lambda: list(tmp_path.glob("outputs/digits/*/*/*/log.txt")) or process.poll() is not None)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            assert_interrupted(process, tmp_path)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("sent", "said"), [(signal.SIGINT, "threads, fp32"), (signal.SIGTERM, "epoch 1:")])
+def test_an_interrupted_run_ends_cleanly(tmp_path: Path, sent: signal.Signals, said: str) -> None:
+    """Whether it makes ready or trains."""
+    with Program("fishexp", *ENDLESS) as process:
+        assert wait_for(lambda: said in log(tmp_path) or process.poll() is not None)
+        process.send_signal(sent)
+        assert_interrupted(process, tmp_path)
+
+
 def test_jobs_at_the_same_time_do_not_tear_the_records(tmp_path: Path) -> None:
-    jobs = [start("-m", *QUICK, f"seed={seed},{seed + 1}") for seed in (0, 2)]
-    assert [(job.wait(timeout=200), job.communicate()[1]) for job in jobs] == [(0, "")] * 2
+    commands = [("fishexp", "-m", *QUICK, f"seed={seed},{seed + 1}") for seed in (0, 2)]
+    with Program(*commands[0]) as first, Program(*commands[1]) as second:
+        assert [(job.communicate(timeout=200)[1], job.wait()) for job in (first, second)] == [("", 0)] * 2
     assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1, 2, 3]
 
 

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.run.record import read
+from tests.support.program import Program
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,15 +98,13 @@ def lay_out(folder: Path) -> None:
 
 
 @contextmanager
-def started(
-    folder: Path, *arguments: str, command: Sequence[str] = ("-m", "fishexp"), root: Path = ROOT
-) -> Iterator[Any]:
-    """Start a command in ``folder``, with the code in ``root``; in the end kill it, with all that it started."""
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    words = [sys.executable, *command, *TINY, *arguments]
-    with subprocess.Popen(
-        words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+def started(folder: Path, *arguments: str, command: Sequence[str] = ("fishexp",)) -> Iterator[Program]:
+    """Start ``python -m command`` in ``folder``; in the end kill it, with all that it started.
+
+    What it starts are new processes with imports of their own.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with Program(*command, *TINY, *arguments, folder=folder, environment=environment) as process:
         try:
             yield process
         finally:
@@ -118,13 +115,13 @@ def started(
 def torchrun(node: int, port: int, nodes: int = 2, *options: str) -> tuple[str, ...]:
     """Return the command of a machine among ``nodes``, each with a worker; all use this machine's loopback device."""
     where = ("--master-addr=127.0.0.1", f"--master-port={port}", f"--node-rank={node}", f"--nnodes={nodes}")
-    return ("-m", "torch.distributed.run", "--nproc-per-node=1", *where, *options, "-m", "fishexp")
+    return ("torch.distributed.run", "--nproc-per-node=1", *where, *options, "-m", "fishexp")
 
 
-def ended(process: Any, within: float = 240) -> tuple[int, str, str]:
+def ended(process: Program, within: float = 240) -> tuple[int, str, str]:
     """Wait for a command to end, and return its exit status, stdout and stderr."""
     out, err = process.communicate(timeout=within)
-    return process.returncode, out, err
+    return process.wait(), out, err
 
 
 def run_to_end(folder: Path, *arguments: str, **options: Any) -> tuple[int, str, str]:

@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support import forkserver
+
 NEW_USER, NEW_NET = 0x10000000, 0x40000000  # of unshare(2)
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
@@ -96,9 +98,7 @@ def _context() -> Any:
     """Return a context of processes in this network: of a server that has imported torch, or children of our own."""
     if _is_alone:
         return multiprocessing.get_context("fork")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fishexp.distributed.torch_collectives", "pytest"])
-    return context
+    return forkserver.context()
 
 
 def _work(

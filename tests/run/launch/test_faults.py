@@ -187,7 +187,7 @@ def test_torchrun_starts_them_again(backend: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_jobs_at_the_same_time_have_workers_of_their_own(tmp_path: Path) -> None:
     lay_out(tmp_path)
-    status, _, err = launched.run_to_end(tmp_path, "seed=0,1", "hydra/launcher=joblib", command=("-m", "fishexp", "-m"))
+    status, _, err = launched.run_to_end(tmp_path, "seed=0,1", "hydra/launcher=joblib", command=("fishexp", "-m"))
     assert (status, err) == (0, "")
     assert sorted((record["seed"], record["status"]) for record in records(tmp_path)) == [
         (0, "finished"),
