@@ -6,8 +6,10 @@ SHELL := bash
 DEMO := outputs/demo
 DEVICE ?= cpu
 PROFILE ?= cpu
+# a process for each core, and work for whoever has none left; tests use one thread each
+PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: setup demo table2 table3 table4 test test-slow check bench wheel clean
+.PHONY: setup demo table2 table3 table4 test test-quick test-slow check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -31,8 +33,12 @@ table3: setup  ## the paper's Table 3, the same on CIFAR-10; PROFILE and DRY as 
 table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many
 	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
-test: setup  ## all but the slow tests
-	$(BIN)/python -m pytest -m 'not slow'
+test: setup  ## all but the slow tests, on all cores; then those that need the machine for themselves
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone'
+	$(BIN)/python -m pytest -m 'alone and not slow'
+
+test-quick: setup  ## the tests of the library and of training in one process, in a minute
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone' tests/masks tests/delta tests/sparse tests/fisher tests/data tests/training
 
 test-slow: setup  ## all tests
 	$(BIN)/python -m pytest --timeout=3600

@@ -66,6 +66,7 @@ def test_the_settings_of_config_yaml_are_those_of_the_schema() -> None:
     assert set(config) - {"defaults", "hydra"} == set(Settings.model_fields)  # type: ignore[call-overload]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["method=fsh"], ["method.smaples=3"]])
 def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> None:
     """Under a second on a free machine; the best of three, as others may be at work beside us."""

@@ -172,6 +172,7 @@ def test_a_worker_that_was_killed_is_noticed_at_once(operation: str, tmp_path: P
         assert workers.processes[0].exitcode == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("operation", ["ordered_all_reduce", "all_gather_text"])
 def test_a_worker_that_hangs_is_noticed_when_the_time_is_over(operation: str, tmp_path: Path) -> None:
     with Workers(3, tmp_path, lose_the_last, operation, "SIGSTOP", seconds=1.5) as workers:

@@ -27,9 +27,12 @@ def changed(folder: Path, before: torch.nn.Module) -> int:
 
 
 def test_resnet9_learns_from_a_little_of_cifar10(tmp_path: Path) -> None:
-    """Guessing is right in 10 %; 0.5 % of the weights, 24 steps of Nesterov SGD with weight decay."""
-    arguments = ("data=cifar10", "model=resnet9", "data.train_limit=1024", "data.valid_limit=500", "method.samples=32")
-    training = ("regime.epochs=3", "regime.batch_size=128", "regime.lr=0.2", f"precision={PRECISION}")
+    """Guessing is right in 10 %; 0.5 % of the weights, 24 steps of Nesterov SGD with weight decay.
+
+    Two seeds had 19.0 and 18.7 %, so that batches of 64 are enough.
+    """
+    arguments = ("data=cifar10", "model=resnet9", "data.train_limit=512", "data.valid_limit=300", "method.samples=32")
+    training = ("regime.epochs=3", "regime.batch_size=64", "regime.lr=0.2", f"precision={PRECISION}")
     assert fishexp(*arguments, *training).status == 0
     (record,) = records(tmp_path)
     assert (record["kept"], record["total"]) == (32_865, 6_573_120)
