@@ -51,13 +51,8 @@ class Program:
         self._process.start()
         self.pid: int = self._process.pid
 
-    @property
-    def returncode(self) -> int | None:
-        """Exit status, minus the signal that ended the process, None while it runs."""
-        return self._process.exitcode
-
     def poll(self) -> int | None:
-        """Return the exit status, or None while the process runs."""
+        """Return the exit status, minus the signal that ended the process, or None while it runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
