@@ -7,6 +7,7 @@ from typing import Any
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import left
 from fishexp.masks.topk import Mask, count, split, top_k
+from fishexp.sparse.modules import plain
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 
@@ -63,7 +64,7 @@ class MaskSelector:
         """
         self.check_disjoint()
         with self._logger.clock("scores"):
-            masks = split(self._select(self._problem), self._paid_keep(), workers, always=self._problem.head)
+            masks = split(self._selected(), self._paid_keep(), workers, always=self._problem.head)
         each = count(masks[0])
         in_all = workers * (each - self._head) + self._head
         self._report(in_all, each, f", {each:,} on each of {workers} workers")
@@ -90,13 +91,18 @@ class MaskSelector:
             FishexpError: If ``keep`` pays for too few weights, or for more than there are.
         """
         if self.fixed:
-            return count(self._select(self._problem))
+            return count(self._selected())
         return left(self._paid_keep(), self._total, self._head, self._problem.head, workers) + self._head
 
     def _mask(self) -> Mask:
         if self.fixed:
+            return self._selected()
+        return top_k(self._selected(), self._paid_keep(), always=self._problem.head)
+
+    def _selected(self) -> Any:
+        """Return what the method selects in the model as it is, whose weights are its own while it looks."""
+        with plain(self._problem.model):
             return self._select(self._problem)
-        return top_k(self._select(self._problem), self._paid_keep(), always=self._problem.head)
 
     def _paid_keep(self) -> float:
         assert self._keep is not None  # check_settings: only a method with a mask goes without

@@ -48,6 +48,8 @@ def test_a_dotted_name_and_a_module_that_is_not_there(tmp_path: Path) -> None:
     done = run(tmp_path, "method=last")
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "outputs").glob("digits/resnet8/mine.last-0.005/seed0-*"))
+    again = run(tmp_path, "method=last", "regime=checkpointing", "regime.mask=every_epoch", "regime.epochs=2")
+    assert again.returncode == 0, again.stderr  # it sees the model's own weights, those of an earlier mask too
     gone = run(tmp_path, "method=gone")
     assert gone.returncode == 2
     assert gone.stderr.startswith("fishexp: method=mine.gone: ")
