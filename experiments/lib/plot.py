@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.lib.report import METHOD_NAMES
 from fishexp.report.group import Group
-from fishexp.report.panels import GRID, QUIET, STYLE, Series, canvas
-from fishexp.report.plot import COLOURS
+from fishexp.report.plot import COLOURS, GRID, QUIET, STYLE, Series, canvas
 
 # group -> bytes
 Size: TypeAlias = Callable[[Group], float]
