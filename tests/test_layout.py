@@ -72,14 +72,13 @@ def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> No
     """Under a second on a free machine; the best of three, as others may be at work beside us."""
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n"
     code += "from fishexp.__main__ import main; sys.exit(main())"
-    for _ in range(3):
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=1) >= 1:
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
         assert done.stdout.endswith("False\n"), done
-        if seconds < 1:
-            return
-    pytest.fail(f"not even the third of three took less than a second: {seconds:.2f} s")
+    assert min(seconds) < 1
 
 
 def test_import_is_light_until_a_name_is_used() -> None:
