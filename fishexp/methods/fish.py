@@ -30,7 +30,8 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
 
     Args:
         samples: Number of training examples; all of them if there are fewer.
-        labels: ``true_label``, ``expected`` (a backward pass for each class) or ``sampled``.
+        labels: ``true_label``, ``expected`` (a backward pass for each class) or ``sampled``; of these, several workers
+            draw others than one.
         power: ``square`` or ``absolute``.
 
     Raises:
