@@ -124,11 +124,13 @@ class SparseParameter(nn.Module):
         self.way = way
         self.last_method = None
         self._versions = self._read_versions()
+        self._forget_memory_layout()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
         self.reconcile()
         super()._apply(fn, recurse)
+        self._forget_memory_layout()
         for name in ("synced", *INDICES):
             if isinstance(tensor := getattr(self, name, None), Tensor):
                 setattr(self, name, fn(tensor))
@@ -154,7 +156,7 @@ class SparseParameter(nn.Module):
             if weight_changed:
                 warnings.warn(_BOTH_CHANGED, stacklevel=2)
             with torch.no_grad():
-                write_entries(self.weight, self.positions.long(), self.values)
+                self._write(self.weight, self.values)
                 self.synced.copy_(self.values)
         elif weight_changed:
             self.take_weight()
@@ -168,7 +170,7 @@ class SparseParameter(nn.Module):
         changed = (_bits(self.values) != _bits(self.synced)).any()
         now = torch.where(changed, self.values, self._of_weight())
         raised = self._read_versions() != self._versions
-        write_entries(self.weight if raised else self.weight.data, self.positions.long(), now)
+        self._write(self.weight if raised else self.weight.data, now)
         self.values.data.copy_(now)
         self.synced.copy_(now)
         self._versions = self._read_versions()
@@ -185,10 +187,27 @@ class SparseParameter(nn.Module):
 
     def _of_weight(self) -> Tensor:
         """Return the kept entries as the weight has them."""
-        weight = self.weight.detach()
+        memory, places = self._in_memory(self.weight.detach())
+        return memory.index_select(0, places)
+
+    def _write(self, weight: Tensor, values: Tensor) -> None:
+        memory, places = self._in_memory(weight)
+        memory.scatter_(0, places.long(), values)
+
+    def _in_memory(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weight as a vector in the order of its memory, and the places of the kept entries there."""
         if weight.is_contiguous():
-            return weight.view(-1).index_select(0, self.positions)
-        return weight.take(self.positions.long())
+            return weight.view(-1), self.positions
+        if self._strides != weight.stride():  # such as channels last
+            index = torch.unravel_index(self.positions.long(), weight.shape)
+            places = torch.stack([i * stride for i, stride in zip(index, weight.stride(), strict=True)]).sum(0)
+            self._strides, self._places = weight.stride(), places.to(self.positions.dtype)
+        length = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, self._strides, strict=True))
+        return weight.as_strided((length,), (1,)), self._places
+
+    def _forget_memory_layout(self) -> None:
+        self._strides: tuple[int, ...] = ()
+        self._places = self.positions
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Save nothing: the weight, which has been saved by reference, holds the values from here on."""
