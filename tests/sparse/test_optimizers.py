@@ -1,6 +1,7 @@
 """Whoever writes the kept values, in a step or not, the model computes with them, as in masked dense training."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch.distributed as dist
 from pytorch_optimizer import SAM, Lookahead
 from torch import Tensor, nn, optim
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -28,6 +28,10 @@ from fishexp.training.collectives import Collectives
 from tests.support.cases import NETS, conv_net, images
 from tests.support.modules import built, mask_of, objective, random_mask
 from tests.support.workers import Workers
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which torch 2.11 uses itself
+    from torch.distributed.optim import PostLocalSGDOptimizer  # type: ignore[attr-defined]
 
 # how an optimiser is made of parameters; no weight decay, which dense training would let reach every weight
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], Any]] = {
@@ -362,6 +366,7 @@ def test_activation_checkpointing(reentrant: bool, route: str) -> None:
     assert_same(model, dense, (inputs, labels))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch 2.11 itself
 def test_a_compiled_model_trains_as_it_is() -> None:
     model, sparse, dense = pair()
     compiled: Any = torch.compile(model, backend="aot_eager")
