@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fishexp.delta.fingerprint import bits
 from fishexp.errors import FishexpError
+from fishexp.sparse.ranks import check_ranks
 
 GradientMethod: TypeAlias = Literal["sddmm", "submatrix", "dense"]
 
@@ -277,6 +278,7 @@ def kept_entries(module: Any, name: str) -> Any:
     if kept.weight is not module._parameters[name]:
         kept.weight = module._parameters[name].requires_grad_(False)
     kept.reconcile()
+    check_ranks(kept)
     return kept
 
 
