@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from fishexp.fisher import diagonal_fisher
     from fishexp.masks import top_k
     from fishexp.run.artifacts import load_run
-    from fishexp.sparse import sparsify
+    from fishexp.sparse import Sparse, sparsify
 
 __version__ = "0.2.0"
-__all__ = ["Delta", "DeltaError", "FishexpError", "diagonal_fisher", "load_run", "sparsify", "top_k"]
+__all__ = ["Delta", "DeltaError", "FishexpError", "Sparse", "diagonal_fisher", "load_run", "sparsify", "top_k"]
 
 _HOMES = {
-    "Delta": "delta", "diagonal_fisher": "fisher", "load_run": "run.artifacts", "sparsify": "sparse", "top_k": "masks",
+    "Delta": "delta", "Sparse": "sparse", "diagonal_fisher": "fisher", "load_run": "run.artifacts",
+    "sparsify": "sparse", "top_k": "masks",
 }  # fmt: skip
 
 
@@ -25,3 +26,7 @@ def __getattr__(name: str) -> Any:  # torch is imported only when a name is used
     from importlib import import_module
 
     return getattr(import_module(f"fishexp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

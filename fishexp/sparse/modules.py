@@ -2,7 +2,7 @@
 # once_differentiable has no types:
 # pyright: reportIncompatibleMethodOverride=false
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fishexp.sparse.conv import CONV2D
 from fishexp.sparse.embedding import EMBEDDING
+from fishexp.sparse.gradient_hooks import add_gradient_hook, remove_gradient_hook
 from fishexp.sparse.linear import LINEAR
 from fishexp.sparse.parameter import GradientMethod, LayerKind, SparseParameter, kept_entries
 
@@ -27,9 +27,6 @@ REGISTRY: dict[type[nn.Module], LayerKind] = {
 
 # class made here -> the module's own class, names of its partly kept weights
 _BASES: dict[type, tuple[type, tuple[str, ...]]] = {}
-
-# weight -> (handle, hook)
-_GRADIENT_HOOKS: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
@@ -126,19 +123,6 @@ def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, SparseParameter]
                 del module._modules[f"{name}_kept"]
             attached.append((module, own))
     return attached
-
-
-def add_gradient_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
-    """Call ``hook`` when a gradient of the weight has been formed."""
-    _GRADIENT_HOOKS[weight] = weight.register_post_accumulate_grad_hook(hook), hook
-
-
-def remove_gradient_hook(weight: Tensor) -> Callable[[Tensor], None] | None:
-    """Undo :func:`add_gradient_hook`; return the hook, None if there was none."""
-    handle, hook = _GRADIENT_HOOKS.pop(weight, (None, None))
-    if handle is not None:
-        handle.remove()
-    return hook
 
 
 @contextmanager

@@ -1,86 +1,17 @@
 """Make the kept entries of a model the only weights that train: :func:`sparsify`."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
-from fishexp.delta import Delta
-from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.errors import FishexpError
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
-from fishexp.sparse.modules import (
-    add_gradient_hook,
-    attach,
-    detach,
-    kind_of,
-    remove_gradient_hook,
-    sparse_parameter,
-)
-from fishexp.sparse.parameter import GradientMethod, SparseParameter, retire, weights
-
-
-class Sparse:
-    """Hold the kept entries of a model, a parameter for each tensor that has any; made by :func:`sparsify`."""
-
-    def __init__(
-        self, model: nn.Module, parameters: dict[str, nn.Parameter], kept: dict[str, SparseParameter], seed: int | None
-    ) -> None:
-        self._model, self._parameters, self._kept, self._seed = model, parameters, kept, seed
-        self.rebase()
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Return what to give to an optimiser: its state is as large as these, not as the model."""
-        return iter(self._parameters.values())
-
-    def positions(self) -> dict[str, Tensor]:
-        """Return for each of :meth:`parameters`, by name, where in the flattened weight its values stand."""
-        return {
-            name: self._kept[name].positions.long() if name in self._kept else torch.arange(p.numel(), device=p.device)
-            for name, p in self._parameters.items()
-        }
-
-    def rebase(self) -> None:
-        """Let the next delta begin here: what the model is now becomes its base.
-
-        The kept entries' values are copied for it, and the buffers.
-        """
-        self._originals: dict[str, Tensor] = {}
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if name in self._kept:
-                self._originals[name] = self._kept[name].gather(tensor.detach())
-            elif name in self._parameters or (isinstance(tensor, Tensor) and not isinstance(tensor, nn.Parameter)):
-                self._originals[name] = tensor.detach().clone()
-
-    def delta(self, fresh: Collection[str] = ()) -> Delta:
-        """Return what training changed since :func:`sparsify`, or since :meth:`rebase`.
-
-        It has all kept entries, also those that have the value they had, and the buffers that have changed. Its base
-        is the model with the earlier values in their place, and everything else as it is: a weight that was changed
-        outside the mask meanwhile belongs to the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is
-        held by its seed.
-
-        Args:
-            fresh: Tensors that the base is to lack, such as those of a head that has just been put on it.
-
-        Raises:
-            DeltaError: If the model has no such tensor.
-        """
-        originals = {
-            name: Original(self._kept[name].positions if name in self._kept else None, values, name in self._parameters)
-            for name, values in self._originals.items()
-        }
-        content = trained(self._model, originals, fresh)
-        return Delta.of(content if self._seed is None else by_seed(content, self._seed, weights(self._model)))
-
-    def ways(self) -> dict[str, GradientMethod]:
-        """Return the gradient method of the last backward pass for each partly kept weight of a Linear or Conv2d.
-
-        ``sddmm``, ``submatrix`` or ``dense``; see :func:`fishexp.sparse.cost_model.choose`.
-        """
-        return {name: kept.last_method for name, kept in self._kept.items() if kept.last_method is not None}
+from fishexp.sparse.gradient_hooks import add_gradient_hook, refuse_gradient
+from fishexp.sparse.handle import STATE, Sparse, SparseState, restore
+from fishexp.sparse.modules import attach, kind_of, sparse_parameter
+from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
 
 
 def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) -> Sparse:
@@ -91,7 +22,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     not, the weight has them when it is next read: by a forward pass, by ``state_dict()``, :meth:`Sparse.delta` or
     ``module.weight``. Entries outside ``mask`` stay bit-identical, whatever the optimiser's decay or momentum, since it
     never sees them. ``state_dict()`` has the model's own names only. A model can be copied, pickled and moved with its
-    kept entries; a second call replaces the first mask.
+    kept entries (:meth:`Sparse.of`); a second call replaces the first mask, and :meth:`Sparse.restore` ends it.
 
     Values follow a weight that is written, by ``load_state_dict()`` or through its module; where both were written
     since the last read, the values count, and on the CPU a warning says so. A weight taken from ``named_parameters()``
@@ -101,7 +32,15 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
 
     An optimiser sees the kept entries of a weight as a vector. So one that treats all entries alike trains as a dense
     one does whose gradient is masked; one that looks at a weight's shape or norm (Adafactor, LAMB, Shampoo) trains
-    otherwise, and :class:`torch.optim.Muon` refuses vectors.
+    otherwise, and :class:`torch.optim.Muon` refuses vectors. A rule that gives weight decay to tensors of two or more
+    dimensions only, as timm's, would give none: use :meth:`Sparse.groups`.
+
+    Make optimisers and DistributedDataParallel after this. An optimiser made before moves nothing of the kept entries,
+    of which a warning tells at the first gradient; a model that was wrapped before is refused. A weight that is set to
+    require a gradient afterwards, as by ``model.requires_grad_(True)``, is refused in the backward pass, unless the
+    mask keeps it whole. Ranks of DistributedDataParallel whose masks differ are refused in the first forward pass in
+    training; ranks that reduce gradients or weights by other means may compare :meth:`Sparse.digest`, as masks of their
+    own may be meant.
 
     Args:
         model: Keeps its weights, their names and shapes. Those without a kept entry stop requiring a gradient.
@@ -119,26 +58,38 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     """
     if way is not None and way not in get_args(GradientMethod):
         raise FishexpError(f"way={way!r} is none of {', '.join(get_args(GradientMethod))}")
+    state = _attach(model, mask, way)
+    vars(model)[STATE] = state
+    sparse = Sparse(model, state)
+    sparse.rebase()
+    return sparse
+
+
+def _attach(model: nn.Module, mask: Mask, way: GradientMethod | None) -> SparseState:
+    """Let the kept entries train in the place of the weights that have them, which are frozen."""
     partly = _partly_kept(model, mask)
-    _restore(model)
+    restore(model)
     users = {m._parameters.get("weight"): m for m in model.modules() if kind_of(m) is not None}
-    parameters: dict[str, nn.Parameter] = {}
-    kept: dict[str, SparseParameter] = {}
-    for name, weight in weights(model).items():
+    own = weights(model)
+    required = {name: weight.requires_grad for name, weight in own.items()}
+    state = SparseState({}, {}, {}, required, mask.seed if isinstance(mask, Seeded) else None, {})
+    for name, weight in own.items():
         weight.requires_grad_(bool(mask[name].all()))
-        if not weight.requires_grad:
-            weight.grad = None  # of an earlier dense pass: nobody would clear it
+        if weight.requires_grad:
+            state.parameters[name] = weight
+            continue
+        weight.grad = None  # of an earlier dense pass: nobody would clear it
+        refuse_gradient(name, weight)
+        state.frozen[name] = weight
         if name in partly:
-            kept[name] = sparse_parameter(weight, mask[name], users.get(weight), way)
-            parameters[name] = kept[name].values
-        elif weight.requires_grad:
-            parameters[name] = weight
-    by_weight = {parameter.weight: parameter for parameter in kept.values()}
+            state.kept[name] = sparse_parameter(weight, mask[name], users.get(weight), way)
+            state.parameters[name] = state.kept[name].values
+    by_weight = {kept.weight: kept for kept in state.kept.values()}
     for module in list(model.modules()):
-        own = {name: by_weight[p] for name, p in module._parameters.items() if p is not None and p in by_weight}
-        if own:
-            attach(module, own)
-    return Sparse(model, parameters, kept, mask.seed if isinstance(mask, Seeded) else None)
+        kept = {name: by_weight[p] for name, p in module._parameters.items() if p is not None and p in by_weight}
+        if kept:
+            attach(module, kept)
+    return state
 
 
 def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
@@ -182,15 +133,6 @@ def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[
     return None
 
 
-def _restore(model: nn.Module) -> None:
-    """Undo what the last mask did to the modules."""
-    for _, kept in detach(model):
-        for parameter in kept.values():
-            retire(parameter)
-    for weight in model.parameters():
-        remove_gradient_hook(weight)
-
-
 def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
     """Train all weights, with the gradient zeroed outside ``mask``, as the original does; decay still reaches them.
 
@@ -200,7 +142,7 @@ def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
     Source:
         The CIFAR-10 code of the paper (varunnair18/FISH, b5bff1e), which adds weight decay after masking.
     """
-    _restore(model)
+    restore(model)
     for name, weight in weights(model).items():
         weight.requires_grad_(True)
         add_gradient_hook(weight, _zero_outside(mask[name].to(weight)))

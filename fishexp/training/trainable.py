@@ -11,9 +11,9 @@ from fishexp.delta import Delta
 from fishexp.masks.positions import find_positions, positions_for_file, positions_from_file, positions_to_mask
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
-from fishexp.sparse import sparsify
+from fishexp.sparse import Sparse, sparsify
 from fishexp.sparse.parameter import weights, write_entries
-from fishexp.sparse.sparsify import Sparse, mask_gradients
+from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.snapshots import Snapshot
 
 Decay: TypeAlias = Literal["kept", "all"]  # which weights weight decay reaches

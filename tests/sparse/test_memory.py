@@ -48,7 +48,7 @@ def test_training_state_is_at_most_36_bytes_a_kept_entry(net: str, keep: float) 
     state += [p.grad for p in model.parameters() if p.grad is not None]
     state += [t for moments in optimiser.state.values() for name, t in moments.items() if name != "step"]
     assert len(indices) >= 4 * 4
-    originals = list(sparse._originals.values())
+    originals = list(sparse._state.originals.values())
     assert storage_bytes(originals) == 4 * count(mask)
     assert 24 * count(mask) <= storage_bytes(state + originals) <= 36 * count(mask)
 
