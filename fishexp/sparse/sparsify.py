@@ -11,6 +11,7 @@ from fishexp.masks.topk import Mask
 from fishexp.sparse.gradient_hooks import add_gradient_hook, refuse_gradient
 from fishexp.sparse.handle import STATE, Sparse, SparseState, restore
 from fishexp.sparse.modules import attach, kind_of, sparse_parameter
+from fishexp.sparse.old_optimizers import watch_for_old_optimizers
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
 
 
@@ -62,6 +63,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     vars(model)[STATE] = state
     sparse = Sparse(model, state)
     sparse.rebase()
+    watch_for_old_optimizers(model, state.kept)
     return sparse
 
 
