@@ -183,7 +183,8 @@ class Sparse:
     def restore(self) -> None:
         """Make the model the plain one again, with the trained weights: they require gradients as before sparsify.
 
-        :meth:`delta` still works; optimisers of the kept entries are refused at their next step.
+        :meth:`delta` still works; optimisers of the kept entries are refused at their next step. Make another one, and
+        wrap the model anew, to train on.
 
         Raises:
             FishexpError: If the model is restored already, or sparsified anew.

@@ -304,11 +304,11 @@ class _Retired(nn.Parameter):
 
     @property
     def grad(self) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
-        raise FishexpError("an optimiser of an earlier mask cannot step; make one of the new sparse.parameters()")
+        raise FishexpError("an optimiser of an earlier mask cannot step; make one of the parameters that train now")
 
 
 def retire(kept: SparseParameter) -> None:
-    """Let no optimiser move these values any more: another mask has taken the place of theirs."""
+    """Let no optimiser move these values any more: the model no longer trains through them."""
     kept.values.__class__ = _Retired
 
 
