@@ -63,7 +63,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     vars(model)[STATE] = state
     sparse = Sparse(model, state)
     sparse.rebase()
-    watch_for_old_optimizers(model, state.kept)
+    watch_for_old_optimizers(model, state)
     return sparse
 
 

@@ -135,6 +135,20 @@ def test_an_optimiser_made_before_sparsify_is_said_at_the_first_gradient(chosen:
     optimizer.step()
 
 
+def test_an_optimiser_of_other_whole_weights_is_said_too() -> None:
+    """Nothing is kept in part, and of both masks one weight is the same."""
+    model, inputs = built("linear on sequences")
+    kept = ({"0.bias", "2.bias"}, {"2.bias", "2.weight"})
+    first, second = (
+        {name: torch.full_like(p, name in names).bool() for name, p in weights(model).items()} for names in kept
+    )
+    optimizer = optim.SGD(sparsify(model, first).parameters(), 0.1)
+    sparsify(model, second)
+    with pytest.warns(UserWarning, match=r"an optimiser holds 0.bias, .* none holds the kept entries of 2.weight"):
+        objective(model, inputs).backward()
+    optimizer.step()
+
+
 def two_optimizers(model: nn.Module, sparse: Sparse) -> object:
     return optim.AdamW(sparse.parameters())
 
