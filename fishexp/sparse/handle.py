@@ -95,11 +95,13 @@ class Sparse:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return what to give to an optimiser: its state is as large as these, not as the model."""
-        return iter(self._state.parameters.values())
+        return (parameter for _, parameter in self.named_parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return :meth:`parameters` by the names of the weights whose entries they are."""
-        return iter(self._state.parameters.items())
+        now = dict(self._model.named_parameters(remove_duplicate=False))  # a weight may have been assigned anew
+        for name, parameter in self._state.parameters.items():
+            yield name, parameter if name in self._state.kept else now.get(name, parameter)
 
     def groups(self, choose: Callable[[str, Tensor], Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return :meth:`parameters` as parameter groups for an optimiser, one for all weights with the same options.

@@ -171,6 +171,16 @@ def test_named_parameters_have_the_names_of_the_weights() -> None:
     assert optim.AdamW(sparse.named_parameters()).state_dict()["param_groups"][0]["param_names"] == list(named)
 
 
+def test_a_weight_that_is_kept_whole_and_assigned_anew_is_the_one_that_trains() -> None:
+    model, other = conv_net(), conv_net()
+    mask = random_mask(model)
+    first, second = sparsify(model, mask), sparsify(other, mask)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    for net, sparse in ((model, first), (other, second)):
+        steps(net, optim.SGD(sparse.parameters(), 0.1), images())
+    torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
+
+
 def test_rules_by_name_such_as_transformers_decide_as_for_the_plain_model() -> None:
     """Its Trainer gives no decay to biases and what is in a LayerNorm."""
     forbidden = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
