@@ -1,27 +1,25 @@
 """Diagonal Fisher information of a model's weights, exact for every example."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher.batches import Batches, Inputs, logits_of, select
+from fishexp.fisher.batched import batched_pass
+from fishexp.fisher.batches import Batches, Inputs, has_examples, logits_of, mapped, select, tensors_of
 from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams
-from fishexp.fisher.hooks import HookedBatch, Unbatchable, hooked_batch
 from fishexp.fisher.layer_rules import Power, add_power
+from fishexp.fisher.layouts import Unbatchable
+from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
+from fishexp.fisher.shared_inputs import inputs_shared_by_examples
 from fishexp.masks.topk import Scores
 from fishexp.sparse.modules import plain
 
 log = logging.getLogger(__name__)
-
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> mean over the batch
-Labels: TypeAlias = Literal["true_label", "expected", "sampled"]
 
 
 def diagonal_fisher(
@@ -38,19 +36,30 @@ def diagonal_fisher(
 
     ``true_label`` is the empirical Fisher, with the gradient g of ``loss`` at the true label. ``expected`` is
     :math:`\sum_c p_c\, g_c^2` with the model's own probabilities p and g_c the gradient of -log p_c: exact, at the
-    price of a backward pass per class. ``sampled`` draws one label per example from p, an unbiased estimate of it.
+    price of a backward pass per class, and per position of an example that has several. ``sampled`` draws a label for
+    each position of an example from p, an unbiased estimate of it.
+
+    An example's loss is the sum over its own positions, such as tokens or pixels, without those labelled -100. What a
+    mean over the batch divides by, be it the number of tokens or the sum of class weights, is no part of it.
+
+    A batch takes one pass. Which example each part of a gradient belongs to is proven from autograd's graph or, where
+    that does not tell, found from two more backward passes, in every batch: examples need not come first within the
+    model, and tokens may be sent to experts. Two examples of the first batch are scored both ways, in float32 at least.
+    Where weights are used by something other than functions of torch (a script module, an autograd Function of your
+    own), or examples have a part in each other, each example takes a pass, and a warning says why.
 
     Args:
-        model: Returns logits (examples, classes), or an object with ``.logits``. It is scored in evaluation mode; its
+        model: Returns logits, or an object, tuple or mapping with ``logits``: (examples, classes), or with as many
+            more dimensions as the labels have, before or behind the classes. It is scored in evaluation mode; its
             mode, buffers, gradients and the global random stream are as before afterwards. A BatchNorm that has seen no
             batch yet is scored with the statistics of ``batches``, since in evaluation mode it would be the identity.
-            A batch takes one pass if each module that holds parameters takes and returns tensors, examples first; two
-            examples are scored both ways to see whether that is so. If not, each example takes a pass, and the log
-            says why.
-        batches: (inputs, labels). Inputs are a tensor or a mapping of tensors (keyword arguments), examples first. The
-            cut into batches does not change the result, an untrained BatchNorm's statistics aside.
+        batches: (inputs, labels). Inputs are a tensor, a mapping (keyword arguments) or a tuple (positional ones),
+            whose tensors have the examples first or are shared by all. Labels are (examples, ...). The cut into batches
+            does not change the result, an untrained BatchNorm's statistics aside.
         power: ``square``, or ``absolute`` for |g| instead of its square.
-        loss: For ``true_label``; cross-entropy if None. ``expected`` and ``sampled`` know classes only.
+        loss: For ``true_label``; cross-entropy if None. Losses of torch are summed over an example's positions,
+            whatever their reduction. One of your own returns the mean over the batch, or the loss of each example.
+            ``expected`` and ``sampled`` know classes only.
         generator: Draws the labels of ``sampled``; if None, a new one with seed 0.
         as_is: Score in the mode the model is in, one example a pass, as the original code did: a BatchNorm in training
             mode then normalises each example by itself and its running statistics move.
@@ -62,33 +71,33 @@ def diagonal_fisher(
         that is used more than once in a pass.
 
     Raises:
-        FishexpError: If there is no example, or ``expected`` or ``sampled`` is asked of a model with one output.
+        FishexpError: If there is no example, the logits and labels do not tell which dimension has the classes,
+            ``expected`` or ``sampled`` is asked of a model with one output, or ``loss`` divides by a sum over the
+            batch.
     """
     with plain(model), nullcontext(batches) if as_is else evaluation_mode(model, batches) as scored:
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         generator = generator or torch.Generator().manual_seed(0)
-        estimator = Estimator(model, _zeros(parameters), labels, power, loss, generator)
-        count = 0
-        batched = not as_is
+        estimator = Estimator(model, _zeros(parameters.values()), labels, power, loss, generator)
+        batched: bool | None = False if as_is else None
         for inputs, targets in scored:
-            if count == 0 and batched:
-                batched = len(targets) > 1 and estimator.can_batch(inputs, targets)
+            if batched is None and len(targets) > 1:
+                batched = estimator.can_batch(inputs, targets)
             if batched:
                 estimator.add_batch(inputs, targets)
             else:
                 estimator.add_one_by_one(inputs, targets)
-            count += len(targets)
+            estimator.count += len(targets)
             advance(len(targets))
-    if count == 0:
+    if estimator.count == 0:
         raise FishexpError("the Fisher information needs at least one example, got no batch")
-    return {name: estimator.totals[p].div_(count) for name, p in parameters.items()}
+    return {name: estimator.totals[p].div_(estimator.count) for name, p in parameters.items()}
 
 
-def _zeros(parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+def _zeros(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
     """Return sums to begin with, in float32 at least: in bfloat16 a sum stops to grow after some 256 equal terms."""
     return {
-        p: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
-        for p in parameters.values()
+        p: torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device) for p in parameters
     }
 
 
@@ -102,92 +111,135 @@ class Estimator:
     power: Power
     loss: Loss | None
     generator: torch.Generator
+    first: tuple[Tensor, Tensor] | None = None  # logits and labels, to look at the loss of more than one example
+    count: int = 0  # examples scored
+    warned: bool = False
 
     def add_batch(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
+        if len(targets) == 1:
+            self.add_one_by_one(inputs, targets)
+            return
+        state = self.generator.get_state()
         try:
             self.add_in_one_pass(inputs, targets)
-        except Unbatchable as reason:  # raised in the forward pass, before anything was added
-            log.info("a batch is scored one example at a time: %s", reason)
+        except Unbatchable as reason:  # raised before anything was added
+            self.warn(reason)
+            self.generator.set_state(state)
             self.add_one_by_one(inputs, targets)
 
-    def add_in_one_pass(self, inputs: Inputs, targets: Tensor) -> HookedBatch:
-        """Score all examples in one pass.
+    def add_in_one_pass(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        """Score all examples in one pass; return their logits.
 
         Raises:
-            Unbatchable: If the examples cannot be told apart in a module.
+            Unbatchable: If the examples cannot be told apart.
         """
-        with hooked_batch(len(targets), self.model, self.totals, self.power) as batch:
-            objectives = self.objectives(logits_of(self.model, inputs), targets)
-            for j, objective in enumerate(objectives, 1):
-                batch.backward(objective, more=j < len(objectives))
-        return batch
+        with batched_pass(len(targets), self.model, self.totals, self.power) as batch:
+            logits = batch.forward(inputs)
+            batch.backward(logits, self.objectives(logits, targets))
+        self.check_loss(logits.detach(), targets)
+        return logits.detach()
 
-    def add_one_by_one(self, inputs: Inputs, targets: Tensor, sign: int = 1) -> None:
-        """Score each example in a pass of its own, which is right for every model."""
+    def add_one_by_one(
+        self, inputs: Inputs, targets: Tensor, sign: int = 1, shared: frozenset[int | str] | None = None
+    ) -> Tensor:
+        """Score each example in a pass of its own, which is right for every model; return their logits.
+
+        Args:
+            shared: Inputs that have no part for each example; None to find out.
+        """
+        if shared is None:
+            shared = inputs_shared_by_examples(self.model, inputs, len(targets))
+        inputs = mapped(inputs, Tensor.detach)  # which gets no gradient then
+        found = []
         with _added_gradients(self.totals, self.power, sign):
             for i in range(len(targets)):
-                logits = logits_of(self.model, select(inputs, slice(i, i + 1), len(targets)))
+                logits = logits_of(self.model, select(inputs, slice(i, i + 1), len(targets), shared))
+                found.append(logits.detach())
                 objectives = self.objectives(logits, targets[i : i + 1])
                 for j, objective in enumerate(objectives, 1):
-                    objective.backward(retain_graph=j < len(objectives), inputs=list(self.totals))
+                    objective.sum().backward(retain_graph=j < len(objectives))
+        logits = torch.cat(found)
+        self.check_loss(logits, targets)
+        return logits
 
     def objectives(self, logits: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return scalars whose powers of gradients add up to the score: sums with a term for each row of ``logits``."""
-        rows = range(len(logits))
+        """Return (examples,) terms whose powers of gradients add up to the score."""
+        if logits.dim() == 0 or len(logits) != len(targets):
+            raise FishexpError(
+                f"the model returns {tuple(logits.shape)} for {len(targets)} labels; examples come first"
+            )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.labels == "true_label":
-            if self.loss is None:
-                return [F.cross_entropy(logits, targets, reduction="sum")]
-            return [torch.stack([self.loss(logits[i : i + 1], targets[i : i + 1]) for i in rows]).sum()]
-        classes = logits.shape[-1]
-        if classes == 1:
-            raise FishexpError(
-                f"labels={self.labels} needs classes to draw from, but the model has one output; use true_label"
-            )
-        log_probs = logits.log_softmax(-1)
-        probs = log_probs.detach().exp()
-        if self.labels == "expected":  # the weight p_c of a power of the gradient, as a factor of the gradient
-            factors = probs.sqrt() if self.power == "square" else probs
-            return [(factors[:, c] * log_probs[:, c]).sum() for c in range(classes)]
-        drawn = [torch.multinomial(p, 1, generator=self.generator) for p in probs.to(self.generator.device)]
-        return [log_probs.gather(1, torch.stack(drawn).to(logits.device)).sum()]
+            return [example_losses(self.loss, logits, targets)]
+        if self.labels == "expected":
+            return expected_terms(logits, targets, self.power)
+        return [sampled_term(logits, targets, self.generator)]
+
+    def check_loss(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse a loss that divides by a sum over the batch; look at batches of one beside an earlier one."""
+        if self.labels != "true_label" or self.loss is None:
+            return
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.first is None:
+            self.first = logits, targets
+        elif self.first[0].shape[1:] == logits.shape[1:] and self.first[1].shape[1:] == targets.shape[1:]:
+            logits, targets = torch.cat([self.first[0], logits]), torch.cat([self.first[1], targets])
+        check_loss(self.loss, logits, targets)
+
+    def warn(self, reason: object) -> None:
+        """Say once why examples are scored one at a time."""
+        log.log(
+            logging.DEBUG if self.warned else logging.WARNING,
+            "scoring one example at a time, which is as exact and takes several times as long: %s",
+            reason,
+        )
+        self.warned = True
 
     def can_batch(self, inputs: Inputs, targets: Tensor) -> bool:
-        """Tell whether two different examples have the same scores in one pass as in two; ``totals`` must be zero.
+        """Tell whether two different examples have the same scores in one pass as in two.
 
-        This finds weights that are used other than by a call of their module, and tensors whose examples are not first.
+        They are scored in float32 at least, in which a wrong score cannot hide behind rounding.
         """
-        pair = _two_different(inputs, len(targets))
+        shapes = {t.shape for t in tensors_of(inputs).values() if has_examples(t, len(targets))}
+        alike = (
+            len(shapes) == 1 and len(targets) not in next(iter(shapes))[1:]
+        )  # such as ids and masks (examples, tokens)
+        shared = frozenset[int | str]() if alike else inputs_shared_by_examples(self.model, inputs, len(targets))
+        pair = _two_different(inputs, len(targets), shared)
+        totals = _zeros(self.totals) if self.count else self.totals  # which are still zero, and take no memory
+        apart = replace(self, totals=totals, generator=torch.Generator().manual_seed(0), first=None)
         try:
-            with forked_random_streams(self.model):
-                wrong = self._wrong_in_a_batch(select(inputs, pair, len(targets)), targets[pair])
+            with forked_random_streams(self.model), in_float32(self.model):
+                two = _float32(select(inputs, pair, len(targets), shared))
+                wrong = apart.wrong_in_a_batch(two, targets[pair], shared)
         except FishexpError:
             raise
         except Exception as reason:  # whatever it is: if it is the model's own, scoring one at a time raises it, too
-            log.info("scoring one example at a time: %s", reason)
+            self.warn(reason)
             return False
         finally:
-            for total in self.totals.values():
+            for total in totals.values():
                 total.zero_()
         if wrong is not None:
-            log.warning(
-                "scoring one example at a time, as in a batch the scores of %s would be wrong: it is used other than "
-                "by calling its module, or the examples are not in the first dimension",
-                wrong,
+            self.warn(
+                f"in a batch the scores of {wrong} would be wrong: the outputs of an example depend on the others, are "
+                "drawn at random, or a part of the model is no function of torch"
             )
         return wrong is None
 
-    def _wrong_in_a_batch(self, inputs: Inputs, targets: Tensor) -> str | None:
+    def wrong_in_a_batch(self, inputs: Inputs, targets: Tensor, shared: frozenset[int | str]) -> str | None:
         """Find a parameter whose scores differ by more than rounding, its largest difference by its largest score.
 
         Gradients that are zero but for rounding, as of the biases of attention keys, are compared with the largest of
-        all. ``totals`` becomes the difference.
+        all. ``totals`` has to be zero, and becomes the difference.
         """
-        eps = self._with_new_generator().add_in_one_pass(inputs, targets).eps
+        logits = self.add_in_one_pass(inputs, targets)
+        eps = torch.finfo(torch.promote_types(logits.dtype, torch.float32)).eps
         largest = {p: total.max().item() for p, total in self.totals.items() if total.numel()}
         noise = max(largest.values()) * (16 * eps) ** (2 if self.power == "square" else 1)
-        self._with_new_generator().add_one_by_one(inputs, targets, sign=-1)
+        self.generator.manual_seed(0)
+        self.add_one_by_one(inputs, targets, -1, shared)
         for name, p in self.model.named_parameters():
             if p in largest:
                 difference = self.totals[p].abs().max().item()
@@ -195,8 +247,30 @@ class Estimator:
                     return name
         return None
 
-    def _with_new_generator(self) -> "Estimator":
-        return replace(self, generator=torch.Generator().manual_seed(0))
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Let the model compute in float32 where it would in less; afterwards it is as it was, to the bit."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
+    before = [t.data for t in tensors]
+    devices = {t.device.type for t in model.parameters()}
+    try:
+        with ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            for t in tensors:
+                t.data = t.data.float()
+            yield
+    finally:
+        for t, data in zip(tensors, before, strict=True):
+            t.data = data
+
+
+def _float32(inputs: Inputs) -> Inputs:
+    def widened(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+    return mapped(inputs, widened)
 
 
 @contextmanager
@@ -228,10 +302,10 @@ def _added_gradients(totals: Mapping[nn.Parameter, Tensor], power: Power, sign: 
             p.grad = grad
 
 
-def _two_different(inputs: Inputs, examples: int) -> list[int]:
+def _two_different(inputs: Inputs, examples: int, shared: frozenset[int | str]) -> list[int]:
     """Return the indices of the first example and of the next that is not the same."""
-    values = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    values = [v for key, v in tensors_of(inputs).items() if key not in shared and has_examples(v, examples)]
     for i in range(1, examples):
-        if any(not torch.equal(value[0], value[i]) for value in values if len(value) == examples):
+        if any(not torch.equal(value[0], value[i]) for value in values):
             return [0, i]
     return [0, 1]

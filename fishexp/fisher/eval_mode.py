@@ -18,22 +18,30 @@ def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
     Yields:
         The batches, in a list if they had to be read for the statistics.
     """
-    modes = {module: module.training for module in model.modules()}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     untrained = [module for module in model.modules() if is_untrained(module)]
     try:
-        with forked_random_streams(model):
-            model.eval()
+        with evaluating(model), forked_random_streams(model):
             if untrained:
                 batches = list(batches)
                 _calibrate(model, untrained, batches)
             yield batches
     finally:
-        for module, training in modes.items():
-            module.training = training
         with torch.no_grad():
             for buffer, saved in buffers.items():
                 buffer.copy_(saved)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode for a while."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

@@ -1,15 +1,18 @@
-"""Gradients of a layer's own parameters, example by example, from the layer's input and the gradient of its output.
+"""Gradients of the weights that a function of torch takes, example by example, from its input and output's gradient.
 
-:data:`RULES` has a rule for each type of module whose formula is known; :class:`LayerRule` differentiates all others.
-Throughout, ``x`` is the input of a module and ``g`` the gradient of its output, both with the examples first.
+:data:`RULES` has a rule for each function whose formula is known, be it called by a module or not. Throughout, ``x`` is
+the input and ``g`` the gradient of the output; a layout says which example each part of them belongs to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fishexp.fisher.layouts import Blocks, Layout
 
 Power: TypeAlias = Literal["square", "absolute"]
 
@@ -23,6 +26,37 @@ BLOCK_WEIGHTS = 2**17
 FEW_POSITIONS = 64
 
 
+@dataclass
+class Call:
+    """Hold a call of a function that takes weights.
+
+    Attributes:
+        function: A function of torch.
+        arguments: Its arguments, without gradients: by position, or by name.
+        weights: Those that are weights, or made of weights alone.
+        inputs: Those that depend on the examples.
+    """
+
+    function: Callable[..., Any]
+    arguments: dict[int | str, Any]
+    weights: tuple[int | str, ...]
+    inputs: tuple[int | str, ...]
+
+    @property
+    def x(self) -> Tensor:
+        return self.arguments["input"]
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return an argument, or ``default`` where it was not given."""
+        return self.arguments.get(name, default)
+
+    def named(self, parameters: Sequence[str]) -> "Call":
+        """Return the call with all arguments by name."""
+        name = {**dict(enumerate(parameters)), **{n: n for n in self.arguments if isinstance(n, str)}}
+        arguments: dict[int | str, Any] = {name[n]: value for n, value in self.arguments.items()}
+        return Call(self.function, arguments, tuple(name[n] for n in self.weights), tuple(name[n] for n in self.inputs))
+
+
 def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> None:
     """Add ``sign * gradient**2``, or the absolute value, to ``total``; overwrite ``gradient`` to take no memory."""
     if gradient.is_sparse:
@@ -34,68 +68,96 @@ def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> N
         total.add_(gradient.abs_(), alpha=sign)
 
 
-class LayerRule:
-    """Differentiate any module by autograd, an example at a time; rules for types that are known override this."""
+class Rule:
+    """Differentiate a call by autograd, with the output's gradient of one example; right for every function.
 
-    def applies(self, module: Any, x: Tensor) -> bool:
-        """Tell whether the rule holds for a module of its type and this input."""
+    Attributes:
+        parameters: The function's parameters by the names that the rule uses, in their order; none to leave them.
+        by_rows: Whether the examples of a batch may have rows in any order and number.
+    """
+
+    by_rows = True
+
+    def __init__(self, *parameters: str) -> None:
+        self.parameters = parameters
+
+    def applies(self, call: Call) -> bool:
+        """Tell whether the rule holds for a call."""
         return True
 
-    def gradient(self, module: Any, name: str, inputs: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        """Return the gradient of the module's parameter ``name`` from a single example, in a new tensor.
+    def fits(self, call: Call, layout: Layout) -> bool:
+        """Tell whether the rule holds for examples in this layout."""
+        return True
 
-        The module runs once more, past its hooks, with this parameter alone to be differentiated.
-        """
-        parameter = module._parameters[name]
-        try:
-            with torch.enable_grad():
-                parameter.requires_grad_(True)
-                output = module.forward(*(x.detach() for x in inputs))
-                found = torch.autograd.grad(output, parameter, g, allow_unused=True)[0]
-        finally:
-            parameter.requires_grad_(False)
-        if found is None:
-            return torch.zeros_like(parameter)
-        return found.contiguous()  # an expanded tensor cannot be written to
+    def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
+        """Return the gradient of the weight ``name`` from the ``i``-th example, in a new tensor."""
+        return differentiate(call, call.arguments, name, layout.only(g, i))
 
-    def add_powers(
-        self, total: Tensor, module: Any, name: str, inputs: tuple[Tensor, ...], g: Tensor, power: Power
-    ) -> None:
-        """Add the powers of each example's gradient of parameter ``name``; take one buffer of its size at most."""
-        for i in range(len(g)):
-            add_power(total, self.gradient(module, name, tuple(x[i : i + 1] for x in inputs), g[i : i + 1]), power)
+    def add_powers(self, total: Tensor, call: Call, name: Any, layout: Layout, g: Tensor, power: Power) -> None:
+        """Add the powers of each example's gradient of the weight; take one buffer of its size at most."""
+        for i in range(layout.examples):
+            add_power(total, self.gradient(call, name, layout, g, i), power)
 
 
-class FormulaRule(LayerRule):
-    """Compute the gradients of ``weight`` and ``bias`` of a module with a single input by a formula."""
+def differentiate(call: Call, arguments: Mapping[int | str, Any], name: int | str, g: Tensor) -> Tensor:
+    """Return the gradient of the argument ``name``; the function runs once more."""
+    weight = arguments[name].detach().requires_grad_()
+    arguments = {**arguments, name: weight}
+    positional = [arguments[n] for n in sorted(n for n in arguments if isinstance(n, int))]
+    with torch.enable_grad():
+        output = call.function(*positional, **{n: value for n, value in arguments.items() if isinstance(n, str)})
+        found = torch.autograd.grad(output, weight, g, allow_unused=True)[0]
+    return torch.zeros_like(weight) if found is None else found.contiguous()  # an expanded one cannot be written to
 
-    def vectors(self, module: Any, name: str, x: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return the gradients of all examples at once, if the parameter is as small as a bias; None if not.
+
+class PartRule(Rule):
+    """Differentiate by autograd on an example's part of the inputs alone, for functions that never mix examples."""
+
+    by_rows = False
+
+    def __init__(self, dims: int) -> None:
+        """Make a rule; inputs with fewer dimensions than ``dims`` have none for the examples."""
+        super().__init__()
+        self.dims = dims
+
+    def fits(self, call: Call, layout: Layout) -> bool:
+        inputs = [call.arguments[n] for n in call.inputs]
+        sizes = {len(t) if t.dim() >= self.dims else -1 for t in inputs}
+        return isinstance(layout, Blocks) and layout.dim == 0 and len(sizes) == 1 and -1 not in sizes
+
+    def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
+        parts = {n: layout.part(call.arguments[n], i) for n in call.inputs}
+        return differentiate(call, {**call.arguments, **parts}, name, layout.part(g, i))
+
+
+class FormulaRule(Rule):
+    """Compute the gradients of ``weight`` and ``bias`` by a formula."""
+
+    def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return the gradients of all examples at once, if the weight is as small as a bias; None if not.
 
         Returns:
-            (examples, *the parameter's shape), summed in ``dtype``.
+            (examples, *the weight's shape), summed in ``dtype``.
         """
         return None
 
-    def weight_gradient(self, module: Any, x: Tensor, g: Tensor) -> Tensor:
-        """Return the gradient of the weight from a single example, in a new tensor."""
+    def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
+        """Return the gradient of ``weight`` from the ``i``-th example, in a new tensor."""
         raise NotImplementedError
 
-    def add_weight_powers(self, total: Tensor, module: Any, x: Tensor, g: Tensor, power: Power) -> None:
-        """Add the powers of each example's gradient of the weight."""
-        for i in range(len(g)):
-            add_power(total, self.weight_gradient(module, x[i : i + 1], g[i : i + 1]), power)
+    def add_weight_powers(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
+        """Add the powers of each example's gradient of ``weight``."""
+        for i in range(layout.examples):
+            add_power(total, self.weight_gradient(call, layout, g, i), power)
 
-    def gradient(self, module: Any, name: str, inputs: tuple[Tensor, ...], g: Tensor) -> Tensor:
-        vectors = self.vectors(module, name, inputs[0], g, g.dtype)
-        return self.weight_gradient(module, inputs[0], g) if vectors is None else vectors[0]
+    def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
+        vectors = self.vectors(call, name, layout, g, g.dtype)
+        return self.weight_gradient(call, layout, g, i) if vectors is None else vectors[i].clone()
 
-    def add_powers(
-        self, total: Tensor, module: Any, name: str, inputs: tuple[Tensor, ...], g: Tensor, power: Power
-    ) -> None:
-        vectors = self.vectors(module, name, inputs[0], g, total.dtype)
+    def add_powers(self, total: Tensor, call: Call, name: Any, layout: Layout, g: Tensor, power: Power) -> None:
+        vectors = self.vectors(call, name, layout, g, total.dtype)
         if vectors is None:
-            self.add_weight_powers(total, module, inputs[0], g, power)
+            self.add_weight_powers(total, call, layout, g, power)
         else:
             total.add_(_powered(vectors, power).sum(0))
 
@@ -103,161 +165,223 @@ class FormulaRule(LayerRule):
 class LinearRule(FormulaRule):
     """Multiply the output's gradient by the input, summed over an example's tokens."""
 
-    def applies(self, module: nn.Linear, x: Tensor) -> bool:
-        return x.dim() > 1
+    def __init__(self, *parameters: str, transposed: bool = False) -> None:
+        """Make a rule; a ``transposed`` weight is (inputs, outputs)."""
+        super().__init__(*parameters)
+        self.transposed = transposed
 
-    def vectors(self, module: nn.Linear, name: str, x: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor | None:
-        return _sum_over_first(g, module.bias.shape, dtype) if name == "bias" else None
+    def applies(self, call: Call) -> bool:
+        weight = call.arguments["weight"]
+        return call.x.dim() > 1 and weight.dim() == 2 and not {"alpha", "beta", "out"} & call.arguments.keys()
 
-    def weight_gradient(self, module: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
-        return g.flatten(0, -2).t() @ x.flatten(0, -2).to(g.dtype)
+    def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor | None:
+        return layout.sums(g, [g.dim() - 1], dtype) if name == "bias" else None
 
-    def add_weight_powers(self, total: Tensor, module: nn.Linear, x: Tensor, g: Tensor, power: Power) -> None:
-        x, g = x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1])
-        _add_product_powers(total, x, g, power)
+    def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
+        left, right = (layout.part(t, i).flatten(0, -2) for t in self._factors(call, g))
+        return left.t() @ right.to(g.dtype)
+
+    def add_weight_powers(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
+        left, right = (layout.tokens(t) for t in self._factors(call, g))
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            add_product_powers(total, left, right, power)
+            return
+        for rows, columns in zip(left, right, strict=True):
+            if len(rows):
+                add_power(total, rows.t().to(g.dtype) @ columns.to(g.dtype), power)
+
+    def _factors(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
+        return (call.x.to(g.dtype), g) if self.transposed else (g, call.x.to(g.dtype))
 
 
 class Conv2dRule(FormulaRule):
     """Correlate the input with the output's gradient."""
 
-    def applies(self, module: nn.Conv2d, x: Tensor) -> bool:
-        return x.dim() == 4
+    by_rows = False
 
-    def vectors(self, module: nn.Conv2d, name: str, x: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor | None:
-        return _sum_over_last(g, dtype) if name == "bias" else None
+    def applies(self, call: Call) -> bool:
+        return call.x.dim() == 4 and not call.x.is_complex()
 
-    def weight_gradient(self, module: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
-        x, padding = self._padded(module, x.to(g.dtype))
-        shape, more = module.weight.shape, (module.stride, padding, module.dilation, module.groups)
-        return nn.grad.conv2d_weight(x, shape, g, *more)  # type: ignore[arg-type]
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return isinstance(layout, Blocks) and layout.dim == 0
 
-    def add_weight_powers(self, total: Tensor, module: nn.Conv2d, x: Tensor, g: Tensor, power: Power) -> None:
+    def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor | None:
+        return layout.sums(g, [1], dtype) if name == "bias" else None
+
+    def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
+        x, g = layout.part(call.x, i).to(g.dtype), layout.part(g, i)
+        x, padding = self._padded(call, x)
+        more = call.get("stride", 1), padding, call.get("dilation", 1), call.get("groups", 1)
+        return nn.grad.conv2d_weight(x, call.arguments["weight"].shape, g, *more)  # type: ignore[arg-type]
+
+    def add_weight_powers(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
         """Multiply the columns of the input, with positions of the output as tokens, where these are few."""
-        if module.groups > 1 or g[0, 0].numel() > FEW_POSITIONS:
-            super().add_weight_powers(total, module, x, g, power)
+        if call.get("groups", 1) > 1 or g[0, 0].numel() * len(g) // layout.examples > FEW_POSITIONS:
+            super().add_weight_powers(total, call, layout, g, power)
             return
-        x, padding = self._padded(module, x)
-        columns = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # type: ignore[arg-type]
-        _add_product_powers(total.flatten(1), columns.transpose(1, 2), g.flatten(2).transpose(1, 2), power)
+        x, padding = self._padded(call, call.x)
+        columns = F.unfold(x, total.shape[2:], call.get("dilation", 1), padding, call.get("stride", 1))  # type: ignore[arg-type]
+        left, right = (layout.tokens(t.transpose(1, 2)) for t in (g.flatten(2), columns))
+        assert isinstance(left, Tensor)
+        assert isinstance(right, Tensor)
+        add_product_powers(total.flatten(1), left, right, power)
 
     @staticmethod
-    def _padded(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
+    def _padded(call: Call, x: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:
         """Return the input and the width of the zeros still to be put around it."""
-        if not isinstance(module.padding, str) and module.padding_mode == "zeros":
-            return x, module.padding
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        return F.pad(x, module._reversed_padding_repeated_twice, mode), 0
+        padding = call.get("padding", 0)
+        if not isinstance(padding, str):
+            return x, padding
+        if padding == "valid":
+            return x, 0
+        widths, dilation = [], call.get("dilation", 1)
+        for k, size in reversed(list(enumerate(call.arguments["weight"].shape[2:]))):
+            total = (dilation if isinstance(dilation, int) else dilation[k]) * (size - 1)
+            widths += [total // 2, total - total // 2]
+        return F.pad(x, widths), 0
 
 
 class EmbeddingRule(FormulaRule):
     """Add up the output's gradients at each row's tokens."""
 
-    def applies(self, module: nn.Embedding, x: Tensor) -> bool:
-        return module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
+    def applies(self, call: Call) -> bool:
+        special = call.get("max_norm", None) is not None or call.get("scale_grad_by_freq", False)
+        return not special and not call.get("sparse", False)
 
-    def weight_gradient(self, module: nn.Embedding, x: Tensor, g: Tensor) -> Tensor:
-        total = g.new_zeros(module.weight.shape)
-        trained = self._trained(module, x)
-        return total.index_add_(0, x[trained], g[trained])
+    def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
+        trained = self._trained(call) & (layout.numbers_of(call.x) == i)
+        return g.new_zeros(call.arguments["weight"].shape).index_add_(0, call.x[trained], g[trained])
 
-    def add_weight_powers(self, total: Tensor, module: nn.Embedding, x: Tensor, g: Tensor, power: Power) -> None:
+    def add_weight_powers(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
         """Form no gradient of the whole table, but of the rows that an example uses."""
-        size = module.num_embeddings
-        trained = self._trained(module, x)
-        rows = x + size * torch.arange(len(x), device=x.device).view(-1, *[1] * (x.dim() - 1))  # row of which example
+        size = len(total)
+        trained = self._trained(call)
+        rows = call.x + size * layout.numbers_of(call.x)  # row of which example
         used, place = rows[trained].unique(return_inverse=True)
         sums = g.new_zeros(len(used), g.shape[-1], dtype=total.dtype)
         sums.index_add_(0, place, g[trained].to(total.dtype))  # a token repeated in an example: added before its square
         total.index_add_(0, used % size, _powered(sums, power))
 
     @staticmethod
-    def _trained(module: nn.Embedding, x: Tensor) -> Tensor:
+    def _trained(call: Call) -> Tensor:
         """Return where the tokens are not padding, whose row has no gradient."""
-        return torch.ones_like(x, dtype=torch.bool) if module.padding_idx is None else x != module.padding_idx
+        padding = call.get("padding_idx", None)
+        if padding is None:
+            return torch.ones_like(call.x, dtype=torch.bool)
+        return call.x != padding % len(call.arguments["weight"])
 
 
 class NormRule(FormulaRule):
-    """Cover a norm that multiplies its normalised input by a weight and adds a bias, one for each channel."""
+    """Cover a norm that multiplies its normalised input by a weight and adds a bias."""
 
-    def __init__(self, normalised: Callable[[Any, Tensor], Tensor]) -> None:
-        """Make a rule; ``normalised`` returns the input of a module as it is before weight and bias."""
+    def __init__(self, *parameters: str, normalised: Callable[[Call, Tensor], Tensor]) -> None:
+        """Make a rule; ``normalised`` returns the input of a call as it is before weight and bias."""
+        super().__init__(*parameters)
         self.normalised = normalised
 
-    def vectors(self, module: Any, name: str, x: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.sums(module, g * self.normalised(module, x.to(g.dtype)) if name == "weight" else g, dtype)
+    def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor:
+        g = g * self.normalised(call, call.x.to(g.dtype)) if name == "weight" else g
+        return layout.sums(g, self.kept(call, g), dtype)
 
-    def sums(self, module: Any, g: Tensor, dtype: torch.dtype) -> Tensor:
-        """Sum over all dimensions that the parameters do not have."""
-        return _sum_over_last(g, dtype)
+    def kept(self, call: Call, g: Tensor) -> list[int]:
+        """Return the dimensions that the weight has."""
+        return [1]
+
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return isinstance(layout, Blocks) and layout.dim == 0
 
 
 class LayerNormRule(NormRule):
-    """Cover a norm whose parameters have the last dimensions of its input."""
+    """Cover a norm whose weights have the last dimensions of its input."""
 
-    def sums(self, module: nn.LayerNorm, g: Tensor, dtype: torch.dtype) -> Tensor:
-        return _sum_over_first(g, module.normalized_shape, dtype)
+    def kept(self, call: Call, g: Tensor) -> list[int]:
+        return list(range(g.dim() - len(call.arguments["normalized_shape"]), g.dim()))
+
+    def fits(self, call: Call, layout: Layout) -> bool:
+        shape = call.arguments["normalized_shape"]
+        return layout.dim < call.x.dim() - len(shape) if isinstance(layout, Blocks) else len(shape) == 1
 
 
 class BatchNormRule(NormRule):
     """Cover a norm that uses running statistics, so that no example has a part in another's output."""
 
-    def applies(self, module: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> bool:
-        return module.running_mean is not None and not module.training
+    def applies(self, call: Call) -> bool:
+        return call.get("running_mean", None) is not None and not call.get("training", False)
 
 
-AUTOGRAD = LayerRule()
-BATCH_NORM = BatchNormRule(lambda m, x: F.batch_norm(x, m.running_mean, m.running_var, eps=m.eps))
+LINEAR = LinearRule("input", "weight", "bias")
 
-# exact type of a module -> its rule; all other modules are differentiated by autograd
-RULES: dict[type[nn.Module], LayerRule] = {
-    nn.Linear: LinearRule(),
-    nn.Conv2d: Conv2dRule(),
-    nn.Embedding: EmbeddingRule(),
-    nn.LayerNorm: LayerNormRule(lambda m, x: F.layer_norm(x, m.normalized_shape, eps=m.eps)),
-    nn.GroupNorm: NormRule(lambda m, x: F.group_norm(x, m.num_groups, eps=m.eps)),
-    nn.BatchNorm1d: BATCH_NORM,
-    nn.BatchNorm2d: BATCH_NORM,
+# function of torch -> its rule; calls of all others that take weights are differentiated by autograd, or their weights
+# are given to each example (uses.py)
+RULES: dict[Callable[..., Any], Rule] = {
+    F.linear: LINEAR,
+    torch.addmm: LinearRule("bias", "input", "weight", transposed=True),
+    torch.Tensor.addmm: LinearRule("bias", "input", "weight", transposed=True),
+    torch.matmul: LinearRule("input", "weight", transposed=True),
+    torch.Tensor.matmul: LinearRule("input", "weight", transposed=True),
+    torch.mm: LinearRule("input", "weight", transposed=True),
+    F.conv2d: Conv2dRule("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.embedding: EmbeddingRule(
+        "input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"
+    ),
+    F.layer_norm: LayerNormRule(
+        "input", "normalized_shape", "weight", "bias", "eps",
+        normalised=lambda c, x: F.layer_norm(x, c.arguments["normalized_shape"], eps=c.get("eps", 1e-5)),
+    ),
+    F.rms_norm: LayerNormRule(
+        "input", "normalized_shape", "weight", "eps",
+        normalised=lambda c, x: F.rms_norm(x, c.arguments["normalized_shape"], eps=c.get("eps", None)),
+    ),
+    F.group_norm: NormRule(
+        "input", "num_groups", "weight", "bias", "eps",
+        normalised=lambda c, x: F.group_norm(x, c.arguments["num_groups"], eps=c.get("eps", 1e-5)),
+    ),
+    F.batch_norm: BatchNormRule(
+        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+        normalised=lambda c, x: F.batch_norm(
+            x, c.arguments["running_mean"], c.arguments["running_var"], eps=c.get("eps", 1e-5)
+        ),
+    ),
+}  # fmt: skip
+
+# function -> a rule for calls that the one above does not hold for, or that have none there
+PART_RULES: dict[Callable[..., Any], Rule] = {
+    F.conv1d: PartRule(3),
+    F.conv2d: PartRule(4),
+    F.conv3d: PartRule(5),
+    F.conv_transpose1d: PartRule(3),
+    F.conv_transpose2d: PartRule(4),
+    F.conv_transpose3d: PartRule(5),
+    F.embedding: PartRule(1),
+    F.embedding_bag: PartRule(2),
+    F.bilinear: PartRule(2),
+    F.prelu: PartRule(2),
+    F.instance_norm: PartRule(3),
 }
 
-
-def rule_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> LayerRule:
-    """Return the rule for the module's type, or that of autograd where there is none or it does not hold."""
-    rule = RULES.get(type(module))
-    if rule is None or len(inputs) != 1 or not module._parameters.keys() <= {"weight", "bias"}:
-        return AUTOGRAD
-    return rule if rule.applies(module, inputs[0]) else AUTOGRAD
+ANY = Rule()
 
 
-def _sum_over_first(g: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Sum over the positions of each example, for a parameter that has the last dimensions of ``g``."""
-    return g.reshape(len(g), -1, *shape).sum(1, dtype=dtype)
-
-
-def _sum_over_last(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over the positions of each example, for a parameter that has the second dimension of ``g``."""
-    return g.reshape(*g.shape[:2], -1).sum(2, dtype=dtype)
-
-
-def _add_product_powers(total: Tensor, x: Tensor, g: Tensor, power: Power) -> None:
-    """Add the powers of each example's product of ``g`` and ``x`` over the tokens, formed in one buffer.
+def add_product_powers(total: Tensor, left: Tensor, right: Tensor, power: Power) -> None:
+    """Add the powers of each example's product of ``left`` and ``right`` over the tokens, formed in one buffer.
 
     Args:
-        total: (outputs, inputs).
-        x: (examples, tokens, inputs).
-        g: (examples, tokens, outputs).
+        total: (rows, columns).
+        left: (examples, tokens, rows).
+        right: (examples, tokens, columns).
     """
-    if x.shape[1] == 1:
-        rows, columns = (_powered(t[:, 0].to(total.dtype), power) for t in (g, x))
+    if left.shape[1] == 1:
+        rows, columns = (_powered(t[:, 0].to(total.dtype), power) for t in (left, right))
         total.addmm_(rows.t(), columns)
         return
-    x = x.to(g.dtype)
+    right = right.to(left.dtype)
     size = len(total)
-    if x.shape[1] <= FEW_TOKENS and not total.is_cuda:
+    if left.shape[1] <= FEW_TOKENS and not total.is_cuda:
         size = min(size, max(1, BLOCK_WEIGHTS // total.shape[1]))
-    buffer = g.new_empty(size, total.shape[1])
-    for part, rows in zip(total.split(size), g.transpose(1, 2).split(size, 1), strict=True):
+    buffer = left.new_empty(size, total.shape[1])
+    for part, rows in zip(total.split(size), left.transpose(1, 2).split(size, 1), strict=True):
         product = buffer[: len(part)]
-        for example, columns in zip(rows, x, strict=True):
+        for example, columns in zip(rows, right, strict=True):
             add_power(part, torch.mm(example, columns, out=product), power)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.data.datasets import Dataset, Examples, grouped_order
-from fishexp.fisher.batches import Inputs, logits_of
+from fishexp.fisher.batches import Inputs, logits_of, mapped
 from fishexp.training.collectives import Collectives, InProcessCollectives
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -137,7 +137,5 @@ class Problem:
 
     def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:
         inputs, labels = examples.batch(index, generator)
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device), labels.to(self.device)
-        moved = {key: value.to(self.device, non_blocking=True) for key, value in inputs.items()}
+        moved = mapped(inputs, lambda tensor: tensor.to(self.device, non_blocking=True))
         return moved, labels.to(self.device, non_blocking=True)

@@ -1,6 +1,7 @@
 """The diagonal Fisher information against its definition, in float64."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.diagonal import Labels
 from fishexp.fisher.layer_rules import Power
-from tests.support.cases import NETS, batched, brute_force, conv_net, images
+from fishexp.fisher.losses import Labels
+from tests.support.cases import CLASSES, NETS, batched, brute_force, conv_net, images
 
 
 @pytest.mark.parametrize("power", ["square", "absolute"])
@@ -133,3 +134,167 @@ def test_as_is_scores_in_training_mode_one_example_at_a_time() -> None:
 def test_no_examples() -> None:
     with pytest.raises(FishexpError, match="needs at least one example"):
         diagonal_fisher(conv_net(), [])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_example_with_several_labels_has_the_sum_of_their_losses(last: bool) -> None:
+    """Those that are ignored count for nothing; the classes may come last or second; a loss of torch agrees."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, CLASSES).double()
+    network = model if last else nn.Sequential(model, Swapped())
+    x, y = torch.randn(3, 6, 4).double(), torch.randint(CLASSES, (3, 6))
+    y[0, 2:], y[1, 0] = -100, -100
+    wanted = torch.zeros_like(model.weight)
+    for i in range(3):
+        loss = F.cross_entropy(model(x[i]), y[i], reduction="sum")
+        wanted += torch.autograd.grad(loss, model.weight)[0].square() / 3
+    name = "weight" if last else "0.weight"
+    torch.testing.assert_close(diagonal_fisher(network, [(x, y)])[name], wanted)
+    if not last:
+        for loss in (
+            F.cross_entropy,
+            nn.CrossEntropyLoss(),
+            nn.CrossEntropyLoss(reduction="sum"),
+            partial(F.cross_entropy),
+        ):
+            torch.testing.assert_close(diagonal_fisher(network, [(x, y)], loss=loss)[name], wanted)
+
+
+class Swapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_expectation_over_the_labels_of_several_tokens(last: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, CLASSES).double()
+    network = model if last else nn.Sequential(model, Swapped())
+    x, y = torch.randn(3, 5, 4).double(), torch.zeros(3, 5, dtype=torch.long)
+    y[0, 3:] = -100
+    wanted = torch.zeros_like(model.weight)
+    for i, t in zip(*torch.where(y >= 0), strict=True):
+        log_probs = model(x)[i, t].log_softmax(-1)
+        for c in range(CLASSES):
+            gradient = torch.autograd.grad(log_probs[c], model.weight, retain_graph=True)[0]
+            wanted += log_probs[c].exp().detach() * gradient.square() / 3
+    name = "weight" if last else "0.weight"
+    torch.testing.assert_close(diagonal_fisher(network, [(x, y)], "expected")[name], wanted)
+    many = [(x.repeat(2000, 1, 1), y.repeat(2000, 1))]
+    sampled = diagonal_fisher(network, many, "sampled")[name]
+    assert (sampled - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ["true_label", "expected", "sampled"])
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((2, 3, 3), (2, 3), r"logits \(2, 3, 3\) and labels \(2, 3\) do not tell which dimension has the classes"),
+        ((2, 4, 3), (2,), "do not tell which dimension"),
+        ((3, 5, 1), (2, 3), r"the model returns \(3, 5, 1\) for 2 labels"),
+    ],
+)
+def test_logits_of_which_the_classes_are_not_known(
+    kind: Labels, shape: tuple[int, ...], labels: tuple[int, ...], message: str
+) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * torch.ones(shape if len(x) == 2 else (1, *shape[1:]))
+
+    with pytest.raises(FishexpError, match=message):
+        diagonal_fisher(Fixed(), [(torch.ones(2, 1), torch.zeros(labels, dtype=torch.long))], kind)
+
+
+@pytest.mark.parametrize(("tokens", "classes", "power"), [(200, 60, "square"), (2, 3, "absolute")])
+def test_expectations_that_are_refused(tokens: int, classes: int, power: Power) -> None:
+    x, y = torch.randn(2, tokens, 2), torch.zeros(2, tokens, dtype=torch.long)
+    with pytest.raises(FishexpError, match=r"labels=expected .* use sampled"):
+        diagonal_fisher(nn.Linear(2, classes), [(x, y)], "expected", power)
+
+
+def test_a_weight_of_a_class_counts_and_a_mean_over_the_batch_by_it_is_refused() -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 3).double(), torch.randn(9, 5).double(), torch.arange(9) % 3
+    weight = torch.tensor([1.0, 10.0, 0.1]).double()
+    wanted = torch.zeros_like(model.weight)
+    for i in range(9):
+        loss = weight[y[i]] * F.cross_entropy(model(x[i]), y[i])
+        wanted += torch.autograd.grad(loss, model.weight)[0].square() / 9
+    batches = [(x[i : i + 3], y[i : i + 3]) for i in range(0, 9, 3)]
+    losses = [
+        nn.CrossEntropyLoss(weight=weight),
+        partial(F.cross_entropy, weight=weight),
+        lambda out, y: F.cross_entropy(out, y, weight=weight, reduction="none"),
+        lambda out, y: F.cross_entropy(out, y, weight=weight, reduction="sum"),
+    ]
+    for loss in losses:
+        for cut in (batches, [(x, y)], [(x[i : i + 1], y[i : i + 1]) for i in range(9)]):
+            torch.testing.assert_close(diagonal_fisher(model, cut, loss=loss)["weight"], wanted)
+    for cut in (batches, [(x[i : i + 1], y[i : i + 1]) for i in range(9)]):
+        with pytest.raises(FishexpError, match="it divides by a sum over the batch"):
+            diagonal_fisher(model, cut, loss=lambda out, y: F.cross_entropy(out, y, weight=weight))
+
+
+def test_a_loss_that_returns_something_else_is_refused() -> None:
+    with pytest.raises(FishexpError, match=r"loss returns \(1,\) for 2 examples"):
+        diagonal_fisher(
+            nn.Linear(2, 3), [(torch.ones(2, 2), torch.tensor([0, 1]))], loss=lambda out, y: out.sum().reshape(1)
+        )
+
+
+def test_inputs_that_the_examples_share_though_they_are_as_long() -> None:
+    """An attention mask (tokens, tokens) beside as many examples, and one that is not used at all where it is cut."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+            x = self.lin(x)
+            return self.head(F.scaled_dot_product_attention(x, x, x, attn_mask=mask).mean(1)) * scale[:CLASSES].sum()
+
+    torch.manual_seed(0)
+    model, count = Masked().double(), 5
+    x, y = torch.randn(count, count, 4).double(), torch.arange(count) % CLASSES
+    mask, scale = torch.ones(count, count).tril().bool(), torch.rand(count).double()
+    wanted = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for i in range(count):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1], mask, scale), y[i : i + 1]).backward()
+        for name, p in model.named_parameters():
+            assert p.grad is not None
+            wanted[name] += p.grad.square() / count
+    model.zero_grad()
+    inputs = {"x": x, "mask": mask, "scale": scale}
+    for as_is in (False, True):
+        found = diagonal_fisher(model.eval(), [(inputs, y)], as_is=as_is)
+        torch.testing.assert_close(dict(found), wanted)
+    torch.testing.assert_close(dict(diagonal_fisher(model, [((x, mask, scale), y)])), wanted)
+
+
+def test_a_wrong_use_in_bf16_does_not_hide_behind_rounding(caplog: pytest.LogCaptureFixture) -> None:
+    """Weights are as before to the bit, though the check widens them."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.head = nn.Linear(16, 16), nn.Linear(16, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lin(x).tanh() + 0.1 * x.detach() @ self.lin.weight.tanh().T)
+
+    torch.manual_seed(0)
+    model = Beside().bfloat16()
+    before = copy.deepcopy(model.state_dict())
+    x, y = torch.randn(8, 16), torch.arange(8) % CLASSES
+    found = diagonal_fisher(model, [(x.bfloat16(), y)])
+    wide = copy.deepcopy(model).double()
+    wanted = brute_force(wide, x.bfloat16().double(), y, "true_label", "square")
+    for name, score in wanted.items():
+        assert (found[name] - score).norm() < 0.05 * score.norm(), name
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.bfloat16 for name, p in model.state_dict().items())

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.diagonal import Labels
-from fishexp.fisher.hooks import hooked_batch
+from fishexp.fisher.batched import batched_pass
 from fishexp.fisher.layer_rules import Power
+from fishexp.fisher.losses import Labels
 from fishexp.models.resnet import build
 from tests.support.cases import CLASSES, brute_force, sentences, tiny_bert
 from tests.support.checks import Peak
@@ -120,9 +120,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counted(examples: int, *more: object) -> object:
         sizes.append(examples)
-        return hooked_batch(examples, *more)  # type: ignore[arg-type]
+        return batched_pass(examples, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fishexp.fisher.diagonal.hooked_batch", counted)
+    monkeypatch.setattr("fishexp.fisher.diagonal.batched_pass", counted)
     return sizes
 
 
