@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.masks import position_codec
-from fishexp.masks.topk import Best, LazyScores, Scores, largest
+from fishexp.masks.selection import nan_error, select_largest
+from fishexp.masks.topk import Best, LazyScores, Scores, check_scores
 from fishexp.training.collectives import Collectives
 
 # share of all entries above which a worker's positions are not worth sending
@@ -42,9 +43,14 @@ def pooled_scores(collectives: Collectives, scores: Sequence[Scores], examples: 
         :class:`PooledScores`; of a single worker its own scores.
 
     Raises:
-        FishexpError: If no worker has an example, or what a worker sent is not what it should send.
+        FishexpError: If no worker has an example, scores are no floats, or what a worker sent is not what it should
+            send.
         WorkerLost: If a worker is not there any more, or silent for too long.
     """
+    for own in scores:
+        check_scores(own)
+        if inexact := [name for name, score in own.items() if not score.is_floating_point()]:
+            raise FishexpError(f"the scores of {inexact[0]} are {own[inexact[0]].dtype}; only floats are pooled")
     if collectives.world_size == 1:
         return scores[0]
     texts = collectives.all_gather_text([str(number) for number in examples])
@@ -83,8 +89,22 @@ class PooledScores(LazyScores):
 
     def best(self, count: int, always: Collection[str]) -> Best:
         """Implement :meth:`LazyScores.best`."""
+        self._refuse_nan(always)
         means = self._means_of_best(count, always) if self._all is None else self._all
         return Best({name: mean for name, mean in means.items() if name not in always}, count)
+
+    def _refuse_nan(self, names: Collection[str]) -> None:
+        """Refuse scores of these names, which are kept whatever they are, on all workers if one has NaN there."""
+        if not names:
+            return
+        texts = [
+            next((name for name in names if self._weights[rank] and own[name].isnan().any()), "")
+            for rank, own in zip(self._collectives.local_ranks, self._scores, strict=True)
+        ]
+        pattern = "(" + "|".join(map(re.escape, ["", *names])) + ")"
+        for rank, text in enumerate(self._collectives.all_gather_text(texts)):
+            if name := _fields(rank, text, pattern)[0]:
+                raise nan_error(name)
 
     def _pool(self, always: Collection[str]) -> "_Pool":
         return _Pool(self._collectives, self._scores, self._weights, always)
@@ -213,7 +233,7 @@ def _best_positions(scores: Sequence[Tensor], count: int) -> Tensor | None:
     """Find where the highest scores above 0 are, at most ``count``; None if a score is negative or NaN."""
     if not all((score >= 0).all() for score in scores):
         return None
-    chosen = largest({str(number): score for number, score in enumerate(scores)}, count)
+    chosen = select_largest({str(number): score for number, score in enumerate(scores)}, count).mask
     return _positions([mask & (score > 0) for mask, score in zip(chosen.values(), scores, strict=True)])
 
 

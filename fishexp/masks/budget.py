@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 from decimal import Decimal
+from fractions import Fraction
+from numbers import Real
 
 from fishexp.errors import FishexpError
 
@@ -10,11 +12,14 @@ def check_keep(keep: float) -> float:
     """Return ``keep`` itself, a fraction in (0, 1].
 
     Raises:
-        FishexpError: If it is not in (0, 1].
+        FishexpError: If it is no number, or not in (0, 1].
     """
-    if not 0 < keep <= 1:
-        hint = f"; did you mean {keep / 100:g}?" if 1 < keep <= 100 else ""
-        raise FishexpError(f"keep is a fraction in (0, 1], got {keep:g}{hint}")
+    if isinstance(keep, bool) or not isinstance(keep, Real | Decimal):
+        shown = repr(keep) if isinstance(keep, bool | str) else f"a {type(keep).__name__}"
+        raise FishexpError(f"keep is a number, a fraction in (0, 1], got {shown}; give a float such as 0.005")
+    if not 0 < (number := float(keep)) <= 1:
+        hint = f"; did you mean {number / 100:g}?" if 1 < number <= 100 else ""
+        raise FishexpError(f"keep is a fraction in (0, 1], got {number:g}{hint}")
     return keep
 
 
@@ -22,9 +27,9 @@ def budget(keep: float, total: int) -> int:
     """Return ``floor(keep * total)`` with ``keep`` read as a decimal: 0.29 of 100 is 29, not 28.
 
     Raises:
-        FishexpError: If ``keep`` is not in (0, 1].
+        FishexpError: If ``keep`` is no number in (0, 1].
     """
-    return int(Decimal(str(check_keep(keep))) * total)
+    return int(Fraction(str(check_keep(keep))) * total)
 
 
 def left(keep: float, total: int, head: int, always: Collection[str], workers: int = 1) -> int:

@@ -1,8 +1,9 @@
 """Scores in, mask out: which weights may move."""
 
+import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import left
 from fishexp.masks.random_masks import Seeded
+from fishexp.masks.selection import DTYPES, ranking, refuse_nan, select_largest
+
+log = logging.getLogger(__name__)
 
 Scores: TypeAlias = Mapping[str, Tensor]  # importance of each weight, in the parameter's shape
 Mask: TypeAlias = dict[str, Tensor]  # true where a weight may move, in the parameter's shape
-
-DIGIT = 16  # bits of a score that are decided by one pass over all scores
-CHUNK = 1 << 22  # scores looked at together
 
 
 class Best:
@@ -30,12 +31,23 @@ class Best:
     """
 
     def __init__(self, scores: Scores, count: int) -> None:
-        self._scores, self.mask = scores, largest(scores, count)
+        self._scores, self._count = scores, count
+        self.mask, self._cut, self._equal = select_largest(scores, count)
 
     def entries(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return name -> positions of the selected entries, (entries,) int64 and ascending, and their scores."""
         found = {name: mask.flatten().nonzero().squeeze(1) for name, mask in self.mask.items()}
         return {name: (index, self._scores[name].detach().flatten()[index]) for name, index in found.items()}
+
+    def warn_of_zeros(self) -> None:
+        """Warn if some scores of 0 are selected by their position; not if 0 is the highest score of several."""
+        above, total = self._count - self._cut.ties, sum(score.numel() for score in self._scores.values())
+        if self._cut.value == 0 and self._cut.ties < self._equal and (above or self._equal == total):
+            log.warning(
+                "only %d of the %d entries to select score above 0; of the %d that score 0, the first %d in the order "
+                "of the parameters are selected too: lower keep, or score more examples",
+                above, self._count, self._equal, self._cut.ties,
+            )  # fmt: skip
 
 
 class LazyScores(Mapping[str, Tensor]):
@@ -63,11 +75,14 @@ class LazyScores(Mapping[str, Tensor]):
         return name in self.like
 
 
-def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
+def top_k(scores: Scores, keep: float, always: Iterable[str] = ()) -> Mask:
     """Keep the highest-scoring fraction of all weights, over all layers at once.
 
+    A warning says so where fewer scores are above 0 than are to be kept.
+
     Args:
-        scores: Importance of each weight. Only the order matters, not the scale.
+        scores: Importance of each weight, floats, integers or bools. Only the order matters, not the scale: it is exact
+            for all types and all mixtures of them.
         keep: Fraction of *all* weights to keep, in (0, 1]; 0.005 is 0.5 %.
         always: Parameters kept whole, such as a new classifier head. They are paid for out of ``keep``.
 
@@ -78,18 +93,18 @@ def top_k(scores: Scores, keep: float, always: Collection[str] = ()) -> Mask:
 
     Raises:
         FishexpError: If ``keep`` is out of range or too small to pay for ``always``, ``always`` names an unknown
-            parameter, or a score is NaN.
+            parameter, a score is NaN, or scores are no dense tensors of real numbers.
 
     Source:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
-    like = _like(scores)
+    like, always = _like(scores), _names(always)
     best = _best(scores, _left(like, keep, always), always)
     mask = _with_always(best.mask, like, always)
     return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
 
 
-def split(scores: Scores, keep: float, workers: int, always: Collection[str] = ()) -> list[Mask]:
+def split(scores: Scores, keep: float, workers: int, always: Iterable[str] = ()) -> list[Mask]:
     """Make a mask for each of several workers, with no entry outside ``always`` in two of them.
 
     Each has as many entries as :func:`top_k` would give it. Of the best of all, ranked by their scores, worker i gets
@@ -98,6 +113,7 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     Args:
         scores: As for :func:`top_k`.
         keep: Fraction of all weights for each worker, ``always`` included.
+        workers: At least 1.
         always: Parameters that every worker keeps whole.
 
     Raises:
@@ -106,11 +122,13 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
     Source:
         The original code's distributed training of "Training Neural Networks with Fixed Sparse Masks".
     """
-    like = _like(scores)
+    if type(workers) is not int or workers < 1:
+        raise FishexpError(f"workers is a whole number from 1 on, got {workers!r}")
+    like, always = _like(scores), _names(always)
     entries = _best(scores, workers * _left(like, keep, always, workers), always).entries()
-    best = torch.cat([values.cpu().double() for _, values in entries.values()])
-    owner = torch.empty(len(best), dtype=torch.int64)
-    owner[best.argsort(descending=True, stable=True)] = torch.arange(len(best)) % workers
+    order = ranking([values for _, values in entries.values()])
+    owner = torch.empty_like(order)
+    owner[order] = torch.arange(len(order)) % workers
     owners = dict(zip(entries, owner.split([len(index) for index, _ in entries.values()]), strict=True))
     masks = []
     for worker in range(workers):
@@ -123,14 +141,62 @@ def split(scores: Scores, keep: float, workers: int, always: Collection[str] = (
 
 def _like(scores: Scores) -> Mapping[str, Tensor]:
     """Return tensors of the shapes and on the devices of the scores, without computing any."""
-    return scores.like if isinstance(scores, LazyScores) else scores
+    if isinstance(scores, LazyScores):
+        return scores.like
+    check_scores(scores)
+    return scores
+
+
+def check_scores(scores: Any) -> None:
+    """Refuse scores that have no order, or no values.
+
+    Raises:
+        FishexpError: If they are not a mapping from names to dense tensors of real numbers.
+    """
+    if not isinstance(scores, Mapping):
+        raise FishexpError(f"scores are a mapping from parameter names to tensors, got a {type(scores).__name__}")
+    if not scores:
+        raise FishexpError(
+            "there are no scores to choose from: the mapping is empty; does any weight require a gradient?"
+        )
+    for name, score in scores.items():
+        if not isinstance(score, Tensor):
+            raise FishexpError(f"the scores of {name} are a {type(score).__name__}; give a tensor")
+        if score.is_meta:
+            raise FishexpError(
+                f"the scores of {name} are on the meta device, which holds no values; score a real model"
+            )
+        if score.layout != torch.strided:
+            raise FishexpError(f"the scores of {name} are sparse ({score.layout}); give scores.to_dense()")
+        if score.dtype not in DTYPES:
+            kind = str(score.dtype).removeprefix("torch.")
+            raise FishexpError(f"the scores of {name} are {kind}, which has no order; give real numbers, such as abs()")
+
+
+def _names(always: Any) -> tuple[str, ...]:
+    """Return the names of parameters kept whole, each once.
+
+    Raises:
+        FishexpError: If they are a single string, or no names.
+    """
+    if isinstance(always, str):
+        raise FishexpError(f"always is a collection of names, got the string {always!r}; give always=[{always!r}]")
+    names = tuple(always)
+    for name in names:
+        if not isinstance(name, str):
+            raise FishexpError(f"always holds names of parameters, got a {type(name).__name__}")
+    return tuple(dict.fromkeys(names))
 
 
 def _best(scores: Scores, count: int, always: Collection[str]) -> Best:
-    """Select the ``count`` highest scores outside ``always``."""
+    """Select the ``count`` highest scores outside ``always``, and warn where scores of 0 are among them by position."""
     if isinstance(scores, LazyScores):
-        return scores.best(count, always)
-    return Best({name: score for name, score in scores.items() if name not in always}, count)
+        best = scores.best(count, always)
+    else:
+        refuse_nan(scores, always)
+        best = Best({name: score for name, score in scores.items() if name not in always}, count)
+    best.warn_of_zeros()
+    return best
 
 
 def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1) -> int:
@@ -139,75 +205,12 @@ def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1
     if unknown:
         raise FishexpError(f"always names {unknown[0]}, which has no scores; the scores cover {len(scores)} parameters")
     total = sum(score.numel() for score in scores.values())
-    return left(keep, total, sum(scores[name].numel() for name in set(always)), always, workers)
+    return left(keep, total, sum(scores[name].numel() for name in always), always, workers)
 
 
 def _with_always(chosen: Mask, scores: Scores, always: Collection[str]) -> Mask:
     """Add all of ``always`` to the chosen entries, in the order of the scores."""
     return {n: torch.ones_like(s, dtype=torch.bool) if n in always else chosen[n] for n, s in scores.items()}
-
-
-def largest(scores: Scores, k: int) -> Mask:
-    """Keep exactly ``k`` entries: all above the k-th largest score, then the first that equal it."""
-    if k == 0:
-        return {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
-    for name, score in scores.items():
-        if score.isnan().any():
-            raise FishexpError(
-                f"the scores of {name} hold NaN: the model or its loss is broken on the scoring examples"
-            )
-    dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores.values()) else torch.float32
-    threshold, ties = _kth_largest(scores, k, dtype)
-    mask = {}
-    for name, score in scores.items():
-        flat = score.detach().flatten().to(dtype)
-        equal = flat == threshold
-        for chunk in equal.split(CHUNK):
-            count = int(chunk.sum())
-            if count > ties:
-                chunk[chunk.nonzero()[ties:]] = False
-            ties -= min(ties, count)
-        mask[name] = (flat > threshold).logical_or_(equal).view(score.shape)
-    return mask
-
-
-# `torch.kthvalue` is faster, but takes 16 bytes a score (all in one tensor, a copy, indices): 5 GB for BERT-large
-def _kth_largest(scores: Scores, k: int, dtype: torch.dtype) -> tuple[float, int]:
-    """Find the k-th largest score, and how many equal to it are among the k largest.
-
-    Radix selection: of the scores, read as integers of the same order, the 16 highest bits of the k-th largest are
-    found by counting, then the next 16 among the scores that share these. Nothing is sorted or put together, and the
-    working memory is that of a chunk.
-    """
-    bits = 64 if dtype == torch.float64 else 32
-    known: int | None = None  # the highest bits of the k-th largest, as far as they are found
-    # the least value of the known bits and the next digit together; the first digit has the sign
-    lowest = -(1 << (DIGIT - 1))
-    for shift in range(bits - DIGIT, -1, -DIGIT):
-        counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
-        for keys in _keys(scores, dtype):
-            candidates = keys if known is None else keys[keys >> (shift + DIGIT) == known]
-            counts += torch.bincount((candidates >> shift) - lowest, minlength=1 << DIGIT).cpu()
-        at_least = counts.flip(0).cumsum(0)  # candidates with this digit or a higher one, from the highest digit on
-        higher = int((at_least < k).sum())  # digits that are above the k-th largest's
-        k -= int(at_least[higher - 1]) if higher else 0
-        known = lowest + (1 << DIGIT) - 1 - higher
-        lowest = known << DIGIT
-    key = torch.tensor(known, dtype=torch.int64 if bits == 64 else torch.int32)
-    return _flipped(key).view(dtype).item(), k
-
-
-def _keys(scores: Scores, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield the scores as integers of the same order, a chunk at a time; -0.0 is 0.0."""
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    for score in scores.values():
-        for chunk in score.detach().flatten().split(CHUNK):
-            yield _flipped((chunk.to(dtype) + 0.0).view(integer))
-
-
-def _flipped(number: Tensor) -> Tensor:
-    """Turn a float's bits into an integer of the same order, and back: below zero all bits but the sign flip."""
-    return torch.where(number < 0, number ^ torch.iinfo(number.dtype).max, number)
 
 
 def count(mask: Mask) -> int:

@@ -16,6 +16,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks import top_k
 from fishexp.masks.topk import Mask, Scores, split
 from fishexp.training.collectives import Collectives, InProcessCollectives, Reduction
+from tests.support.checks import refusal
 from tests.support.workers import Workers
 
 TINY = 2.0**-149  # the smallest float32
@@ -277,11 +278,32 @@ def test_a_nan_is_refused_where_the_mask_is_made() -> None:
     scores[1]["p1"][0, 0] = torch.nan
     with pytest.raises(FishexpError, match="the scores of p1 hold NaN"):
         top_k(pooled_scores(InProcessCollectives(2), scores, [1, 1]), 0.1)
-    # where no mask looks, it does not matter
-    assert_same_masks(
-        means_of_best(InProcessCollectives(2), scores, [1, 1], 3, ["p1"]), dense(scores, [1, 1]), 3, ["p1"]
-    )
+    for always in (["p1"], ["p0", "p1"]):  # kept whatever they are, and still a sign that something is broken
+        for select in (top_k, lambda scores, keep, always: split(scores, keep, 1, always)):
+            pooled = pooled_scores(InProcessCollectives(2), scores, [1, 1])
+            assert refusal(select, pooled, 1, always).startswith("the scores of p1 hold NaN")
+    assert top_k(pooled_scores(InProcessCollectives(2), scores, [1, 0]), 0.5, ["p1"])["p1"].all()
     assert_same_masks(means_of_best(InProcessCollectives(2), scores, [1, 0], 3), scores[0], 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_only_floats_are_pooled(dtype: torch.dtype) -> None:
+    """A mean in float32 would round integers above 2**24."""
+    scores = [{"p": torch.ones(4, dtype=dtype)}] * 2
+    assert refusal(pooled_scores, InProcessCollectives(2), scores, [1, 1]).startswith("the scores of p are ")
+
+
+def test_pooled_scores_of_zero_at_the_cut_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    scores = [
+        {"p": torch.zeros(9), "q": torch.tensor([0.0, 1.0])},
+        {"p": torch.zeros(9), "q": torch.tensor([0.5, 0.0])},
+    ]
+    top_k(pooled_scores(InProcessCollectives(2), scores, [1, 1]), 0.3)
+    assert [message[:62] for message in caplog.messages] == [
+        "only 2 of the 3 entries to select score above 0; of the 9 that"
+    ]
+    top_k(pooled_scores(InProcessCollectives(2), scores, [1, 1]), 0.2)
+    assert len(caplog.messages) == 1
 
 
 def best_of_each_row(scores: Scores) -> Mask:

@@ -1,8 +1,13 @@
 """Budget, ties and head of the global top-k."""
 
+import logging
+from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +16,9 @@ from hypothesis import strategies as st
 from fishexp.errors import FishexpError
 from fishexp.masks import top_k
 from fishexp.masks.budget import budget
-from fishexp.masks.topk import count, split
+from fishexp.masks.selection import DTYPES
+from fishexp.masks.topk import Scores, count, split
+from tests.support.checks import refusal
 
 # few distinct values, so that ties are common
 SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
@@ -48,7 +55,7 @@ def test_any_numbers_in_chunks(values: list[float], double: bool, chunk: int, da
     score = torch.tensor(values, dtype=torch.float64 if double else torch.float32)
     rank = sorted(range(len(values)), key=lambda i: (-score[i].item(), i))
     k = data.draw(st.integers(1, len(values)))
-    with mock.patch("fishexp.masks.topk.CHUNK", chunk):
+    with mock.patch("fishexp.masks.selection.CHUNK", chunk):
         mask = top_k({"p": score}, min((k + 0.5) / len(values), 1))
     assert mask["p"].nonzero().flatten().tolist() == sorted(rank[:k])
 
@@ -91,6 +98,174 @@ def test_scores_of_different_precision_compare_exactly() -> None:
     }
     scores["double"][0] = 1.0 + 1e-12
     assert flat(top_k(scores, 0.75)) == [False, True, True, True]
+
+
+# numbers that float32 or float64 round to one another, and the ends of the integers
+CLOSE = [
+    *(base + step for base in (0, 2**24, 2**31, 2**53, 2**62, 2**63, 2**64) for step in (-3, -2, -1, 0, 1, 2, 3)),
+    2**63 - 512, 2**63 - 513, 2**64 - 1024, 2**64 - 1025, 1536, 0.5, 2.5, 2.0**53 + 2,
+    2.0**63 - 1024, 1e300, 0.1, torch.inf,
+]  # fmt: skip
+CLOSE = [*CLOSE, *(-number for number in CLOSE)]
+
+
+def as_numbers(score: torch.Tensor) -> list[float]:
+    """The numbers that a tensor holds, exactly; Python compares integers with floats exactly."""
+    return (score.float() if score.dtype.itemsize == 1 and score.is_floating_point() else score).tolist()
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """Scores of several types, with many that are close to others."""
+    scores = {}
+    for i in range(draw(st.integers(1, 4))):
+        dtype = draw(st.sampled_from(sorted(DTYPES, key=str)))
+        numbers = draw(st.lists(st.sampled_from(CLOSE), min_size=1, max_size=12))
+        if dtype == torch.bool:
+            scores[f"p{i}"] = torch.tensor([number > 0 for number in numbers])
+        elif dtype.is_floating_point:
+            scores[f"p{i}"] = torch.tensor([float(number) for number in numbers], dtype=torch.float64).to(dtype)
+        else:
+            info = torch.iinfo(dtype)
+            clipped = [int(max(min(number, info.max), info.min)) for number in numbers]
+            scores[f"p{i}"] = torch.tensor(clipped, dtype=dtype)
+        if scores[f"p{i}"].is_floating_point():  # types without infinity have NaN instead
+            scores[f"p{i}"] = torch.where(scores[f"p{i}"].isnan(), torch.ones(()).to(dtype), scores[f"p{i}"])
+    return scores
+
+
+@given(scores=mixtures(), workers=st.integers(1, 3), data=st.data())
+def test_only_the_order_matters_to_the_last_bit_for_every_mixture_of_types(
+    scores: dict[str, torch.Tensor], workers: int, data: st.DataObject
+) -> None:
+    values = [number for score in scores.values() for number in as_numbers(score)]
+    rank = sorted(range(len(values)), key=lambda i: (-values[i], i))
+    k = data.draw(st.integers(1, len(values)))
+    with mock.patch("fishexp.masks.selection.CHUNK", data.draw(st.integers(1, 7))):
+        assert flat(top_k(scores, min((k + 0.5) / len(values), 1))) == [i in rank[:k] for i in range(len(values))]
+    if workers * k <= len(values):
+        for worker, mask in enumerate(split(scores, min((k + 0.5) / len(values), 1), workers)):
+            mine = rank[: workers * k][worker::workers]
+            assert flat(mask) == [i in mine for i in range(len(values))]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({"w": torch.tensor([2**24, 2**24 + 1])}, [False, True]),
+        ({"w": torch.tensor([2**24, 2**24 + 1], dtype=torch.int32)}, [False, True]),
+        ({"a": torch.tensor([2**24]), "b": torch.tensor([2**24 + 1])}, [False, True]),
+        ({"a": torch.tensor([2**53 + 1]), "b": torch.tensor([2.0**53], dtype=torch.float64)}, [True, False]),
+        ({"a": torch.tensor([2.0**53 + 2], dtype=torch.float64), "b": torch.tensor([2**53 + 3])}, [False, True]),
+        ({"a": torch.tensor([2.0**63], dtype=torch.float64), "b": torch.tensor([2**63 - 1])}, [True, False]),
+        ({"a": torch.tensor([2**63 - 1]), "b": torch.tensor([2**63], dtype=torch.uint64)}, [False, True]),
+        ({"a": torch.tensor([-(2**63) + 1]), "b": torch.tensor([-(2.0**63)])}, [True, False]),
+    ],
+)
+def test_integers_are_not_rounded(scores: Scores, best: list[bool]) -> None:
+    assert flat(top_k(scores, 0.5)) == best
+    assert [flat(mask) for mask in split(scores, 0.5, 2)] == [best, [not entry for entry in best]]
+
+
+@pytest.mark.parametrize(
+    ("keep", "shown"),
+    [
+        (True, "True"),
+        ("0.1", "'0.1'"),
+        (torch.tensor(0.3), "a Tensor"),
+        (np.array(0.3), "a ndarray"),
+        (np.bool_(True), "a bool"),
+        (None, "a NoneType"),
+        (0.1j, "a complex"),
+    ],
+)
+def test_a_budget_that_is_no_number(keep: Any, shown: str) -> None:
+    for select in (top_k, lambda scores, keep: split(scores, keep, 2)):
+        assert refusal(select, {"w": torch.rand(10)}, keep).startswith(
+            f"keep is a number, a fraction in (0, 1], got {shown}"
+        )
+
+
+@pytest.mark.parametrize("keep", [np.float32(0.3), np.float64(0.3), np.float16(0.3), Decimal("0.3"), Fraction(3, 10)])
+def test_a_budget_of_any_real_type(keep: Any) -> None:
+    assert count(top_k({"w": torch.rand(100)}, keep)) == 30
+
+
+@pytest.mark.parametrize(
+    ("scores", "line"),
+    [
+        ({}, "there are no scores to choose from: the mapping is empty"),
+        (torch.rand(4), "scores are a mapping from parameter names to tensors, got a Tensor"),
+        ([torch.rand(4)], "scores are a mapping from parameter names to tensors, got a list"),
+        ({"w": [0.1, 0.2]}, "the scores of w are a list; give a tensor"),
+        ({"w": np.ones(3)}, "the scores of w are a ndarray; give a tensor"),
+        ({"a": torch.ones(1), "w": None}, "the scores of w are a NoneType; give a tensor"),
+        ({"w": torch.rand(4, device="meta")}, "the scores of w are on the meta device, which holds no values"),
+        ({"w": torch.eye(3).to_sparse()}, "the scores of w are sparse (torch.sparse_coo); give scores.to_dense()"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "the scores of w are complex64, which has no order"),
+    ],
+)
+@pytest.mark.parametrize("select", [top_k, lambda scores, keep: split(scores, keep, 2)])
+def test_scores_that_have_no_order_or_no_values(select: Callable[..., Any], scores: Any, line: str) -> None:
+    assert refusal(select, scores, 0.5).startswith(line)
+
+
+def test_names_always_kept_in_any_collection() -> None:
+    scores = {"fc.weight": torch.tensor([1.0, 2.0]), "fc.bias": torch.zeros(1), "body": torch.tensor([3.0])}
+    expected = [False, False, True, True]
+    names = ["fc.bias", "fc.bias"]
+    for always in (names, tuple(names), set(names), dict.fromkeys(names), iter(names), (name for name in names)):
+        assert flat(top_k(scores, 0.5, always)) == expected
+    assert flat(split(scores, 0.5, 1, (name for name in names))[0]) == expected
+    line = "always is a collection of names, got the string 'fc.bias'; give always=['fc.bias']"
+    assert refusal(top_k, scores, 0.5, "fc.bias") == refusal(split, scores, 0.5, 1, "fc.bias") == line
+    assert refusal(top_k, scores, 0.5, [torch.ones(3)]) == "always holds names of parameters, got a Tensor"
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+def test_a_number_of_workers_that_is_none(workers: Any) -> None:
+    assert refusal(split, {"w": torch.rand(9)}, 0.2, workers) == f"workers is a whole number from 1 on, got {workers}"
+
+
+@pytest.mark.parametrize("dtype", sorted((dtype for dtype in DTYPES if dtype.is_floating_point), key=str))
+def test_nan_is_refused_in_every_type_and_in_what_is_always_kept(dtype: torch.dtype) -> None:
+    scores = {"a": torch.ones(4).to(dtype), "b": torch.tensor([1.0, torch.nan]).to(dtype)}
+    for always, keep in (((), 0.5), (("b",), 0.5), (("b",), 0.34)):
+        assert refusal(top_k, scores, keep, always).startswith("the scores of b hold NaN")
+        assert refusal(split, scores, keep, 1, always).startswith("the scores of b hold NaN")
+
+
+def test_infinite_scores_whose_sum_is_nan_are_no_nan() -> None:
+    scores = {"a": torch.tensor([torch.inf, -torch.inf, 1.0]), "b": torch.tensor([1e300, -1e300, 1e300]).double()}
+    assert flat(top_k(scores, 0.5)) == [True, False, False, True, False, True]
+
+
+ZEROS = "only 1 of the 3 entries to select score above 0; of the 4 that score 0, the first 2 in the order of the "
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep", "line"),
+    [
+        ({"a": torch.zeros(3), "b": torch.tensor([-0.0, 5.0])}, 0.6, ZEROS),
+        ({"a": torch.zeros(3, dtype=torch.int64), "b": torch.tensor([0, 5])}, 0.6, ZEROS),
+        ({"a": torch.zeros(3, dtype=torch.bool), "b": torch.tensor([False, True])}, 0.6, ZEROS),
+        ({"a": torch.zeros(5)}, 0.6, "only 0 of the 3 entries to select"),
+        ({"a": torch.tensor([0.0, 0.0, 1.0, -1.0])}, 0.5, "only 1 of the 2 entries to select"),
+        ({"a": torch.zeros(3), "b": torch.tensor([1.0, 5.0])}, 0.4, None),  # enough scores above 0
+        ({"a": torch.zeros(3), "b": torch.tensor([1.0, 5.0])}, 1, None),  # all are selected
+        ({"a": -torch.tensor([0.0, 0.0, 3.0, 4.0])}, 0.25, None),  # the smallest magnitudes: 0 is the highest score
+        ({"a": torch.ones(5)}, 0.4, None),
+    ],
+)
+def test_scores_of_zero_at_the_cut_are_said(
+    scores: Scores, keep: float, line: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first layers win by their position, where the scores say nothing."""
+    for select in (lambda: top_k(scores, keep), lambda: split(scores, keep, 1)):
+        caplog.clear()
+        select()
+        assert [message.startswith(line) for message in caplog.messages] == [True] if line else not caplog.messages
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
 @pytest.mark.parametrize(("keep", "hint"), [(0, ""), (-1, ""), (float("nan"), ""), (1.5, "; did you mean 0.015?")])

@@ -89,7 +89,7 @@ def test_no_tensor_of_a_weights_size_is_made_by_sparsify_or_a_step() -> None:
 
 
 def test_the_best_of_many_scores_are_found_without_putting_them_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fishexp.masks.topk.CHUNK", 2**16)
+    monkeypatch.setattr("fishexp.masks.selection.CHUNK", 2**16)
     scores = {f"p{i}": torch.rand(2**20) for i in range(8)}
     with Peak(scores.values()) as peak:
         mask = top_k(scores, KEEP)
