@@ -41,13 +41,13 @@ def load(
     if folder is None:
         folder = _download()
     _check_files(folder)
-    parts = []
+    parts, names = [], ()
     for train in (True, False):
         raw = CIFAR10(folder, train=train)
         pixels = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()  # (examples, 3, 32, 32)
-        labels = torch.tensor(raw.targets)
+        labels, names = torch.tensor(raw.targets), tuple(raw.classes)
         parts.append(Images(pixels, labels, mean=MEAN, std=STD, crop=4, flip=True, cutout=8))
-    dataset = Dataset(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy)
+    dataset = Dataset(parts[0], {"": parts[1]}, classes=10, channels=3, metrics=accuracy, names=names)
     return dataset.limited(train_limit, valid_limit, holdout)
 
 

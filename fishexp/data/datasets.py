@@ -46,6 +46,7 @@ class Dataset:
         classes: Number of labels; 1 is a regression.
         channels: Number of channels of its images; 0 for text.
         metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first.
+        names: Names of the classes in the order of their numbers; empty for a regression, or if they have none.
     """
 
     train: Any
@@ -53,6 +54,7 @@ class Dataset:
     classes: int
     channels: int
     metrics: Callable[[Tensor, Tensor], Metrics]
+    names: tuple[str, ...] = ()
 
     def limited(self, train_limit: int | None, valid_limit: int | None, holdout: int) -> "Dataset":
         """Limit the numbers of examples to the first of a fixed permutation, which is the same for every seed.

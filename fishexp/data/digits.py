@@ -27,5 +27,7 @@ def load(
     def part(chosen: slice) -> Images:
         return Images(pixels[chosen], labels[chosen], mean=(0.305,), std=(0.376,), crop=1)
 
-    dataset = Dataset(part(slice(split)), {"": part(slice(split, None))}, classes=10, channels=1, metrics=accuracy)
+    names = tuple(map(str, range(10)))
+    train, valid = part(slice(split)), part(slice(split, None))
+    dataset = Dataset(train, {"": valid}, classes=10, channels=1, metrics=accuracy, names=names)
     return dataset.limited(train_limit, valid_limit, holdout)

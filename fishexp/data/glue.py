@@ -35,6 +35,7 @@ class Task:
         columns: Columns of a file that hold sentences, by name, or by position where there is no header.
         label: Column of a file that holds the label, likewise.
         names: Label texts in the order of the hub's label numbers; empty for a regression.
+        classes: Names of the classes on the hub, in that order.
         hub: Columns on the hub that hold sentences.
         metrics: Metrics of the benchmark, the headline first.
         valid: Sets to report on: their name in metrics, their file, their split on the hub.
@@ -44,24 +45,31 @@ class Task:
     columns: tuple[str | int, ...]
     label: str | int
     names: tuple[str, ...]
+    classes: tuple[str, ...]
     hub: tuple[str, ...]
     metrics: Callable[[Tensor, Tensor], Metrics] = accuracy
     valid: tuple[tuple[str, str, str], ...] = (("", "dev.tsv", "validation"),)
 
 
 PAIR = ("sentence1", "sentence2")
+ENTAILMENT = ("entailment", "not_entailment")
 TASKS: dict[str, Task] = {
-    "cola": Task("CoLA", (3,), 1, ("0", "1"), ("sentence",), matthews),
-    "sst2": Task("SST-2", ("sentence",), "label", ("0", "1"), ("sentence",)),
-    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), PAIR, accuracy_and_f1),
-    "stsb": Task("STS-B", PAIR, "score", (), PAIR, correlations),
+    "cola": Task("CoLA", (3,), 1, ("0", "1"), ("unacceptable", "acceptable"), ("sentence",), matthews),
+    "sst2": Task("SST-2", ("sentence",), "label", ("0", "1"), ("negative", "positive"), ("sentence",)),
+    "mrpc": Task(
+        "MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), ("not_equivalent", "equivalent"), PAIR,
+        accuracy_and_f1,
+    ),
+    "stsb": Task("STS-B", PAIR, "score", (), (), PAIR, correlations),
     "qqp": Task(
-        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("question1", "question2"), accuracy_and_f1
+        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("not_duplicate", "duplicate"),
+        ("question1", "question2"), accuracy_and_f1,
     ),
     "mnli": Task(
         "MNLI",
         PAIR,
         "gold_label",
+        ("entailment", "neutral", "contradiction"),
         ("entailment", "neutral", "contradiction"),
         ("premise", "hypothesis"),
         valid=(
@@ -69,10 +77,10 @@ TASKS: dict[str, Task] = {
             ("mismatched", "dev_mismatched.tsv", "validation_mismatched"),
         ),
     ),
-    "qnli": Task("QNLI", ("question", "sentence"), "label", ("entailment", "not_entailment"), ("question", "sentence")),
-    "rte": Task("RTE", PAIR, "label", ("entailment", "not_entailment"), PAIR),
-    "wnli": Task("WNLI", PAIR, "label", ("0", "1"), PAIR),
-}
+    "qnli": Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ENTAILMENT, ("question", "sentence")),
+    "rte": Task("RTE", PAIR, "label", ENTAILMENT, ENTAILMENT, PAIR),
+    "wnli": Task("WNLI", PAIR, "label", ("0", "1"), ("not_entailment", "entailment"), PAIR),
+}  # fmt: skip
 
 
 def load(
@@ -104,7 +112,8 @@ def load(
         }
     else:
         train, valid = _from_hub(task, layout, max_length)
-    dataset = Dataset(train, valid, classes=len(layout.names) or 1, channels=0, metrics=layout.metrics)
+    classes = len(layout.names) or 1
+    dataset = Dataset(train, valid, classes, channels=0, metrics=layout.metrics, names=layout.classes)
     return dataset.limited(train_limit, valid_limit, holdout)
 
 
@@ -182,6 +191,11 @@ def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict
         raise FishexpError(
             f"data.root is not set and nyu-mll/glue could not be loaded ({first_line(error)}); give data.root=DIR"
         ) from None
+
+    names = getattr(splits["train"].features["label"], "names", None)
+    if names is not None and tuple(names) != layout.classes:
+        found, ours = ", ".join(names), ", ".join(layout.classes)
+        raise FishexpError(f"nyu-mll/glue has the classes {found} for {task}, not {ours}; give data.root=DIR")
 
     def sentences(split: str) -> Sentences:
         rows = splits[split]

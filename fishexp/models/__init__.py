@@ -1,5 +1,6 @@
 """Models: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,10 @@ class Model:
         save: Writes the network into a folder.
         source: Folder, file or hub id that the weights came from; None if any outside the head are new.
         tokenizer: Tokenizer of a model that reads text, else None.
+        classes: Names of the classes in the order of the logits, as the classifier was loaded; None if it is new, or
+            nobody named them.
+        name_classes: Writes the names of the classes to where the network keeps them and ``save`` finds them; None if
+            it keeps none.
     """
 
     network: nn.Module
@@ -32,3 +37,5 @@ class Model:
     save: Save
     source: str | None = None
     tokenizer: Any = None
+    classes: tuple[str, ...] | None = None
+    name_classes: Callable[[Sequence[str]], None] | None = None

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from fishexp.errors import FishexpError, first_line
 from fishexp.models import Model
+from fishexp.models.labels import classes_of
 from fishexp.system.hub import fail_fast_offline
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,12 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
 
     Raises:
         FishexpError: If the data set is no text, nothing can be loaded from ``path``, or its classifier has another
-            number of labels.
+            number of labels or is for another type of problem.
     """
     if channels:
         raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
     source = str(_minilm()) if path in (None, MINILM) else path
-    network, tokenizer, complete = _load(source, classes, pretrained)
+    network, tokenizer, complete, names = _load(source, classes, pretrained)
     if activation_checkpointing:
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # the first is the newer name: with it the second warns
@@ -46,9 +47,13 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
             (network if weights else network.config).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
+    def name_classes(names: Sequence[str]) -> None:
+        network.config.id2label = dict(enumerate(names))
+        network.config.label2id = {name: i for i, name in enumerate(names)}
+
     head = tuple(f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters())
     place = MINILM if path in (None, MINILM) else str(Path(path).resolve()) if Path(path).exists() else path
-    return Model(network, head, save, place if complete else None, tokenizer)
+    return Model(network, head, save, place if complete else None, tokenizer, names, name_classes)
 
 
 def _minilm() -> Path:
@@ -58,19 +63,28 @@ def _minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
-    """Load network and tokenizer, and tell whether all weights outside the head are those of ``source``."""
+def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool, tuple[str, ...] | None]:
+    """Load network and tokenizer.
+
+    Returns:
+        Both, whether all weights outside the head are those of ``source``, and the names of the classes in the order of
+        a classifier that came from there.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     if not Path(source).is_dir():
         if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
             raise FishexpError(f"model.path={source} is not a folder")
         fail_fast_offline()
+    problem = "regression" if classes == 1 else "single_label_classification"
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source)
-            _check_head(source, config, classes if pretrained else None)
-            config.num_labels = classes
+            if pretrained:
+                _check_head(source, config, classes, problem)
+            id2label: Any = config.id2label  # by int, whatever its annotation says
+            label2id = config.get_config_dict(source)[0].get("label2id")  # AutoConfig drops it without id2label
+            config.num_labels, config.problem_type = classes, problem
             tokenizer = AutoTokenizer.from_pretrained(source)
             if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
@@ -90,18 +104,29 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool]:
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # without files transformers makes one that knows no word
         raise FishexpError(f"model.path={source} holds no tokenizer; its tokenizer.json or vocab.txt is missing")
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    lacking = sorted(name for name in info.get("missing_keys", ()) if not name.startswith(f"{HEAD}."))
+    missing = set(info.get("missing_keys", ()))
+    head = {f"{HEAD}.{name}" for name, _ in network.get_submodule(HEAD).named_parameters()}
+    loaded = pretrained and not head <= missing
+    lacking = sorted(missing if loaded else missing - head)
     if lacking:
         log.warning("model.path=%s lacks %d tensors, %s first: they start at random", source, len(lacking), lacking[0])
-    return network, tokenizer, pretrained and not lacking
+    names = classes_of(id2label, label2id, source) if loaded and classes > 1 else None
+    return network, tokenizer, pretrained and not lacking, names
 
 
-def _check_head(source: str, config: Any, classes: int | None) -> None:
-    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    if classes is not None and has_head and config.num_labels != classes:
+def _check_head(source: str, config: Any, classes: int, problem: str) -> None:
+    """Refuse a classifier, if the model has one, of another number of labels or for another type of problem."""
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return
+    advice = "give a model with as many, or one without a classifier"
+    if config.num_labels != classes:
         raise FishexpError(
-            f"model.path={source} has a classifier of {config.num_labels} labels, the data set has {classes}; "
-            "give a model with as many, or one without a classifier"
+            f"model.path={source} has a classifier of {config.num_labels} labels, the data set has {classes}; {advice}"
+        )
+    if config.problem_type not in (None, problem):
+        raise FishexpError(
+            f"model.path={source} has a classifier for {config.problem_type}, the data set is a {problem}; "
+            "correct problem_type in its config.json, or give a model without a classifier"
         )
 
 

@@ -17,6 +17,7 @@ from fishexp.data.text import Tokens
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError
 from fishexp.models import WEIGHTS, Model
+from fishexp.models.labels import align_classes_
 from fishexp.run.settings import component
 from fishexp.system.atomic import replacing, sync
 from fishexp.training.checkpoints import BASE, Checkpoints
@@ -24,27 +25,47 @@ from fishexp.training.checkpoints import BASE, Checkpoints
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
 
 
-def build_model(options: Mapping[str, Any], classes: int, channels: int) -> Model:
+def build_model(options: Mapping[str, Any], classes: int, channels: int, names: Sequence[str] = ()) -> Model:
     """Build the model that a configuration names, from random weights, from a pre-trained model or from a run.
 
     Where ``path`` is the folder of a run that holds only what training changed, the model that training began with is
-    built first, and the change is then applied to it.
+    built first, and the change is then applied to it. A classifier that comes with it gets the order of ``names``.
 
     Args:
         options: The ``model`` group of a configuration.
         classes: Number of labels; 1 is a regression.
         channels: Channels of the images; 0 for text.
+        names: Names of the classes, in the order of the labels' numbers; empty if they have none.
 
     Raises:
-        FishexpError: If the model does not suit the data set, or its weights cannot be found or do not fit.
+        FishexpError: If the model does not suit the data set, or its weights cannot be found or do not fit, or its
+            classifier has other classes.
     """
-    path, pretrained = options.get("path"), options.get("pretrained")
-    if path is None or pretrained is False or not _holds_change(folder := Path(path)):
-        return component("model", options).function(classes, channels)
-    _check_classes(folder, classes)
+    folder = None if options.get("pretrained") is False or options.get("path") is None else Path(options["path"])
+    if folder is not None and _holds_change(folder):
+        model = _build_from_change(options, folder, classes, channels)
+    else:
+        model = component("model", options).function(classes, channels)
+    about = {} if folder is None else _preprocessing(folder)
+    found = about.get("names") if about else model.classes  # older runs name none: they have their data set's order
+    if found:
+        align_classes_(model, found, names, options["path"])
+    if names and model.name_classes is not None:
+        model.name_classes(names)
+    return model
+
+
+def _build_from_change(options: Mapping[str, Any], folder: Path, classes: int, channels: int) -> Model:
+    """Build the model of a run that left only what training changed, with its classes in the order of that run."""
+    about = _preprocessing(folder)
+    if about.get("classes", classes) != classes:
+        raise FishexpError(
+            f"model.path={folder} has a classifier of {about['classes']} labels, the data set has {classes}; "
+            "give a model with as many, or one without a classifier"
+        )
     if not (folder / BASE).exists():
-        model = build_model({**options, "path": _source(folder)}, classes, channels)
-    elif pretrained is None:
+        model = build_model({**options, "path": _source(folder)}, classes, channels, about.get("names", ()))
+    elif options.get("pretrained") is None:
         model = component("model", {**options, "path": str(folder / BASE)}).function(classes, channels)
     else:  # configuration and tokenizer lie in the folder; the weights are read below
         model = component("model", {**options, "pretrained": False}).function(classes, channels)
@@ -55,15 +76,6 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int) -> Mode
 def _holds_change(folder: Path) -> bool:
     """Tell whether a run left what training changed in this folder, instead of all weights."""
     return not (folder / WEIGHTS).exists() and ((folder / DELTA).exists() or Checkpoints(folder).last > 0)
-
-
-def _check_classes(folder: Path, classes: int) -> None:
-    about = _preprocessing(folder)
-    if about.get("classes", classes) != classes:
-        raise FishexpError(
-            f"model.path={folder} has a classifier of {about['classes']} labels, the data set has {classes}; "
-            "give a model with as many, or one without a classifier"
-        )
 
 
 def _source(folder: Path) -> str:
@@ -79,8 +91,19 @@ def _source(folder: Path) -> str:
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Read what a run left beside its weights; nothing if ``folder`` is not that of a run.
+
+    Raises:
+        FishexpError: If the file is damaged.
+    """
     file = folder / PREPROCESSING
-    return json.loads(file.read_text()) if file.exists() else {}
+    try:
+        about = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise FishexpError(f"{file} is damaged: it is not what a run writes; train again")
+    return about
 
 
 def _restore_(network: nn.Module, folder: Path, epoch: int | None = None) -> None:
@@ -127,6 +150,7 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     if not whole:
         (folder / WEIGHTS).unlink(missing_ok=True)
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
+    about["names"] = list(data.names)
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
     if isinstance(data.train, Tokens):
@@ -160,14 +184,15 @@ def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, C
     """
     folder = Path(folder)
     try:
-        about = json.loads((folder / PREPROCESSING).read_text())
+        (folder / PREPROCESSING).stat()
         options: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except OSError as error:
         raise FishexpError(f"{folder} is not the folder of a finished run: {error.filename} is missing") from None
+    about = _preprocessing(folder)
     options["model"] |= {"path": str(folder)}
     if "pretrained" in options["model"]:
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
-    model = build_model(options["model"], about["classes"], about["channels"])
+    model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()))
     if epoch is not None:
         if not Checkpoints(folder).last:
             raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")

@@ -229,7 +229,7 @@ def build(
     with logger.clock("data"), context.local_main_first():
         data = load()
     seed_torch(settings.seed, "weights")
-    model = build_model(config["model"], data.classes, data.channels)
+    model = build_model(config["model"], data.classes, data.channels, data.names)
     seed_torch(settings.seed, "dropout")
     with logger.clock("data"):
         return model, _prepared(data, model, device)

@@ -48,6 +48,7 @@ def replace(file: Path, content: bytes) -> None:
 
 def test_sizes_and_balanced_labels(data: Dataset) -> None:
     assert (data.classes, data.channels, list(data.valid)) == (10, 3, [""])
+    assert (data.names[0], data.names[9]) == ("airplane", "truck")
     for part, size in [(data.train, 50_000), (data.valid[""], 10_000)]:
         assert part.pixels.shape == (size, 3, 32, 32)
         assert part.pixels.dtype == torch.uint8

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -35,6 +36,9 @@ def test_the_official_files(task: str, newline: str, bom: bool, tmp_path: Path) 
         assert part.labels.dtype == (torch.float if task == "stsb" else torch.long)
         assert part.max_length == 16
     assert (data.classes, data.channels) == (layout.classes, 0)
+    assert len(data.names) == (0 if task == "stsb" else layout.classes)
+    if layout.names[0].isalpha():
+        assert data.names == layout.names
 
 
 def test_metrics_are_the_benchmarks(tmp_path: Path) -> None:
@@ -153,6 +157,25 @@ def test_the_hubs_copy_is_read_like_the_files(task: str, hub: Path) -> None:
     for name, part in found.valid.items():
         assert shown(part) == shown(files.valid[name])
         assert part.labels.dtype == files.valid[name].labels.dtype
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_hubs_names_of_classes_are_ours(hub: Path, swapped: bool) -> None:
+    import datasets
+    from datasets import ClassLabel, Features, Value
+
+    layout = LAYOUTS["sst2"]
+    write_hub(hub / "nyu-mll" / "glue", "sst2", layout)
+    names = ["positive", "negative"] if swapped else ["negative", "positive"]
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=names), "idx": Value("int32")})
+    original = datasets.load_dataset
+    with mock.patch("datasets.load_dataset", lambda *path: original(*path).cast(features)):
+        if swapped:
+            assert refusal(load, "sst2", None) == (
+                "nyu-mll/glue has the classes positive, negative for sst2, not negative, positive; give data.root=DIR"
+            )
+        else:
+            assert load("sst2", None).names == ("negative", "positive")
 
 
 @pytest.mark.usefixtures("hub", "no_network")

@@ -65,6 +65,55 @@ def test_a_classifier_of_another_number_of_labels(trained: Path) -> None:
     )
 
 
+def test_a_classifier_for_another_type_of_problem(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
+    for kind in ("multi_label_classification", "regression"):
+        (trained / "config.json").write_text(json.dumps(config | {"problem_type": kind}))
+        assert refusal(build_bert, trained, classes=3) == (
+            f"model.path={trained} has a classifier for {kind}, the data set is a single_label_classification; "
+            "correct problem_type in its config.json, or give a model without a classifier"
+        )
+        build_bert(trained, classes=3, pretrained=False)
+
+
+def test_a_classifier_of_two_classes_with_one_output_is_no_regression(bert_folder: Path) -> None:
+    build_bert(bert_folder, classes=1, pretrained=False).save(bert_folder)
+    config = json.loads((bert_folder / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert build_bert(bert_folder, classes=1).classes is None
+    (bert_folder / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    assert "has a classifier for multi_label_classification, the data set is a regression" in refusal(
+        build_bert, bert_folder, classes=1
+    )
+
+
+def test_a_classifier_without_its_bias(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = load_file(trained / "model.safetensors")
+    del weights["classifier.bias"]
+    save_file(weights, trained / "model.safetensors", {"format": "pt"})
+    build_bert(trained, classes=3)
+    assert caplog.messages == [f"model.path={trained} lacks 1 tensors, classifier.bias first: they start at random"]
+
+
+def test_names_of_classes_come_with_a_classifier_only(trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    named = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (trained / "config.json").write_text(json.dumps(config | named))
+    assert build_bert(trained, classes=3).classes == ("a", "b", "c")
+    assert build_bert(trained, classes=3, pretrained=False).classes is None
+    weights = {name: value for name, value in load_file(trained / "model.safetensors").items() if "class" not in name}
+    save_file(weights, trained / "model.safetensors", {"format": "pt"})
+    assert build_bert(trained, classes=3).classes is None
+    del config["id2label"]
+    (trained / "config.json").write_text(json.dumps(config | {"label2id": {"c": 2, "b": 1, "a": 0}}))
+    build_bert(trained, classes=3, pretrained=False).save(trained)  # a classifier again, and names for it by name only
+    saved = json.loads((trained / "config.json").read_text())
+    del saved["id2label"]
+    (trained / "config.json").write_text(json.dumps(saved | {"label2id": {"c": 2, "b": 1, "a": 0}, "num_labels": 3}))
+    assert build_bert(trained, classes=3).classes == ("a", "b", "c")
+
+
 def test_it_reads_text_only(bert_folder: Path) -> None:
     assert refusal(build_bert, bert_folder, channels=3) == (
         "this model reads text, but the data set is images; choose a ResNet, such as model=resnet18"

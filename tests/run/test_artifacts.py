@@ -1,6 +1,7 @@
 """What a run leaves behind gives the same logits again."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,109 @@ def test_random_weights_in_the_shape_of_a_run(bert_folder: Path) -> None:
 def test_a_run_without_its_weights(images: tuple[Path, Model, Dataset]) -> None:
     (images[0] / "model.safetensors").unlink()
     assert refusal(load_run, images[0]).startswith(f"model.path={images[0]}: {images[0] / 'model.safetensors'} is no ")
+
+
+def checkpoint(folder: Path, bert_folder: Path, names: dict[int, str], order: list[int]) -> Path:
+    """A classifier that knows the classes of sst2, whose outputs come in another order, as transformers saves it."""
+    torch.manual_seed(0)
+    model = bert.build(len(names), 0, path=str(bert_folder), pretrained=False, activation_checkpointing=False)
+    network: Any = model.network
+    with torch.no_grad():  # so that both classes occur
+        network.classifier.weight.mul_(100)
+        for parameter in network.classifier.parameters():
+            parameter.copy_(parameter[order])
+    network.config.id2label, network.config.label2id = names, {name: i for i, name in names.items()}
+    network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("keep", ["0.2", "1"])  # leaves a delta, or all weights
+def test_the_order_of_a_checkpoints_classes_does_not_matter(
+    keep: str, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same function scores the same, before and after training; what is left names the data set's classes."""
+    from transformers import AutoModelForSequenceClassification
+
+    monkeypatch.chdir(tmp_path)
+    orders = {
+        "same": ({0: "NEGATIVE", 1: "POSITIVE"}, [0, 1]),
+        "other": ({0: "Positive", 1: "Negative"}, [1, 0]),
+        "unnamed": ({0: "LABEL_0", 1: "LABEL_1"}, [0, 1]),
+    }
+    options = ("data=glue", "data.task=sst2", f"data.root={sst2(tmp_path)}", "data.max_length=16", "model=bert_base")
+    options += ("regime.lr=0.01", "method=random", f"keep={keep}", "threads=1", "data.valid_limit=5")
+    networks = []
+    for name, (names, order) in orders.items():
+        start = checkpoint(tmp_path / name, bert_folder, names, order)
+        for epochs in (0, 2):
+            done = fishexp(*options, f"regime.epochs={epochs}", f"model.path={start}", f"outputs={name}{epochs}")
+            assert done.status == 0
+        (folder,) = tmp_path.glob(f"{name}2/*/*/*/*")
+        network, prepare = load_run(folder)
+        assert network.config.id2label == {0: "negative", 1: "positive"}  # type: ignore[union-attr]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["id2label"] == {"0": "negative", "1": "positive"}
+        assert config["label2id"] == {"negative": 0, "positive": 1}
+        if keep == "1":
+            theirs = AutoModelForSequenceClassification.from_pretrained(folder)
+            assert same_weights(theirs, network)
+        assert network(**prepare(["the cat runs ."])).logits.shape == (1, 2)
+        networks.append(network)
+        again = fishexp(*options, "regime.epochs=0", f"model.path={folder}", f"outputs={name}3")
+        assert again.status == 0
+    assert all(same_weights(network, networks[0]) for network in networks)
+    for epochs in (0, 2, 3):
+        found = [list(read(tmp_path / f"{name}{epochs}" / "records.jsonl"))[-1]["metrics"] for name in orders]
+        assert found[0] == found[1] == found[2]  # of five examples: the other order has another accuracy
+
+
+def test_a_checkpoint_of_other_classes_is_refused(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("data=glue", "data.task=sst2", f"data.root={sst2(tmp_path)}", "data.max_length=16", "model=bert_base")
+    start = checkpoint(tmp_path / "start", bert_folder, {0: "entailment", 1: "not_entailment"}, [0, 1])
+    assert fishexp(*options, f"model.path={start}").mistake() == (
+        f"model.path={start} classifies entailment, not_entailment, the data set negative, positive; correct id2label "
+        "in its config.json if these are the same classes, or give a model without a classifier"
+    )
+
+
+def test_a_run_is_reordered_for_data_of_another_order(images: tuple[Path, Model, Dataset]) -> None:
+    """A classifier of images has no configuration: the run says what its classes are."""
+    folder, model, data = images
+    options: dict[str, Any] = {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model), "path": folder}  # type: ignore[dict-item]
+    options["path"] = str(folder)
+    inputs = data.train.batch(torch.arange(8))[0]
+    names = tuple("jihgfedcba")
+    for leave in (save_run, leave_a_change):
+        leave(folder, model, replace(data, names=names))
+        assert json.loads((folder / "preprocessing.json").read_text())["names"] == list(names)
+        logits = model.network.eval()(inputs)
+        built = build_model(options, 10, data.channels, names[::-1])
+        torch.testing.assert_close(built.network.eval()(inputs), logits.flip(1))
+        assert torch.equal(build_model(options, 10, data.channels, names).network.eval()(inputs), logits)
+        assert "a, the data set a, b, " in refusal(build_model, options, 10, data.channels, [*"abcdefghix"])
+        assert same_weights(load_run(folder)[0], model.network)
+
+
+def test_a_run_of_an_older_version_has_its_data_sets_order(images: tuple[Path, Model, Dataset]) -> None:
+    folder, model, data = images
+    about = json.loads((folder / "preprocessing.json").read_text())
+    del about["names"]
+    (folder / "preprocessing.json").write_text(json.dumps(about))
+    options: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model)  # type: ignore[assignment]
+    built = build_model({**options, "path": str(folder)}, 10, data.channels, tuple("jihgfedcba"))
+    assert same_weights(built.network, model.network)
+    assert same_weights(load_run(folder)[0], model.network)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_a_run_whose_notes_are_damaged(images: tuple[Path, Model, Dataset], content: str) -> None:
+    file = images[0] / "preprocessing.json"
+    file.write_text(content)
+    assert refusal(load_run, images[0]) == f"{file} is damaged: it is not what a run writes; train again"
 
 
 def sst2(folder: Path) -> Path:
