@@ -94,8 +94,8 @@ def expand(
         DeltaError: If other positions come back than those that the recipe was made of.
     """
     wrong = DeltaError(
-        f"seed {recipe.seed} draws another random mask here than the delta's; was it made with another torch than "
-        f"{torch.__version__}?"
+        f"seed {recipe.seed} draws another random mask here than the one that was saved; was it made with another "
+        f"torch than {torch.__version__}?"
     )
     threshold, ties = recipe.threshold / STEPS, recipe.ties
     digest = hashlib.sha256()
