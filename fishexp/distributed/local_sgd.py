@@ -261,7 +261,7 @@ class LocalSGD:
             "merges": self.state.merges,
         }
         first = self.workers[0]
-        delta = None if first.base_values.whole or first.rank > 0 else first.base_values.delta(self.problem.head)
+        delta = None if first.base_values.whole or first.rank > 0 else first.base_values.delta(self.problem.fresh)
         return first.trainer.metrics, delta, sent
 
 

@@ -22,12 +22,12 @@ class Model:
 
     Attributes:
         network: Returns logits (examples, classes), or an object with ``.logits``.
-        head: Names of the parameters of the freshly initialised classifier.
+        head: Names of the parameters of the classifier.
         save: Writes the network into a folder.
         source: Folder, file or hub id that the weights came from; None if any outside the head are new.
         tokenizer: Tokenizer of a model that reads text, else None.
-        classes: Names of the classes in the order of the logits, as the classifier was loaded; None if it is new, or
-            nobody named them.
+        classes: Names of the classes in the order of the logits, if the classifier came with them; None if it is new,
+            or nobody named them.
         name_classes: Writes the names of the classes to where the network keeps them and ``save`` finds them; None if
             it keeps none.
     """

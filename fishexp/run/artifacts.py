@@ -50,6 +50,7 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int, names: 
     found = about.get("names") if about else model.classes  # older runs name none: they have their data set's order
     if found:
         align_classes_(model, found, names, options["path"])
+        model = replace(model, classes=tuple(names or found))
     if names and model.name_classes is not None:
         model.name_classes(names)
     return model

@@ -279,6 +279,7 @@ def _problem(
         collectives=collectives,
         precision=settings.precision,
         as_original=settings.compat == "fish",
+        fresh=model.head if model.classes is None else (),
         progress=logger.progress,
     )
 

@@ -27,13 +27,14 @@ class Problem:
 
     Attributes:
         model: On ``device``; returns logits (examples, classes), or an object with ``.logits``.
-        head: Names of the parameters of the freshly initialised classifier, which always train.
+        head: Names of the parameters of the classifier, which always train.
         seed: The run's, from which workers have streams of their own (:mod:`fishexp.training.streams`).
         generator: Draws the mask: scoring examples, sampled labels, random scores.
         order: Draws the order of the training examples and their augmentation. It is another stream than ``generator``,
             so that the method does not change the data the model sees.
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
+        fresh: Names of parameters that began at random, which no base has: those of a new head.
         collectives: Connects the workers of the run; most runs have only one worker.
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
@@ -47,6 +48,7 @@ class Problem:
     order: torch.Generator
     precision: Precision = "fp32"
     as_original: bool = False
+    fresh: tuple[str, ...] = ()
     collectives: Collectives = field(default_factory=InProcessCollectives)
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 

@@ -16,6 +16,7 @@ from fishexp.data.datasets import Dataset
 from fishexp.data.metrics import accuracy
 from fishexp.data.text import Sentences
 from fishexp.delta import Delta
+from fishexp.delta.__main__ import main as delta_main
 from fishexp.models import Model, bert, resnet
 from fishexp.run import runner
 from fishexp.run.artifacts import build_model, load_run, save_run
@@ -182,6 +183,13 @@ def test_the_order_of_a_checkpoints_classes_does_not_matter(
         if keep == "1":
             theirs = AutoModelForSequenceClassification.from_pretrained(folder)
             assert same_weights(theirs, network)
+        else:  # the delta is one to the reordered classifier, and is not put into a folder that names another order
+            out = tmp_path / f"{name}-out"
+            status = delta_main(["apply", str(start), str(folder / "delta.safetensors"), "-o", str(out)])
+            assert status == (2 if name == "other" else 0)
+            if name == "same":
+                theirs = AutoModelForSequenceClassification.from_pretrained(out)
+                assert same_weights(theirs, network)
         assert network(**prepare(["the cat runs ."])).logits.shape == (1, 2)
         networks.append(network)
         again = fishexp(*options, "regime.epochs=0", f"model.path={folder}", f"outputs={name}3")
