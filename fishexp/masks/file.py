@@ -67,6 +67,8 @@ def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
     """
     positions: dict[str, Tensor | None] = {}
     for name, kept in mask.items():
+        if not isinstance(name, str):
+            raise FishexpError(f"a mask has names of parameters, got a {type(name).__name__}")
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.layout != torch.strided or kept.is_meta:
             raise FishexpError(f"the mask of {name} is not a dense bool tensor")
         positions[name] = find_positions(kept.detach().cpu())
@@ -90,6 +92,8 @@ def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
     packed = torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy())
     try:
         _check_sizes(entries, len(packed) + len(vector))
+        if len(text) > _LONGEST_TEXT:
+            raise DeltaError(f"its names and shapes take {len(text):,} bytes, more than {_LONGEST_TEXT:,}")
     except DeltaError as error:
         raise FishexpError(f"the mask cannot be saved to {path}: {error}") from None
     with replacing(path) as temporary:
@@ -122,7 +126,7 @@ def load_mask(path: str | Path) -> Mask:
         entries = [_entry(value) for value in index["tensors"]]
         _check_sizes(entries, len(data) + len(vectors[INDEX]))
         return _mask(entries, index["seed"], torch.from_numpy(data))
-    except (DeltaError, LookupError, TypeError) as error:
+    except (DeltaError, LookupError, TypeError, RecursionError) as error:
         what = error if isinstance(error, DeltaError) else "its index is not written as a mask's is"
         raise FishexpError(f"{path} is damaged: {what}") from None
     except MemoryError:

@@ -256,6 +256,14 @@ def test_a_seed_that_lies_is_refused_before_anything_is_drawn(tmp_path: Path) ->
             assert refusal(load_mask, path).startswith(f"{path} is damaged: ")
 
 
+def test_a_text_that_nests_without_end_is_refused(tmp_path: Path) -> None:
+    for depth in (900, 990, 1000, 100_000):
+        text = b'{"version": 1, "tensors": ' + b"[" * depth + b"]" * depth + b', "seed": null, "checksum": ""}'
+        packed = torch.from_numpy(np.frombuffer(zlib.compress(text), np.uint8).copy())
+        save_file({"index": packed, "positions": torch.zeros(0, dtype=torch.uint8)}, tmp_path / "mask")
+        assert refusal(load_mask, tmp_path / "mask").startswith(f"{tmp_path / 'mask'} is damaged: ")
+
+
 def test_a_text_that_never_ends_is_cut(tmp_path: Path) -> None:
     bomb = np.frombuffer(zlib.compress(b" " * (1 << 28)), np.uint8).copy()
     save_file({"index": torch.from_numpy(bomb), "positions": torch.zeros(0, dtype=torch.uint8)}, tmp_path / "mask")
@@ -279,6 +287,12 @@ def test_a_mask_that_no_reader_would_believe_is_not_written(tmp_path: Path) -> N
     with mock.patch("fishexp.masks.position_codec.MOST", 10), mock.patch.object(file, "FEWEST", 0):
         line = refusal(save_mask, {"w": torch.ones(11, dtype=torch.bool)}, tmp_path / "mask")
     assert "cannot be saved" in line
+    with mock.patch.object(file, "_LONGEST_TEXT", 99):
+        line = refusal(save_mask, {"w" * 99: torch.ones(11, dtype=torch.bool)}, tmp_path / "mask")
+    assert "its names and shapes take" in line
+    assert refusal(save_mask, {7: torch.ones(1, dtype=torch.bool)}, tmp_path / "mask").endswith(
+        "names of parameters, got a int"
+    )
     assert not list(tmp_path.iterdir())
 
 
