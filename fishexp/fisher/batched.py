@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.fisher.batches import Inputs, logits_of
-from fishexp.fisher.layer_rules import ANY, Power, add_power
+from fishexp.fisher.layer_rules import Power, add_power
 from fishexp.fisher.layouts import Layout, Unbatchable, Weighing, summary
 from fishexp.fisher.proof import Graph
 from fishexp.fisher.weight_uses import Use, WeightUses
@@ -36,17 +36,12 @@ def batched_pass(
     """
     before = {p: (p.requires_grad, p.grad) for p in totals}
     batch = BatchedPass(examples, model, totals, power)
-    handles = []
     try:
         for p in totals:
             p.requires_grad_(True).grad = None
-        for module in model.modules():
-            handles.append(module.register_forward_pre_hook(batch.before_again))
-            handles.append(module.register_forward_hook(batch.after_again, always_call=True))
         yield batch
     finally:
-        for handle in handles:
-            handle.remove()
+        batch.close()
         for p, (trains, grad) in before.items():
             p.requires_grad_(trains).grad = grad
 
@@ -62,7 +57,6 @@ class BatchedPass:
         self._totals = {id(alias): totals[self.weights[name]] for name, alias in self.seen.aliases.items()}
         self._stage: Literal["plain", "weighed", "add"] = "plain"
         self._ends: list[tuple[list[Use], tuple[object, int]]] = []  # uses, and where in the graph their gradient is
-        self._running_again: nn.Module | None = None  # the outermost of a checkpoint
         self._again = 0  # calls in this backward pass, in checkpoints that are run once more
         self._summaries: dict[int, Tensor] = {}
         self._layouts: dict[int, Layout] = {}
@@ -92,24 +86,44 @@ class BatchedPass:
             Unbatchable: If the examples cannot be told apart; then nothing has been added.
         """
         self.seen.counting = False
-        with torch.autograd.set_multithreading_enabled(False):
+        with torch.autograd.set_multithreading_enabled(False), self._seeing_checkpoints():
             self._find_layouts(logits, objectives)
             self._stage = "add"
             for j, objective in enumerate(objectives, 1):
                 self._run(objective.sum(), more=j < len(objectives))
                 self._add_deferred()
 
-    def before_again(self, module: nn.Module, inputs: object) -> None:
-        """See the calls of a checkpoint that is run once more: autograd's engine has left the mode that does."""
-        if not self.seen.counting and self._running_again is None and not torch._C._len_torch_function_stack():
-            self._running_again = module
-            self.seen.__enter__()
+    def close(self) -> None:
+        """Let go of the graph, whose hooks hold this object."""
+        self._ends.clear()
+        self._deferred.clear()
+        self._summaries.clear()
+        self.seen.close()
 
-    def after_again(self, module: nn.Module, inputs: object, output: object) -> None:
-        """Undo :meth:`before_again`."""
-        if self._running_again is module:
-            self._running_again = None
-            self.seen.__exit__(None, None, None)
+    @contextmanager
+    def _seeing_checkpoints(self) -> Iterator[None]:
+        """See the calls of checkpoints that are run once more, while autograd's engine has left the mode that does."""
+        outermost: list[nn.Module] = []
+
+        def before(module: nn.Module, inputs: object) -> None:
+            if not outermost and not torch._C._len_torch_function_stack():
+                outermost.append(module)
+                self.seen.__enter__()
+
+        def after(module: nn.Module, inputs: object, output: object) -> None:
+            if outermost == [module]:
+                outermost.clear()
+                self.seen.__exit__(None, None, None)
+
+        handles = []
+        try:
+            for module in self.model.modules():
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _find_layouts(self, logits: Tensor, objectives: Sequence[Tensor]) -> None:
         """Find out which example each part of each gradient belongs to: from the graph or, failing that, by weighing.
@@ -169,8 +183,7 @@ class BatchedPass:
         else:
             layout = self._layouts[number]
             for use in uses:
-                rule = use.rule if use.rule.fits(use.call, layout) else ANY
-                self._add(_Received(use._replace(rule=rule), layout, g))
+                self._add(_Received(use if use.rule.fits(use.call, layout) else use.by_autograd(), layout, g))
 
     def _add(self, received: _Received) -> None:
         """Add the powers of a weight's gradients, or put off those of a weight that is used more than once."""

@@ -149,7 +149,7 @@ class Estimator:
             shared: Inputs that have no part for each example; None to find out.
         """
         if shared is None:
-            shared = inputs_shared_by_examples(self.model, inputs, len(targets))
+            shared = inputs_shared_by_examples(self.model, inputs, len(targets), self.warn)
         inputs = mapped(inputs, Tensor.detach)  # which gets no gradient then
         found = []
         with _added_gradients(self.totals, self.power, sign):
@@ -201,11 +201,11 @@ class Estimator:
 
         They are scored in float32 at least, in which a wrong score cannot hide behind rounding.
         """
-        shapes = {t.shape for t in tensors_of(inputs).values() if has_examples(t, len(targets))}
-        alike = (
-            len(shapes) == 1 and len(targets) not in next(iter(shapes))[1:]
-        )  # such as ids and masks (examples, tokens)
-        shared = frozenset[int | str]() if alike else inputs_shared_by_examples(self.model, inputs, len(targets))
+        count = len(targets)
+        shapes = {t.shape for t in tensors_of(inputs).values() if has_examples(t, count)}
+        shared: frozenset[int | str] = frozenset()
+        if len(shapes) > 1 or any(count in shape[1:] for shape in shapes):  # not just ids and masks (examples, tokens)
+            shared = inputs_shared_by_examples(self.model, inputs, count, self.warn)
         pair = _two_different(inputs, len(targets), shared)
         totals = _zeros(self.totals) if self.count else self.totals  # which are still zero, and take no memory
         apart = replace(self, totals=totals, generator=torch.Generator().manual_seed(0), first=None)

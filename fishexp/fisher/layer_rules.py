@@ -190,6 +190,9 @@ class LinearRule(FormulaRule):
             if len(rows):
                 add_power(total, rows.t().to(g.dtype) @ columns.to(g.dtype), power)
 
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return not isinstance(layout, Blocks) or layout.dim < call.x.dim() - 1
+
     def _factors(self, call: Call, g: Tensor) -> tuple[Tensor, Tensor]:
         return (call.x.to(g.dtype), g) if self.transposed else (g, call.x.to(g.dtype))
 
@@ -261,6 +264,9 @@ class EmbeddingRule(FormulaRule):
         sums = g.new_zeros(len(used), g.shape[-1], dtype=total.dtype)
         sums.index_add_(0, place, g[trained].to(total.dtype))  # a token repeated in an example: added before its square
         total.index_add_(0, used % size, _powered(sums, power))
+
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return not isinstance(layout, Blocks) or layout.dim < call.x.dim()
 
     @staticmethod
     def _trained(call: Call) -> Tensor:

@@ -105,7 +105,7 @@ def _shape(node: Any, number: int) -> Shape:
 
 def _saved(node: Any, name: str, rank: int) -> list[int]:
     """Return saved dimensions, counted from the first; all where none were given."""
-    value = getattr(node, f"_saved_{name}")
+    value = getattr(node, f"_saved_{name}", None)
     values = [value] if isinstance(value, int) else list(value or range(rank))
     return [(v - 2**64 if v >= 2**63 else v) % max(rank, 1) for v in values]
 

@@ -1,6 +1,6 @@
 """Inputs that all examples of a batch share, though they are as long as there are examples."""
 
-import logging
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from fishexp.fisher.batches import Inputs, has_examples, logits_of, select, tensors_of
 from fishexp.fisher.eval_mode import evaluating, forked_random_streams
 
-log = logging.getLogger(__name__)
-
 # inputs as long as there are examples; with more, only a single one is tried as shared
 MAX_TRIED = 6
 
 
 @torch.no_grad()
-def inputs_shared_by_examples(model: nn.Module, inputs: Inputs, examples: int) -> frozenset[int | str]:
+def inputs_shared_by_examples(
+    model: nn.Module, inputs: Inputs, examples: int, warn: Callable[[str], None]
+) -> frozenset[int | str]:
     """Find the inputs that have no part for each example: an attention mask (tokens, tokens), class weights ...
 
     What an example alone returns has to be what it returns in its batch. So of the inputs that are as long as there
-    are examples, the fewest stay whole with which that is so.
+    are examples, the fewest stay whole with which that is so. ``warn`` is called with a message if there are none.
     """
     candidates = [key for key, value in tensors_of(inputs).items() if has_examples(value, examples)]
     if len(candidates) < 2 or examples == 1:
@@ -33,7 +33,7 @@ def inputs_shared_by_examples(model: nn.Module, inputs: Inputs, examples: int) -
             if found <= _rounding(together):
                 return shared
             differences[shared] = found
-    log.warning("what the model returns for an example depends on the others of its batch; each is scored alone")
+    warn("what the model returns for an example depends on the others of its batch, or is drawn at random")
     return min(differences, key=differences.__getitem__)
 
 

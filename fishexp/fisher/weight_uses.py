@@ -20,7 +20,8 @@ class Use(NamedTuple):
 
     Attributes:
         rule: How its gradient is found.
-        name: The argument of the call.
+        name: The argument of the call that is the weight.
+        as_called: The call and the argument without the rule's names.
         weight: The weight, or a tensor that is made of weights alone; part of a graph that ends at the weights.
     """
 
@@ -28,6 +29,12 @@ class Use(NamedTuple):
     call: Call
     name: Any
     weight: Tensor
+    as_called: tuple[Call, Any]
+
+    def by_autograd(self) -> "Use":
+        """Return the same use for the rule that is right for every layout."""
+        call, name = self.as_called
+        return self._replace(rule=ANY, call=call, name=name)
 
 
 class SharedRule(Rule):
@@ -124,6 +131,11 @@ class WeightUses(TorchFunctionMode):
         for tensor in _tensors(out):
             self.mark(tensor)
 
+    def close(self) -> None:
+        """Let go of all tensors but the aliases."""
+        self._shared.clear()
+        self.leaves.clear()
+
     def name_of(self, tensor: Tensor) -> str:
         """Return the name of a weight, or of one that the tensor is made of."""
         known, todo = set(), [tensor]
@@ -194,7 +206,7 @@ class WeightUses(TorchFunctionMode):
         weights = {n: self._shared[id(t)][1] for n, t in _by_place(args, kwargs) if n in call.weights}
         named = call.named(rule.parameters) if rule.parameters else call
         names = dict(zip(call.weights, named.weights, strict=True))
-        self._receive([Use(rule, named, names[n], weight) for n, weight in weights.items()], out)
+        self._receive([Use(rule, named, names[n], weight, (call, n)) for n, weight in weights.items()], out)
         return out
 
     def _rule_and_call(self, func: Any, args: Any, kwargs: Any) -> tuple[Rule | None, Call | None]:
@@ -237,7 +249,7 @@ class WeightUses(TorchFunctionMode):
             leaf = weight.detach() if shape is None else weight.detach().expand(shape)
             self.leaves.append(leaf.requires_grad_())
             call = Call(func, {0: weight.detach()}, (0,), ())
-            self._receive([Use(SHARED, call, 0, weight)], leaf)
+            self._receive([Use(SHARED, call, 0, weight, (call, 0))], leaf)
             return leaf
 
         return func(*self._replaced(args, given), **self._replaced(kwargs, given))

@@ -43,7 +43,7 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
     original = problem.as_original
     if original:  # there ResNets were in training mode until they had been evaluated, and BERTs were not
         problem.model.train(any(map(is_untrained, problem.model.modules())))
-    loss = problem.loss if labels == "true_label" else None
+    loss = problem.loss if problem.data.classes == 1 and labels == "true_label" else None  # else its cross-entropy
     with problem.progress(min(samples, available), "scoring") as advance, problem.autocast():
         if problem.collectives.world_size > 1 and not original:
             return _together(problem, samples, labels, power, loss, advance)

@@ -1,6 +1,8 @@
 """A batch takes one pass where its examples can be told apart, and a pass for each example where not."""
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -386,3 +388,22 @@ def test_an_error_leaves_no_trace(as_is: bool) -> None:
     assert torch.equal(weight.grad, torch.ones_like(weight))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ["reentrant checkpoint", "class token, positions, layer scale", "lstm", "routed"])
+def test_activations_of_a_batch_are_gone_before_the_next(case: str) -> None:
+    """Without a look of the garbage collector: no hook holds its own graph."""
+    model, inputs, labels = made(*TOGETHER[case])
+    alive: list[weakref.ref[Tensor]] = []
+    handle = model.head.register_forward_hook(  # type: ignore[operator]
+        lambda module, args, output: alive.append(weakref.ref(output))
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        diagonal_fisher(model, [(inputs, labels)] * 2, "expected")
+        assert len(alive) > 2
+        assert not any(output() is not None for output in alive)
+    finally:
+        gc.enable()
+        handle.remove()
