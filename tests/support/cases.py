@@ -97,9 +97,7 @@ def trained(model: nn.Module, parameters: list[nn.Parameter], data: tuple, n: in
 def batched(inputs: Inputs, labels: Tensor, size: int = 3) -> list[tuple[Inputs, Tensor]]:
     """Cut into batches of ``size``, the last of them ragged."""
     cuts = range(0, len(labels), size)
-    if isinstance(inputs, Tensor):
-        return [(inputs[i : i + size], labels[i : i + size]) for i in cuts]
-    return [({key: value[i : i + size] for key, value in inputs.items()}, labels[i : i + size]) for i in cuts]
+    return [(select(inputs, slice(i, i + size), len(labels)), labels[i : i + size]) for i in cuts]
 
 
 def brute_force(model: nn.Module, inputs: Inputs, labels: Tensor, kind: Labels, power: Power) -> dict[str, Tensor]:
