@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fishexp.sparse.cost_model import CONV_COST, gradient_method
-from fishexp.sparse.parameter import LayerKind, Layout, SparseParameter, function_arguments
+from fishexp.sparse.layout import LayerKind, Layout
+from fishexp.sparse.parameter import SparseParameter, function_arguments
 from fishexp.sparse.sddmm import gather_from_submatrix, sampled_addmm, sddmm_dtype, submatrix_factors, transposed
 
 # pixels (images * height * width) of a grid that the sampled product takes at once, so that both factors stay in cache
@@ -32,12 +33,13 @@ class ConvGeometry(NamedTuple):
     groups: int
 
 
-def conv2d_forward(module: Any, x: Tensor) -> Tensor:
+def conv2d_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
     """Apply a Conv2d with partly kept parameters."""
     kept = module._modules.get("weight_kept")
-    if x.dim() != 4 or x.is_complex() or (kept is not None and kept.groups != module.groups):
-        return nn.Conv2d.forward(module, x)
-    padding = module.padding
+    regrouped = kept is not None and kept.groups != module.groups
+    if not torch.is_grad_enabled() or input.dim() != 4 or input.is_complex() or input.is_meta or regrouped:
+        return nn.Conv2d.forward(module, input)
+    x, padding = input, module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode), (0, 0)

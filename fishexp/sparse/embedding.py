@@ -10,15 +10,16 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.sparse.parameter import LayerKind, SparseParameter, kept_entries, matrix_layout, waits_for
+from fishexp.sparse.layout import LayerKind, matrix_layout
+from fishexp.sparse.parameter import SparseParameter, entries_in_use, waits_for
 
 
-def embedding_forward(module: Any, ids: Tensor) -> Tensor:
-    """Look up ``ids`` in an Embedding with a partly kept weight."""
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse or waits_for(ids):
-        return nn.Embedding.forward(module, ids)  # which rows occur is a question to the device
-    kept = kept_entries(module, "weight")
-    return EmbeddingFunction.apply(ids, kept.weight, module.padding_idx, kept.values, kept)
+def embedding_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
+    """Look up ``input`` in an Embedding with a partly kept weight."""
+    if not torch.is_grad_enabled() or module.scale_grad_by_freq or module.sparse or waits_for(input):
+        return nn.Embedding.forward(module, input)  # which rows occur is a question to the device
+    kept = entries_in_use(module, "weight")
+    return EmbeddingFunction.apply(input, kept.weight.detach(), module.padding_idx, kept.values, kept)
 
 
 class EmbeddingFunction(Function):

@@ -13,7 +13,7 @@ from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.delta.fingerprint import kind
 from fishexp.errors import FishexpError
 from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook
-from fishexp.sparse.modules import detach
+from fishexp.sparse.modules import detach, unwatch
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, retire, weights
 from fishexp.sparse.ranks import positions_digest
 from fishexp.system.text_table import aligned_text
@@ -45,8 +45,8 @@ class SparseState:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Refuse gradients of the frozen weights in a copy or an unpickled model, too."""
         self.__dict__.update(state)
-        for name, weight in self.frozen.items():
-            refuse_gradient(name, weight)
+        for name in self.frozen.keys() - self.kept.keys():  # which refuse theirs themselves
+            refuse_gradient(name, self.frozen[name])
 
 
 class Sparse:
@@ -99,7 +99,9 @@ class Sparse:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return :meth:`parameters` by the names of the weights whose entries they are."""
-        now = dict(self._model.named_parameters(remove_duplicate=False))  # a weight may have been assigned anew
+        now: dict[str, nn.Parameter] = {}
+        if self._trains():  # a weight may have been assigned anew; by another mask, other parameters stand for it
+            now = dict(self._model.named_parameters(remove_duplicate=False))
         for name, parameter in self._state.parameters.items():
             yield name, parameter if name in self._state.kept else now.get(name, parameter)
 
@@ -258,6 +260,7 @@ class Sparse:
 
 def restore(model: nn.Module) -> None:
     """Undo what the last mask did to the modules."""
+    unwatch(model)
     for _, kept in detach(model):
         for parameter in kept.values():
             retire(parameter)

@@ -11,18 +11,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fishexp.sparse.cost_model import LINEAR_COST, gradient_method
-from fishexp.sparse.parameter import LayerKind, SparseParameter, function_arguments, matrix_layout
+from fishexp.sparse.layout import LayerKind, matrix_layout
+from fishexp.sparse.parameter import SparseParameter, function_arguments
 from fishexp.sparse.sddmm import gather_from_submatrix, sampled_addmm, submatrix_factors, transposed
 
 # rows of the input that the sampled product takes at once, so that both factors stay in cache
 BLOCK_TOKENS = 1024
 
 
-def linear_forward(module: Any, x: Tensor) -> Tensor:
+def linear_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
     """Apply a Linear with partly kept parameters."""
-    if x.is_complex() or x.is_nested:
-        return nn.Linear.forward(module, x)
-    return LinearFunction.apply(*function_arguments(module, x))
+    if not torch.is_grad_enabled() or input.is_complex() or input.is_nested or input.is_meta:
+        return nn.Linear.forward(module, input)
+    return LinearFunction.apply(*function_arguments(module, input))
 
 
 class LinearFunction(Function):

@@ -5,18 +5,27 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fishexp.errors import FishexpError
 from fishexp.sparse.conv import CONV2D
 from fishexp.sparse.embedding import EMBEDDING
 from fishexp.sparse.gradient_hooks import add_gradient_hook, remove_gradient_hook
+from fishexp.sparse.layout import LayerKind
 from fishexp.sparse.linear import LINEAR
-from fishexp.sparse.parameter import GradientMethod, LayerKind, SparseParameter, kept_entries
+from fishexp.sparse.parameter import (
+    GradientMethod,
+    SparseParameter,
+    cannot_follow,
+    describe,
+    entries_in_use,
+    kept_entries,
+)
 
 # type of a module, and of those that inherit its forward pass -> how they train; all others gather from dense gradients
 REGISTRY: dict[type[nn.Module], LayerKind] = {
@@ -35,11 +44,12 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def sparse_parameter(
-    weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: GradientMethod | None
+    name: str, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: GradientMethod | None
 ) -> SparseParameter:
     """Build the kept entries of ``weight``, indexed as the kind of layer that uses it needs them.
 
     Args:
+        name: Of the weight in the model.
         mask: bool, of the weight's shape.
         user: The layer of a registered kind, if any, whose weight it is.
         way: The method that forms the gradient; None for :func:`fishexp.sparse.cost_model.choose`.
@@ -47,37 +57,119 @@ def sparse_parameter(
     positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
     kind = None if user is None else kind_of(user)
     layout = None if kind is None else kind.layout(user, positions, weight.shape)
-    return SparseParameter(weight, positions, layout, way)
+    return SparseParameter(name, weight, positions, layout, way)
 
 
 class WeightFunction(Function):
     """Return the weight itself, for any use; its dense gradient is gathered from as soon as it is formed."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, kept: SparseParameter) -> Tensor:
+    def forward(ctx: Any, values: Tensor, kept: SparseParameter) -> Tensor:
         ctx.kept = kept
-        return weight.detach()
+        return kept.weight.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return gradient if ctx.needs_input_grad[0] else None, ctx.kept.gather(gradient), None
+        return ctx.kept.gather(gradient), None
+
+
+class KeptWeight(Tensor):
+    """Be a weight that is partly kept as its module shows it while gradients are on: a tensor for this one use.
+
+    What is set on it would be lost, so it is handed on to the weight or refused.
+    """
+
+    # as of nn.Parameter: what is computed from it is a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    of: SparseParameter
+
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The numbers, outside of autograd; assigned ones become the weight's."""
+        return self.of.weight.data
+
+    @data.setter
+    def data(self, new: Tensor) -> None:
+        if new.shape != self.of.shape:
+            raise FishexpError(
+                f"{self.of.name} is partly kept: its data cannot become {describe(new)}; call sparse.restore() before "
+                "you replace or resize it"
+            )
+        self.of.weight.data = new
+
+    def register_hook(self, hook: Any) -> NoReturn:
+        """Refuse, since later forward passes have another tensor."""
+        raise FishexpError(
+            f"a hook on {self.of.name}, which is partly kept, would not be called again; register it on the kept "
+            "entries, of sparse.parameters()"
+        )
+
+    register_post_accumulate_grad_hook = register_hook
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Reduce to a plain tensor."""
+        return self.detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)
 
 
 def _weight_property(name: str) -> property:
     """Make the property through which all but a kind's own forward pass see the weight."""
 
     def get(module: Any) -> Tensor:
-        kept = kept_entries(module, name)
-        return WeightFunction.apply(kept.weight, kept.values, kept) if torch.is_grad_enabled() else kept.weight
+        kept = entries_in_use(module, name)
+        if not torch.is_grad_enabled():
+            return kept.weight
+        weight = WeightFunction.apply(kept.values, kept)
+        weight.__class__, weight.of = KeptWeight, kept
+        return weight
 
-    return property(get)
+    return property(get, lambda module, new: _refuse_change(module, name))
+
+
+def _refuse_change(module: Any, name: str) -> NoReturn:
+    kept = module._modules[f"{name}_kept"]
+    module._parameters.setdefault(name, kept.weight)  # which some delete before they are refused
+    raise FishexpError(
+        f"{kept.name} is partly kept and cannot be pruned, parametrized or deleted; call sparse.restore() first"
+    )
+
+
+def _guards(base: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
+    """Make the methods and attributes that refuse what would silently pass a partly kept weight by."""
+
+    def delete(module: Any, name: str) -> None:
+        if name in names:  # as torch.nn.utils.parametrize does
+            _refuse_change(module, name)
+        base.__delattr__(module, name)
+
+    def register_parameter(module: Any, name: str, param: nn.Parameter | None) -> None:
+        own, _, part = name.rpartition("_")
+        if own in names and part in ("orig", "g", "v"):  # as torch.nn.utils.prune, spectral_norm and weight_norm do
+            _refuse_change(module, own)
+        base.register_parameter(module, name, param)
+
+    def refuse_script(module: Any) -> NoReturn:
+        raise cannot_follow(module._modules[f"{names[0]}_kept"], "torch.jit.script")
+
+    def refuse_qconfig(module: Any, new: Any) -> NoReturn:
+        raise cannot_follow(module._modules[f"{names[0]}_kept"], "quantisation")
+
+    def no_qconfig(module: Any) -> NoReturn:
+        raise AttributeError("qconfig")
+
+    return {
+        "__delattr__": delete,
+        "register_parameter": register_parameter,
+        "__prepare_scriptable__": refuse_script,
+        "qconfig": property(no_qconfig, refuse_qconfig),  # set on all modules, before types are looked at
+    }
 
 
 @cache
 def _class_of(base: type[nn.Module], names: tuple[str, ...]) -> type:
     """Make the class of a module that is a ``base`` but for its weights ``names``, which are partly kept."""
-    body: dict[str, Any] = {name: _weight_property(name) for name in names}
+    body = {name: _weight_property(name) for name in names} | _guards(base, names)
     for layer, kind in REGISTRY.items():
         if base.forward is layer.forward:
             body["forward"] = kind.forward
@@ -109,6 +201,8 @@ def attach(module: nn.Module, kept: Mapping[str, SparseParameter]) -> None:
     """Let the kept entries train in the place of ``module``'s own weights of these names."""
     for name, parameter in kept.items():
         module.add_module(f"{name}_kept", parameter)
+        module._parameters[name] = parameter.weight
+        parameter.arm()
     module.__class__ = _class_of(type(module), tuple(kept))
 
 
@@ -119,10 +213,53 @@ def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, SparseParameter]
         if type(module) in _BASES:
             own = {name: kept_entries(module, name) for name in _BASES[type(module)][1]}
             module.__class__ = _BASES[type(module)][0]
-            for name in own:
+            for name, kept in own.items():
                 del module._modules[f"{name}_kept"]
+                module._parameters[name] = kept.disarm()
             attached.append((module, own))
     return attached
+
+
+def watch_first_pass(model: nn.Module) -> None:
+    """Refuse what uses a weight past its module in the model's first forward pass with gradients.
+
+    Its weights then seem to train for as long as it lasts, so that autograd brings a gradient to whatever looks them up
+    by ``named_parameters()``; the modules themselves use them detached. A compiled pass is not looked at, and what a
+    reentrant checkpoint computes again neither.
+    """
+    model.register_forward_pre_hook(_thaw)
+    model.register_forward_hook(_freeze, always_call=True)
+
+
+def _watched(model: nn.Module) -> list[SparseParameter]:
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return []
+    return [module for module in model.modules() if isinstance(module, SparseParameter)]
+
+
+def _thaw(model: nn.Module, inputs: Any) -> None:
+    for kept in _watched(model):
+        if not kept.weight.requires_grad:  # else someone has set it, which its module refuses
+            kept.watched = True
+            kept.weight.requires_grad_(True)
+
+
+def _freeze(model: nn.Module, inputs: Any, output: Any) -> None:
+    if watched := _watched(model):
+        for kept in watched:
+            if kept.watched:
+                kept.watched = False
+                kept.weight.requires_grad_(False)
+        if output is not None:  # as it is where an error ended the pass
+            unwatch(model)
+
+
+def unwatch(model: nn.Module) -> None:
+    """Undo :func:`watch_first_pass`, also in a copy, of whose hooks there are no handles."""
+    for hooks, ours in ((model._forward_pre_hooks, _thaw), (model._forward_hooks, _freeze)):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 @contextmanager

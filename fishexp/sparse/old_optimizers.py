@@ -28,7 +28,7 @@ def watch_for_old_optimizers(model: nn.Module, state: SparseState) -> None:
     own = sys.getrefcount(alone[0]) + _OURS
     for name in state.frozen:
         alone[0] = state.frozen[name]
-        if sys.getrefcount(alone[0]) > own + holders[id(alone[0])]:
+        if sys.getrefcount(alone[0]) > own + holders[id(alone[0])] + (name in state.kept):  # whose original it is
             _FirstGradient(state)
             return
 

@@ -2,20 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fishexp.delta.fingerprint import bits
 from fishexp.errors import FishexpError
+from fishexp.sparse.gradient_hooks import add_alarm, gradient_as_a_whole, remove_alarm
+from fishexp.sparse.layout import Layout, csr, submatrix_lines
 from fishexp.sparse.ranks import check_ranks
 
 GradientMethod: TypeAlias = Literal["sddmm", "submatrix", "dense"]
-
-# share of a matrix's rows or columns; if more than this of both hold kept entries, no submatrix is worth its selection
-MAX_SUBMATRIX_SHARE = 0.4
 
 # warning of a read
 _BOTH_CHANGED = (
@@ -27,36 +25,6 @@ _BOTH_CHANGED = (
 INDICES = ("positions", "crow_indices", "col_indices", "submatrix_lines")
 
 
-class Layout(NamedTuple):
-    """Place the kept entries of a weight in the matrices that its layer multiplies by, one for each kernel offset.
-
-    Attributes:
-        offset: (kept,) the matrix of each kept entry; all 0 for a layer without a kernel.
-        row: (kept,) its row there: the output that it adds to.
-        column: (kept,) its column there: the input that it is multiplied by.
-        shape: Numbers of matrices, rows and columns.
-        groups: Parts into which a convolution divides its channels.
-    """
-
-    offset: Tensor
-    row: Tensor
-    column: Tensor
-    shape: tuple[int, int, int]
-    groups: int = 1
-
-
-class LayerKind(NamedTuple):
-    """Describe how layers of a kind train through the kept entries of their weights.
-
-    Attributes:
-        forward: (module, *inputs) -> output; takes the place of the class's own ``forward``.
-        layout: (module, positions, weight's shape) -> the layout of the kept entries at these ascending positions.
-    """
-
-    forward: Callable[..., Tensor]
-    layout: Callable[[Any, Tensor, torch.Size], Layout]
-
-
 class SparseParameter(nn.Module):
     """Hold the kept entries of a weight: ``values``, a parameter that trains in its place, and their positions.
 
@@ -65,11 +33,20 @@ class SparseParameter(nn.Module):
     and goes where the model goes: to another device or type, into a copy or a pickle, but not into ``state_dict()``,
     which has the weight itself.
 
+    The model's own parameter is set aside (``original``) and a frozen one that shares its memory takes its place in the
+    modules (``weight``). So whoever reaches the original in another way than by its name in a module, through a list,
+    a closure, a view or whatever was made before, computes with the right numbers but cannot train: autograd brings a
+    gradient to the original, which is refused then and there (:meth:`arm`). That sees every such use in every step and
+    costs nothing, where a comparison of gradients would see those of one step only and cost a dense backward pass.
+
     It is no :mod:`torch.nn.utils.parametrize`: that would copy the whole weight in each forward pass and form its whole
     gradient in each backward pass, and ``state_dict()`` would have other names.
 
     Attributes:
-        weight: The weight, shared with its module.
+        name: The weight's name in the model, for errors.
+        shape: The weight's, for which the positions hold.
+        weight: The weight, shared with its module, which has it registered.
+        original: The parameter that the model had in its place, with the same memory.
         values: (kept,) the kept entries, in the weight's type.
         synced: (kept,) the values that values and weight had when they last agreed.
         positions: (kept,) their places in the flattened weight: ascending, but those of a convolution kernel offset by
@@ -83,9 +60,13 @@ class SparseParameter(nn.Module):
         offset_starts: Where each kernel offset's entries begin, and the last one's end.
         way: The method that forms the gradient; None for :func:`fishexp.sparse.cost_model.choose`.
         last_method: The method of the last backward pass, None before the first.
+        watched: Whether the weight requires a gradient only to find who uses it past its module.
     """
 
+    name: str
+    shape: torch.Size
     weight: nn.Parameter
+    original: nn.Parameter
     values: nn.Parameter
     synced: Tensor
     positions: Tensor
@@ -97,13 +78,16 @@ class SparseParameter(nn.Module):
     offset_starts: list[int]
     way: GradientMethod | None
     last_method: GradientMethod | None
+    watched: bool
 
     def __init__(
-        self, weight: nn.Parameter, positions: Tensor, layout: Layout | None, way: GradientMethod | None
+        self, name: str, weight: nn.Parameter, positions: Tensor, layout: Layout | None, way: GradientMethod | None
     ) -> None:
         """Take the values from ``weight``.
 
         Args:
+            name: Of the weight in the model.
+            weight: The model's own parameter.
             positions: (kept,) ascending places in the flattened weight.
             layout: None if no layer of a registered kind has the weight.
         """
@@ -112,18 +96,20 @@ class SparseParameter(nn.Module):
         self.groups = 1
         if layout is not None:
             self.groups = layout.groups
-            order, starts, columns = _csr(layout)
-            lines, self.by_column = _submatrix_lines(starts, columns, layout)
+            order, starts, columns = csr(layout)
+            lines, self.by_column = submatrix_lines(starts, columns, layout)
             positions = positions[order]
             self.offset_starts = [0, *starts[:, -1].cumsum(0).tolist()]
             self.crow_indices, self.col_indices = starts.to(index), columns.to(index)
             self.submatrix_lines = None if lines is None else lines.to(index)
-        self.weight = weight
+        self.name, self.shape = name, weight.shape
+        self.stand_in_for(weight)
         self.values = nn.Parameter(weight.detach().take(positions))
         self.synced = self.values.detach().clone()
         self.positions = positions.to(index)
         self.way = way
         self.last_method = None
+        self.watched = False
         self._versions = self._read_versions()
         self._forget_memory_layout()
 
@@ -131,11 +117,58 @@ class SparseParameter(nn.Module):
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
         self.reconcile()
         super()._apply(fn, recurse)
+        moved = fn(self.weight.detach())
+        if self.weight.is_meta == moved.is_meta:
+            self.weight.data = moved  # the module, which is next, finds it moved; else it makes a new parameter
+        self._share_memory()
         self._forget_memory_layout()
-        for name in ("synced", *INDICES):
+        self.synced = fn(self.synced)
+        for name in INDICES:
             if isinstance(tensor := getattr(self, name, None), Tensor):
-                setattr(self, name, fn(tensor))
+                if tensor.is_meta and not self.values.is_meta:
+                    raise FishexpError(f"{self.name} lost its kept entries on the meta device; call sparsify again")
+                setattr(self, name, tensor.to(self.values.device))  # by ``fn`` to_empty() would lose them
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out views, which a copy would have as tensors of their own."""
+        return self.__dict__ | {"_bits_at": None, "_bits": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, whose two parameters were copied one by one."""
+        super().__setstate__(state)
+        self._share_memory()
+        self.arm()
+
+    def stand_in_for(self, weight: nn.Parameter) -> None:
+        """Set ``weight`` aside as the original; a frozen parameter that shares its memory becomes the weight."""
+        twin = nn.Parameter(weight.detach(), requires_grad=False)
+        vars(twin).update(vars(weight))  # what others have marked it with
+        self._hold(weight=twin, original=weight)
+
+    def _hold(self, **parameters: nn.Parameter) -> None:
+        """Have the parameters as attributes, unregistered: the model has the weight once, by its own name."""
+        self.__dict__.update(parameters)
+
+    def _share_memory(self) -> None:
+        """Let the original have the memory that the weight was given, or be a new one where torch cannot do that."""
+        if self.original.is_meta == self.weight.is_meta:
+            self.original.data = self.weight.data
+        else:
+            self._hold(original=nn.Parameter(self.weight.detach()))
+
+    def arm(self) -> None:
+        """Refuse gradients of original and weight from here on. The weight can have them in the first pass only."""
+        for parameter in (self.original, self.weight):
+            add_alarm(self.name, parameter)
+        self.weight.requires_grad_(False)
+
+    def disarm(self) -> nn.Parameter:
+        """Undo :meth:`arm`; return the original, with what the weight is now."""
+        for parameter in (self.original, self.weight):
+            remove_alarm(parameter)
+        self._share_memory()
+        return self.original
 
     def gather(self, dense: Tensor) -> Tensor:
         """Return the kept entries of a tensor of the weight's shape."""
@@ -149,6 +182,8 @@ class SparseParameter(nn.Module):
         of fused optimisers, or of what writes to ``.data``. Where the weight is written, its counter is raised only if
         something has changed: a backward pass is then refused if the weight is no longer that of its forward pass.
         """
+        if self.weight.is_meta:
+            return  # there are no numbers
         if waits_for(self.weight):
             self._reconcile_without_waiting()
             return
@@ -176,8 +211,26 @@ class SparseParameter(nn.Module):
         self.synced.copy_(now)
         self._versions = self._read_versions()
 
-    def _read_versions(self) -> tuple[int, int]:
-        return self.values._version, self.weight._version
+    def reconcile_for_inference(self) -> None:
+        """Do the same as far as a use without gradients needs it, without a look at the entries in the weight.
+
+        Where no counter was raised and the values are as synced, nothing is to be written into the weight, whatever it
+        holds. Values that should follow a weight written to through ``.data``, which no counter tells, are not used
+        before the next pass with gradients.
+        """
+        versions, values = self._read_versions(), self.values
+        if versions is not None and versions == self._versions and not waits_for(self.weight):
+            if self._bits_at != values.data_ptr():  # the views cost as much as the comparison
+                self._bits_at, self._bits = values.data_ptr(), (_bits(values), _bits(self.synced))
+            if torch.equal(*self._bits):
+                return
+        self.reconcile()
+        self._versions = self._read_versions()
+
+    def _read_versions(self) -> tuple[int, int] | None:
+        """Return the version counters, which tensors made in inference mode have not."""
+        values, weight = self.values, self.weight
+        return None if values.is_inference() or weight.is_inference() else (values._version, weight._version)
 
     @torch.no_grad()
     def take_weight(self) -> None:
@@ -209,6 +262,8 @@ class SparseParameter(nn.Module):
     def _forget_memory_layout(self) -> None:
         self._strides: tuple[int, ...] = ()
         self._places = self.positions
+        self._bits_at: int | None = None
+        self._bits: tuple[Tensor, ...] = ()
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Save nothing: the weight, which has been saved by reference, holds the values from here on."""
@@ -220,8 +275,7 @@ class SparseParameter(nn.Module):
 
 
 def _bits(values: Tensor) -> Tensor:
-    values = values.detach()
-    return bits(torch.view_as_real(values) if values.is_complex() else values)
+    return bits(torch.view_as_real(values.detach()) if values.is_complex() else values)
 
 
 def waits_for(tensor: Tensor) -> bool:
@@ -243,43 +297,71 @@ def write_entries(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
         tensor.index_put_(torch.unravel_index(positions, tensor.shape), values)
 
 
-def _csr(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the entries' order matrix by matrix, (matrices, rows + 1) starts of rows, and each entry's column."""
-    matrices, rows, _ = layout.shape
-    line = layout.offset * rows + layout.row
-    order = line.argsort(stable=True)
-    counts = torch.bincount(line, minlength=matrices * rows).view(matrices, rows)
-    return order, F.pad(counts.cumsum(1), (1, 0)), layout.column[order]
-
-
-def _submatrix_lines(starts: Tensor, columns: Tensor, layout: Layout) -> tuple[Tensor | None, bool]:
-    """Return the columns (true) or rows (false) with kept entries, whichever are the smaller share; None if large."""
-    if layout.groups > 1:
-        return None, False  # some channels of a group are no convolution of their own
-    rows, used = starts.diff(dim=1).any(0).nonzero().squeeze(1), columns.unique()
-    shares = len(rows) / layout.shape[1], len(used) / layout.shape[2]
-    by_column = shares[1] <= shares[0]
-    return (None if min(shares) > MAX_SUBMATRIX_SHARE else used if by_column else rows), by_column
-
-
-def matrix_layout(module: nn.Module, positions: Tensor, shape: torch.Size) -> Layout:
-    """Lay out the kept entries of a weight that is itself the matrix of outputs by inputs."""
-    return Layout(torch.zeros_like(positions), positions // shape[1], positions % shape[1], (1, shape[0], shape[1]))
-
-
 def kept_entries(module: Any, name: str) -> Any:
     """Bring the module's weight ``name`` up to date; return its SparseParameter, None if it is not partly kept.
 
     The weight may have been assigned anew; it is then that weight whose entries train.
+
+    Raises:
+        FishexpError: If the module has no parameter of the weight's shape any more.
     """
     kept = module._modules.get(f"{name}_kept")
-    if kept is None:
-        return None
-    if kept.weight is not module._parameters[name]:
-        kept.weight = module._parameters[name].requires_grad_(False)
-    kept.reconcile()
-    check_ranks(kept)
+    if kept is not None:
+        _check_weight(module, name, kept)
+        kept.reconcile()
     return kept
+
+
+def entries_in_use(module: Any, name: str) -> Any:
+    """Do the same for a forward pass; without gradients only as far as its output needs.
+
+    Raises:
+        FishexpError: If something follows the tensors of the pass, which would not see what is done here, or the weight
+            was set to require a gradient.
+    """
+    if f"{name}_kept" not in module._modules:
+        return None
+    kept = module._modules[f"{name}_kept"]
+    if torch._C._are_functorch_transforms_active():
+        raise cannot_follow(kept, "torch.func, such as vmap and grad,")
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # pyright: ignore[reportPrivateImportUsage]
+        raise cannot_follow(kept, "an export or a trace of the model")
+    _check_weight(module, name, kept)
+    check_ranks(kept)
+    if torch.is_grad_enabled() and kept.weight.requires_grad and not kept.watched:
+        raise gradient_as_a_whole(kept.name)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        kept.reconcile()
+    else:
+        kept.reconcile_for_inference()
+    return kept
+
+
+def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
+    """Let the parameter that the module has by now become the weight, if it can."""
+    weight = module._parameters.get(name)
+    if weight is kept.weight and weight.shape == kept.shape:
+        return
+    if not isinstance(weight, nn.Parameter) or type(weight.data) is not Tensor or weight.shape != kept.shape:
+        raise FishexpError(
+            f"{kept.name} is partly kept and was replaced by {describe(weight)}, which has no such entries; "
+            "call sparse.restore() before you replace or resize it"
+        )
+    if weight is not kept.original:
+        kept.disarm()
+        kept.stand_in_for(weight)
+        kept.arm()
+    module._parameters[name] = kept.weight
+
+
+def describe(tensor: Any) -> str:
+    """Name the type and shape of what stands in a weight's place."""
+    return f"a {type(tensor).__name__} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "nothing"
+
+
+def cannot_follow(kept: SparseParameter, what: str) -> FishexpError:
+    """Make the error for what follows a model otherwise than by computing with it."""
+    return FishexpError(f"{what} cannot follow {kept.name}, which is partly kept; call sparse.restore() first")
 
 
 def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
@@ -289,8 +371,8 @@ def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
         Input, weight and bias, under autocast in its type; the kept values of weight and of bias; their
         SparseParameters. The last four are None where a parameter is not partly kept.
     """
-    kept = {name: kept_entries(module, name) for name in ("weight", "bias")}
-    weight, bias = (getattr(module, name) if own is None else module._parameters[name] for name, own in kept.items())
+    kept = {name: entries_in_use(module, name) for name in ("weight", "bias")}
+    weight, bias = (getattr(module, name) if own is None else own.weight.detach() for name, own in kept.items())
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)

@@ -10,9 +10,10 @@ from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse.gradient_hooks import add_gradient_hook, refuse_gradient
 from fishexp.sparse.handle import STATE, Sparse, SparseState, restore
-from fishexp.sparse.modules import attach, kind_of, sparse_parameter
+from fishexp.sparse.modules import attach, kind_of, sparse_parameter, watch_first_pass
 from fishexp.sparse.old_optimizers import watch_for_old_optimizers
-from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
+from fishexp.sparse.parameter import GradientMethod, weights
+from fishexp.sparse.reach import check_reach
 
 
 def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) -> Sparse:
@@ -30,6 +31,12 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     is stale until the next read. A partly kept ``module.weight`` is a view while gradients are on, so that
     :meth:`torch.nn.Module.get_parameter`, and transformers' ``tie_weights`` with it, find it under ``torch.no_grad()``
     only. There are no gradients of gradients.
+
+    The parameter that stood in the place of a partly kept weight is set aside. What was made before and holds it (a
+    closure, an object, a view) still computes with the right numbers; a gradient that reaches it is refused, in every
+    step, and in the first forward pass with gradients also one that reaches a weight through ``named_parameters()``.
+    What follows a model instead of computing with it is refused in one line: traces, exports, ``torch.jit.script``,
+    ``torch.func``, pruning, parametrisation, quantisation, another shape.
 
     An optimiser sees the kept entries of a weight as a vector. So one that treats all entries alike trains as a dense
     one does whose gradient is masked; one that looks at a weight's shape or norm (Adafactor, LAMB, Shampoo) trains
@@ -54,8 +61,8 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
         The kept entries; give :meth:`Sparse.parameters` to an optimiser.
 
     Raises:
-        FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a module reaches a weight otherwise than
-            by its name.
+        FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a partly kept weight is reached otherwise
+            than by its name in a module, moved by a forward pass (``max_norm``), hooked, or no plain tensor.
     """
     if way is not None and way not in get_args(GradientMethod):
         raise FishexpError(f"way={way!r} is none of {', '.join(get_args(GradientMethod))}")
@@ -63,6 +70,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     vars(model)[STATE] = state
     sparse = Sparse(model, state)
     sparse.rebase()
+    watch_first_pass(model)
     watch_for_old_optimizers(model, state)
     return sparse
 
@@ -81,12 +89,13 @@ def _attach(model: nn.Module, mask: Mask, way: GradientMethod | None) -> SparseS
             state.parameters[name] = weight
             continue
         weight.grad = None  # of an earlier dense pass: nobody would clear it
-        refuse_gradient(name, weight)
         state.frozen[name] = weight
-        if name in partly:
-            state.kept[name] = sparse_parameter(weight, mask[name], users.get(weight), way)
+        if name not in partly:
+            refuse_gradient(name, weight)
+        else:
+            state.kept[name] = sparse_parameter(name, weight, mask[name], users.get(weight), way)
             state.parameters[name] = state.kept[name].values
-    by_weight = {kept.weight: kept for kept in state.kept.values()}
+    by_weight = {kept.original: kept for kept in state.kept.values()}
     for module in list(model.modules()):
         kept = {name: by_weight[p] for name, p in module._parameters.items() if p is not None and p in by_weight}
         if kept:
@@ -98,7 +107,7 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     """Return the weights of which some entries are kept, but not all.
 
     Raises:
-        FishexpError: If the mask does not fit the model, or a module reaches such a weight otherwise than by its name.
+        FishexpError: If the mask does not fit the model, or such a weight is reached otherwise than by its name.
     """
     parameters = weights(model)
     for name in sorted(parameters.keys() ^ mask.keys()):
@@ -110,29 +119,8 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
     if not any(bool(kept.any()) for kept in mask.values()):
         raise FishexpError("the mask keeps no weight, so nothing could train")
     partly = {name: p for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
-    registered, hidden = set(model.modules()), set(partly.values())
-    for module in registered:
-        if place := _out_of_reach(module, hidden, registered):
-            raise FishexpError(
-                f"{place} of a {type(module).__name__} holds a weight that the mask keeps in part, where sparsify "
-                "cannot stand in for it; keep it whole or not at all, or make it a plain parameter of a module"
-            )
+    check_reach(model, parameters, mask)
     return partly
-
-
-def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[nn.Module]) -> str | None:
-    """Find an attribute through which ``module`` reaches a weight otherwise than by name in a registered module."""
-    if isinstance(module, nn.Sequential):  # what stands beside the weight would be called, too
-        return next((name for name, p in module._parameters.items() if p in partly), None)
-    known = {"_parameters", "_modules", "_buffers", "_flat_weights"}  # the last of recurrent layers
-    for name, value in vars(module).items():
-        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        for entry in () if name in known or isinstance(module, SparseParameter) else held:
-            if isinstance(entry, nn.Parameter) and entry in partly:
-                return name
-            if isinstance(entry, nn.Module) and entry not in registered and not partly.isdisjoint(entry.parameters()):
-                return name
-    return None
 
 
 def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:

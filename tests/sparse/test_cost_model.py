@@ -12,7 +12,7 @@ from tests.support.modules import built, mask_of, objective
 
 def test_a_sparse_method_is_taken_only_where_it_pays() -> None:
     def method(shape: tuple[int, int], mask: Tensor, dtype: torch.dtype) -> GradientMethod:
-        kept = sparse_parameter(nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None)
+        kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None)
         return choose(kept, dtype, LINEAR_COST, 1024, 1024 * (mask.any(0).sum().item() + shape[0]))
 
     generator = torch.Generator().manual_seed(0)

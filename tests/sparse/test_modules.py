@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from fishexp.fisher import diagonal_fisher
 from fishexp.masks.topk import count
 from fishexp.sparse import sparsify
+from fishexp.sparse.layout import LayerKind, matrix_layout
 from fishexp.sparse.linear import linear_forward
 from fishexp.sparse.modules import REGISTRY, plain
-from fishexp.sparse.parameter import GradientMethod, LayerKind, matrix_layout, weights
+from fishexp.sparse.parameter import GradientMethod, weights
 from fishexp.sparse.sparsify import mask_gradients
 from tests.support.cases import NETS, conv_net, images, sentences, tiny_bert, trained
 from tests.support.modules import CASES, built, mask_of, numbers, objective
