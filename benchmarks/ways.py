@@ -66,7 +66,7 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for label, shape, user, form in layers(dtype):
             for pattern, mask in patterns(shape):
-                kept = sparse_parameter(nn.Parameter(torch.zeros(shape)), mask, user, None)
+                kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, user, None)
                 calls: dict[str, Callable[[], Any]] = {method: partial(_form, kept, form, method) for method in METHODS}
                 times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
                 middle = {method: quartiles(times[method])[1] for method in METHODS}
