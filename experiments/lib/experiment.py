@@ -57,7 +57,7 @@ def sections(experiment: Experiment[C], records: Path) -> list[Section[C]]:
     """Return the sections of all profiles, with what is on record.
 
     Raises:
-        FishexpError: If a line is not a record, or records of one cell differ in their settings.
+        FishexpError: If a file holds lines but no record, or records of one cell differ in their settings.
     """
     runs = recorded_runs(records)
     return [section_of(study, name, runs) for name, studies in experiment.profiles.items() for study in studies]

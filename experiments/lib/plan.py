@@ -34,7 +34,7 @@ def plan(studies: Sequence[Study[C]], records: Path) -> Iterator[Command]:
     """Yield every command of the sweep: the choices of learning rates, then the table, seed by seed.
 
     Raises:
-        FishexpError: If a line is not a record, or records of one cell differ in their settings.
+        FishexpError: If a file holds lines but no record, or records of one cell differ in their settings.
     """
     runs = recorded_runs(records)
     planned = [(study, [result_of(study, cell, runs) for cell in study.cells]) for study in studies]

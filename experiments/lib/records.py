@@ -39,7 +39,7 @@ def recorded_runs(records: Path) -> RecordedRuns:
     """Read the runs in a file of records, those of the latest random streams; none if there is no file.
 
     Raises:
-        FishexpError: If a line is not a record.
+        FishexpError: If a file holds lines but no record.
     """
     lines = list(load([records])) if records.exists() else []
     latest = max((settings_of(line)["streams"] for line in lines), default=None)

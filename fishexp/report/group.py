@@ -138,7 +138,7 @@ def single(record: Mapping[str, Any]) -> Group:
         _ = group.order, group.values, group.share, group.seconds, group.uncommitted  # for the KeyError
     except StopIteration:
         raise FishexpError(f"the record of run {record['run_id']} says finished but has no metrics") from None
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise FishexpError(f"the record of run {record['run_id']} is not one of ours: {error!r}") from None
     return group
 

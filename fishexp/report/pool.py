@@ -36,12 +36,12 @@ def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Read the records of several files, in order.
 
     Raises:
-        FishexpError: If a file cannot be read or a line is not a record.
+        FishexpError: If a file cannot be read or holds no record.
     """
     for path in paths:
         try:
             yield from read(path)
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise FishexpError(f"{path} cannot be read: {error}") from None
 
 

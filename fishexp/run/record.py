@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,11 +17,15 @@ from typing import Any, Literal, TypeAlias
 from fishexp.errors import FishexpError
 from fishexp.system.atomic import replacing
 
+log = logging.getLogger(__name__)
+
 Status: TypeAlias = Literal["finished", "failed", "interrupted"]
 # version of the random streams (fishexp/training/streams.py), part of a run's identity; records without one have 1
 STREAMS = 2
 # packages that decide the numbers
 _PACKAGES = ("fishexp", "torch", "torchvision", "transformers", "datasets", "hydra-core", "numpy")
+# characters of a line that a message shows
+_SHOWN = 60
 
 
 @dataclass
@@ -105,22 +110,51 @@ def append(path: Path, line: str) -> None:
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Read the records of a file, in the order in which they were written.
 
+    Lines that are no records, such as one that a crash cut short, are skipped, and a warning says which. Control
+    characters in texts, which a terminal would obey, are taken out.
+
     Raises:
-        FishexpError: If there is no such file, or a line is not a record.
+        FishexpError: If there is no such file, or it holds lines but no record.
     """
     if not path.is_file():
         raise FishexpError(
             f"{path} is not a file of records; runs append to outputs/records.jsonl unless told otherwise"
         )
-    with path.open(encoding="utf-8") as file:
+    found, skipped = 0, dict[int, str]()
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not record.keys() >= {"run_id", "status", "config", "metrics"}:
-                raise FishexpError(f"{path} line {number} is not a record: {line[:60].strip()!r}")
-            yield record
+            record = _record_of(line)
+            if record is None:
+                skipped[number] = _clean(line[:_SHOWN].decode(errors="replace").strip())
+            else:
+                found += 1
+                yield record
+    if skipped:
+        number, text = next(iter(skipped.items()))
+        if not found:
+            raise FishexpError(f"{path} line {number} is not a record, and no other line is: {text!r}")
+        log.warning("%s: %d lines are no records and are skipped, first line %d: %r", path, len(skipped), number, text)
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line of a file; None if it holds none."""
+    try:
+        record = json.loads(line.decode("utf-8-sig").strip("\0 \r\n"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not record.keys() >= {"run_id", "status", "config", "metrics"}:
+        return None
+    kinds = {"run_id": str, "status": str, "config": dict, "metrics": dict}
+    return _clean(record) if all(isinstance(record[key], kind) for key, kind in kinds.items()) else None
+
+
+def _clean(value: Any) -> Any:
+    """Take control characters out of all texts in a value of JSON."""
+    if isinstance(value, str):
+        return "".join(c for c in value if c.isprintable() or c in "\n\t")
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
 def finished(path: Path) -> set[str]:

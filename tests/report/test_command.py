@@ -25,7 +25,9 @@ from tests.support.records import record
             "the record of run x is not one of ours",
         ),
         (json.dumps(record(run_id="x", commit="abc+")), "run x is of uncommitted code"),
-        (b"\xff\n", "cannot be read"),
+        (b"\xff\n", "line 1 is not a record"),
+        (json.dumps(record(run_id="x") | {"total": 0}), "the record of run x is not one of ours"),
+        (json.dumps(record(run_id="x") | {"seconds": {"train": "long"}}), "the record of run x is not one of ours"),
     ],
 )
 def test_a_mistake_is_one_line(module, content, message, tmp_path, capsys):

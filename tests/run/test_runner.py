@@ -314,23 +314,43 @@ def test_many_writers_of_long_lines(tmp_path: Path) -> None:
     assert len({line["run_id"] for line in lines}) == len(lines) == 800
 
 
-def test_a_torn_last_line_does_not_swallow_the_next_record(tmp_path: Path) -> None:
+def test_lines_that_are_no_records_block_no_run(tmp_path: Path) -> None:
+    """A torn one does not swallow the next record either; a file of something else altogether is refused."""
     path = tmp_path / "records.jsonl"
     path.write_text('{"run_id": "a", "sta')
-    append(path, '{"run_id": "b"}')
-    assert path.read_text().splitlines() == ['{"run_id": "a", "sta', '{"run_id": "b"}']
     result = fishexp(*QUICK, "records=records.jsonl")
-    assert "records.jsonl line 1 is not a record" in result.mistake()
+    assert 'records.jsonl line 1 is not a record, and no other line is: \'{"run_id": "a", "sta\'' in result.mistake()
+    append(path, '{"run_id": "b", "status": "finished", "config": {}, "metrics": {}}')
+    assert len(path.read_text().splitlines()) == 2
+    done = fishexp(*QUICK, "records=records.jsonl", "resume=true")
+    assert done.status == 0, done.err
+    assert "records.jsonl: 1 lines are no records and are skipped, first line 1" in done.out + done.err
+    assert [record["status"] for record in read(path)] == ["finished", "finished"]
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"\0" * 40, b"\xff\xfe\x00", b"[" * 100_000, b"{}", b"null", b'{"run_id": 1}', b"NaN",
+        b'{"run_id": [], "status": "finished", "config": {}, "metrics": {}}',
+        b'{"run_id": "a", "status": "finished", "config": [], "metrics": {}}',
+        b'{"run_id": "a", "status": "finished", "config": {}, "metrics": {}',
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_skipped_and_named(
+    line: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, good = tmp_path / "records.jsonl", b'{"run_id": "a", "status": "finished", "config": {}, "metrics": {}}'
+    path.write_bytes(b"\xef\xbb\xbf" + good + b"\r\n" + line + b"\n" + good + b"\n")
+    assert [record["run_id"] for record in read(path)] == ["a", "a"]
+    (message,) = caplog.messages
+    assert "1 lines are no records and are skipped, first line 2" in message
+
+
+def test_control_characters_of_a_record_reach_no_terminal(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    append(path, '{"run_id": "a", "status": "finished", "config": {}, "metrics": {}}')
-    append(path, '{"run_id": "b"')
-    from fishexp.errors import FishexpError
-
-    with pytest.raises(FishexpError, match=r"records.jsonl line 2 is not a record: '\{\"run_id\": \"b\"'"):
-        list(read(path))
+    append(path, json.dumps({"run_id": "a\x1b[2J", "status": "x", "config": {"\x9b1m": ["\x07b", 1]}, "metrics": {}}))
+    assert list(read(path)) == [{"run_id": "a[2J", "status": "x", "config": {"1m": ["b", 1]}, "metrics": {}}]
 
 
 def test_parallel_jobs_take_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
