@@ -79,19 +79,25 @@ def _load(source: str, classes: int, pretrained: bool) -> tuple[Any, Any, bool, 
     problem = "regression" if classes == 1 else "single_label_classification"
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if pretrained:
                 _check_head(source, config, classes, problem)
             id2label: Any = config.id2label  # by int, whatever its annotation says
             label2id = config.get_config_dict(source)[0].get("label2id")  # AutoConfig drops it without id2label
             config.num_labels, config.problem_type = classes, problem
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-                )
+                    source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
+                    trust_remote_code=False,
+                )  # fmt: skip
             else:
-                network, info = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32), {}
+                network, info = (
+                    AutoModelForSequenceClassification.from_config(
+                        config, dtype=torch.float32, trust_remote_code=False
+                    ),
+                    {},
+                )
     except FishexpError:
         raise
     except Exception as error:  # transformers raises many kinds, those of safetensors and tokenizers among them

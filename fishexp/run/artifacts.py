@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,28 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
 from fishexp.data.text import Tokens
 from fishexp.delta import Delta
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, first_line
 from fishexp.models import WEIGHTS, Model
 from fishexp.models.labels import align_classes_
-from fishexp.run.settings import component
+from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync
+from fishexp.system.hub import cached_only
 from fishexp.training.checkpoints import BASE, Checkpoints
 
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
+# classes, or channels, that a run folder may claim
+MAX_CLASSES = 1_000_000
 
 
-def build_model(options: Mapping[str, Any], classes: int, channels: int, names: Sequence[str] = ()) -> Model:
+def build_model(
+    options: Mapping[str, Any], classes: int, channels: int, names: Sequence[str] = (), behind: tuple[Path, ...] = ()
+) -> Model:
     """Build the model that a configuration names, from random weights, from a pre-trained model or from a run.
 
     Where ``path`` is the folder of a run that holds only what training changed, the model that training began with is
@@ -36,6 +43,7 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int, names: 
         classes: Number of labels; 1 is a regression.
         channels: Channels of the images; 0 for text.
         names: Names of the classes, in the order of the labels' numbers; empty if they have none.
+        behind: Folders of the runs that began with this model.
 
     Raises:
         FishexpError: If the model does not suit the data set, or its weights cannot be found or do not fit, or its
@@ -43,7 +51,7 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int, names: 
     """
     folder = None if options.get("pretrained") is False or options.get("path") is None else Path(options["path"])
     if folder is not None and _holds_change(folder):
-        model = _build_from_change(options, folder, classes, channels)
+        model = _build_from_change(options, folder, classes, channels, behind)
     else:
         model = component("model", options).function(classes, channels)
     about = {} if folder is None else _preprocessing(folder)
@@ -56,16 +64,22 @@ def build_model(options: Mapping[str, Any], classes: int, channels: int, names: 
     return model
 
 
-def _build_from_change(options: Mapping[str, Any], folder: Path, classes: int, channels: int) -> Model:
+def _build_from_change(
+    options: Mapping[str, Any], folder: Path, classes: int, channels: int, behind: tuple[Path, ...]
+) -> Model:
     """Build the model of a run that left only what training changed, with its classes in the order of that run."""
-    about = _preprocessing(folder)
+    about, behind = _preprocessing(folder), (*behind, folder.resolve())
+    if len(set(behind)) < len(behind):
+        raise FishexpError(
+            f"{folder} holds what training changed in itself; its {PREPROCESSING} is not what a run writes"
+        )
     if about.get("classes", classes) != classes:
         raise FishexpError(
             f"model.path={folder} has a classifier of {about['classes']} labels, the data set has {classes}; "
             "give a model with as many, or one without a classifier"
         )
     if not (folder / BASE).exists():
-        model = build_model({**options, "path": _source(folder)}, classes, channels, about.get("names", ()))
+        model = build_model({**options, "path": _source(folder)}, classes, channels, about.get("names", ()), behind)
     elif options.get("pretrained") is None:
         model = component("model", {**options, "path": str(folder / BASE)}).function(classes, channels)
     else:  # configuration and tokenizer lie in the folder; the weights are read below
@@ -161,6 +175,25 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     return sizes
 
 
+def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None:
+    """Refuse a run folder whose files lack what a run writes.
+
+    Raises:
+        FishexpError: With what is missing.
+    """
+    model = options.get("model") if isinstance(options, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("module", model.get("name")), str):
+        raise FishexpError(f"{folder / 'config.yaml'} names no model; it is not what a run writes")
+    for key in ("classes", "channels"):
+        if not isinstance(about.get(key), int) or not 0 <= about[key] < MAX_CLASSES:
+            raise FishexpError(f"{folder / PREPROCESSING} has {key}={about.get(key)!r}; it is not what a run writes")
+    image = all(isinstance(about.get(key), list) for key in ("mean", "std"))
+    if not image and not isinstance(about.get("max_length"), int):
+        raise FishexpError(
+            f"{folder / PREPROCESSING} does not say how inputs are prepared; it is not what a run writes"
+        )
+
+
 def forget(folder: Path) -> None:
     """Remove what marks the folder as that of a finished run, before a run begins anew in it."""
     (folder / PREPROCESSING).unlink(missing_ok=True)
@@ -168,12 +201,18 @@ def forget(folder: Path) -> None:
     Checkpoints(folder).clear()
 
 
-def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, Callable[..., Any]]:
+def load_run(
+    folder: str | Path, epoch: int | None = None, allow_code: bool = False, allow_download: bool = False
+) -> tuple[nn.Module, Callable[..., Any]]:
     """Load the trained model of a run folder, in evaluation mode on the CPU, and the function that prepares its inputs.
+
+    The folder may come from anybody: by default no code is run that it names, and nothing is fetched.
 
     Args:
         epoch: The epoch to load, of a run with ``regime=checkpointing``; 0 for the model that training began with, None
             for the last.
+        allow_code: Import the module that builds the model if it is not one of fishexp's own.
+        allow_download: Fetch the model that training began with from the hub if it is not in the cache.
 
     Returns:
         model: As during training: its logits are (examples, classes).
@@ -181,7 +220,8 @@ def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, C
             lists of sentences -> keyword arguments for the model.
 
     Raises:
-        FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch.
+        FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch, or code or a download
+            would be needed that is not allowed.
     """
     folder = Path(folder)
     try:
@@ -189,11 +229,21 @@ def load_run(folder: str | Path, epoch: int | None = None) -> tuple[nn.Module, C
         options: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except OSError as error:
         raise FishexpError(f"{folder} is not the folder of a finished run: {error.filename} is missing") from None
+    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
     about = _preprocessing(folder)
+    _check_options(folder, options, about)
+    name = options["model"].get("module", options["model"]["name"])
+    if not allow_code and not is_ours("model", name):
+        raise FishexpError(
+            f"the model of {folder} is built by the module {name}, which is not fishexp's own; "
+            "pass allow_code=True if you trust it"
+        )
     options["model"] |= {"path": str(folder)}
     if "pretrained" in options["model"]:
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
-    model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()))
+    with nullcontext() if allow_download else cached_only(f"load_run({str(folder)!r}, allow_download=True) fetches it"):
+        model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()))
     if epoch is not None:
         if not Checkpoints(folder).last:
             raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")

@@ -111,6 +111,11 @@ def component(group: str, options: Mapping[str, Any]) -> Component:
     return Component(name, offers, partial(function, **{key: given[key] for key in given if key in own}))
 
 
+def is_ours(group: str, name: str) -> bool:
+    """Tell whether a component's module is one of this package."""
+    return name.isidentifier() and (Path(__file__).parents[1] / GROUPS[group][0] / f"{name}.py").is_file()
+
+
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return name -> (type, default) of a function's keyword-only arguments, also of ``**options: Unpack[...]``."""
     hints = get_type_hints(function, include_extras=True)

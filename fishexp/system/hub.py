@@ -2,8 +2,12 @@
 
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlparse
 from urllib.request import getproxies
+
+from fishexp.errors import FishexpError
 
 
 def fail_fast_offline() -> None:
@@ -18,3 +22,22 @@ def fail_fast_offline() -> None:
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+@contextmanager
+def cached_only(advice: str) -> Iterator[None]:
+    """Fetch nothing from the hub for a while, but take what is cached.
+
+    Args:
+        advice: How to allow it, for the message of an error meanwhile.
+    """
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    except FishexpError as error:
+        missing = "cached" in str(error) or "offline" in str(error).lower()  # as huggingface_hub says
+        raise FishexpError(f"{error}; {advice}" if missing else str(error)) from None
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,6 +1,7 @@
 """What a run leaves behind gives the same logits again."""
 
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from fishexp.data.metrics import accuracy
 from fishexp.data.text import Sentences
 from fishexp.delta import Delta
 from fishexp.delta.__main__ import main as delta_main
+from fishexp.errors import FishexpError
 from fishexp.models import Model, bert, resnet
 from fishexp.run import runner
 from fishexp.run.artifacts import build_model, load_run, save_run
@@ -300,3 +302,91 @@ def test_a_run_from_a_checkpoint_leaves_the_change_alone(
     assert refusal(load_run, folder).startswith("the delta is for another base: ")
     (tmp_path / "start").rename(tmp_path / "elsewhere")
     assert refusal(load_run, folder).endswith("start, which is not there any more")
+
+
+EVIL = """
+from pathlib import Path
+Path("ran").touch()
+def build(classes, channels, *, path): raise SystemExit
+"""
+
+
+def test_a_run_folder_runs_no_code_of_its_own(
+    images: tuple[Path, Model, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a plain name nor by a dotted one, unless that is asked for."""
+    folder, _, _ = images
+    (folder / "evil.py").write_text(EVIL)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    for model in ({"name": "evil"}, {"name": "resnet8", "module": "evil"}, {"name": "os.path"}, {"name": "../evil"}):
+        OmegaConf.save({"model": model}, folder / "config.yaml")
+        with pytest.raises(FishexpError, match=r"is built by the module .*allow_code=True"):
+            load_run(".")
+    assert not (folder / "ran").exists()
+    OmegaConf.save({"model": {"name": "evil"}}, folder / "config.yaml")
+    with pytest.raises(SystemExit):
+        load_run(".", allow_code=True)
+    assert (folder / "ran").exists()
+
+
+def test_a_model_folder_runs_no_code_of_its_own(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask on the terminal."""
+    config = json.loads((bert_folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Mine"}}
+    (bert_folder / "config.json").write_text(json.dumps(config))
+    (bert_folder / "evil.py").write_text(EVIL)
+    monkeypatch.chdir(bert_folder)
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked"))
+    with pytest.raises(FishexpError, match="cannot be loaded"):
+        bert.build(3, 0, path=str(bert_folder), pretrained=True, activation_checkpointing=False)
+    assert not (bert_folder / "ran").exists()
+
+
+def test_a_base_that_is_on_the_hub_is_not_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(tmp_path / "run", "bert_base")
+    about = {"classes": 3, "channels": 0, "source": "someone/something", "max_length": 8}
+    (tmp_path / "run" / "preprocessing.json").write_text(json.dumps(about))
+    (tmp_path / "run" / "delta.safetensors").touch()
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: asked.append(a))
+    with pytest.raises(FishexpError, match=r"someone/something cannot be loaded.*allow_download=True"):
+        load_run(tmp_path / "run")
+    assert not asked
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_run_that_began_with_itself_ends(tmp_path: Path, long: bool) -> None:
+    """Also by way of another."""
+    folders = [tmp_path / "a", tmp_path / "b"] if long else [tmp_path / "a"]
+    for folder, source in zip(folders, [*folders[1:], folders[0]], strict=True):
+        configure(folder, "resnet8")
+        about = {"classes": 3, "channels": 1, "source": str(source), "mean": [0.0], "std": [1.0]}
+        (folder / "preprocessing.json").write_text(json.dumps(about))
+        (folder / "delta.safetensors").touch()
+    with pytest.raises(FishexpError, match="holds what training changed in itself"):
+        load_run(folders[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "about", "message"),
+    [
+        ("model: [", {}, "config.yaml is damaged"),
+        ("\0", {}, "config.yaml is damaged"),
+        ("- 1", {}, "config.yaml names no model"),
+        ("model: {name: 3}", {}, "config.yaml names no model"),
+        ("model: {name: resnet8, module: resnet}", {}, "preprocessing.json has classes=None"),
+        ("model: {name: resnet8, module: resnet}", {"classes": -1, "channels": 1}, "preprocessing.json has classes=-1"),
+        (
+            "model: {name: resnet8, module: resnet}",
+            {"classes": 2, "channels": 1},
+            "does not say how inputs are",
+        ),
+    ],
+)
+def test_run_folders_that_no_run_has_written(tmp_path: Path, config: str, about: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    with pytest.raises(FishexpError, match=message):
+        load_run(tmp_path)
