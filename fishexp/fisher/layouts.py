@@ -1,5 +1,6 @@
 """Layouts: which example each part of a tensor belongs to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,26 +14,36 @@ class Unbatchable(RuntimeError):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Say that each of ``examples`` has as many neighbours along dimension ``dim``, in the order of the examples."""
+    """Say that each of ``examples`` has as many neighbours along dimension ``dim``, in the order of the examples.
+
+    Attributes:
+        groups: How often that is repeated along ``dim``: (tokens, examples, features) flattened to two dimensions has
+            as many groups as tokens.
+    """
 
     examples: int
     dim: int
+    groups: int = 1
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Tell whether a tensor of this shape may have the layout."""
+        size = shape[self.dim] if 0 <= self.dim < len(shape) else 0
+        return size > 0 and size % (self.groups * self.examples) == 0
 
     def first(self, tensor: Tensor) -> Tensor:
-        """Return a view (examples, ...) in which each dimension comes one later, ``dim`` with the neighbours only."""
-        size = tensor.shape[self.dim] // self.examples
-        return tensor.unflatten(self.dim, (self.examples, size)).movedim(self.dim, 0)
+        """Return (examples, ...) in which each dimension comes one later, ``dim`` with the example's own part only."""
+        cut = tensor.unflatten(self.dim, (self.groups, self.examples, -1))
+        return cut.movedim(self.dim + 1, 0).flatten(self.dim + 1, self.dim + 2)
 
     def part(self, tensor: Tensor, i: int) -> Tensor:
-        """Return the ``i``-th example's part, a view with all dimensions."""
-        size = tensor.shape[self.dim] // self.examples
-        return tensor.narrow(self.dim, i * size, size)
+        """Return the ``i``-th example's part, with all dimensions."""
+        cut = tensor.unflatten(self.dim, (self.groups, self.examples, -1))
+        return cut.select(self.dim + 1, i).flatten(self.dim, self.dim + 1)
 
     def only(self, tensor: Tensor, i: int) -> Tensor:
         """Return a copy that is zero outside the ``i``-th example's part."""
-        alone = torch.zeros_like(tensor)
-        self.part(alone, i).copy_(self.part(tensor, i))
-        return alone
+        own = self.numbers_of(tensor) == i
+        return torch.where(own, tensor, 0)
 
     def tokens(self, tensor: Tensor) -> Tensor:
         """Return (examples, tokens, features) of a tensor (..., features)."""
@@ -46,8 +57,8 @@ class Blocks:
 
     def numbers_of(self, positions: Tensor) -> Tensor:
         """Return the number of the example of each position, in a shape that broadcasts to that of ``positions``."""
-        size = positions.shape[self.dim] // self.examples
-        numbers = torch.arange(self.examples, device=positions.device).repeat_interleave(size)
+        size = positions.shape[self.dim] // (self.groups * self.examples)
+        numbers = torch.arange(self.examples, device=positions.device).repeat_interleave(size).repeat(self.groups)
         return numbers.view(-1, *[1] * (positions.dim() - self.dim - 1))
 
 

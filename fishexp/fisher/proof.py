@@ -5,6 +5,7 @@ node has no rule, or none that holds, nothing is known of what lies behind it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, TypeAlias
 
@@ -31,9 +32,9 @@ class Graph:
 
     def __init__(self, logits: Tensor, examples: int) -> None:
         self.examples, self.leaves = examples, list[Tensor]()
-        self._dims: dict[End, int | None] = {}
+        self._layouts: dict[End, Blocks | None] = {}
         if logits.requires_grad:
-            self._dims[self.end_of(logits)] = 0
+            self._layouts[self.end_of(logits)] = Blocks(examples, 0)
             for node in _in_order(self.end_of(logits)[0]):
                 self._follow(node)
 
@@ -45,10 +46,9 @@ class Graph:
 
     def layout_of(self, end: End) -> Blocks | None:
         """Return where the examples are in the gradient that arrives there; None if that is not proven."""
-        if end not in self._dims:
+        if end not in self._layouts:
             return Blocks(self.examples, 0)  # no gradient arrives
-        dim = self._dims[end]
-        return None if dim is None else Blocks(self.examples, dim)
+        return self._layouts[end]
 
     def _follow(self, node: Any) -> None:
         """Pass on where the examples are to the inputs of a node, whose outputs are all known."""
@@ -56,31 +56,28 @@ class Graph:
             self.leaves.append(node.variable)
             return
         shapes = [_shape(following, number) if following else () for following, number in node.next_functions]
-        inputs: list[int | None] | None = None
+        inputs: list[Blocks | None] | None = None
         for number in range(len(node._input_metadata)):
-            if (node, number) in self._dims:
+            if (node, number) in self._layouts:
                 found = self._inputs(node, number, shapes)
                 same = inputs is None or inputs == found
                 inputs = found if same else [None for _ in shapes]
-        for (following, number), dim in zip(node.next_functions, inputs or [None] * len(shapes), strict=True):
+        for (following, number), layout in zip(node.next_functions, inputs or [None] * len(shapes), strict=True):
             if following is not None:
                 end = following, number
-                self._dims[end] = dim if self._dims.get(end, dim) == dim else None
+                self._layouts[end] = layout if self._layouts.get(end, layout) == layout else None
 
-    def _inputs(self, node: Any, number: int, shapes: list[Shape]) -> list[int | None]:
+    def _inputs(self, node: Any, number: int, shapes: list[Shape]) -> list[Blocks | None]:
         """Return where the examples are in each input, going by one output."""
-        dim, rule = self._dims[node, number], NODE_RULES.get(node.name().partition("Backward")[0])
-        if dim is None or rule is None:
+        layout, name, shape = self._layouts[node, number], node.name().partition("Backward")[0], _shape(node, number)
+        if layout is None or not layout.fits(shape):
             return [None] * len(shapes)
-        shape = _shape(node, number)
-        if not (dim < len(shape) and shape[dim] and shape[dim] % self.examples == 0):
-            return [None] * len(shapes)
-        found = list(rule(node, dim, shape, shapes))
+        if name in RESHAPES:
+            return [_reshaped(layout, shape, shapes[0])] + [None] * (len(shapes) - 1)
+        found = list(NODE_RULES[name](node, layout.dim, shape, shapes)) if name in NODE_RULES else []
         found += [None] * (len(shapes) - len(found))
-        fits = [
-            d is not None and 0 <= d < len(s) and s[d] % self.examples == 0 for d, s in zip(found, shapes, strict=True)
-        ]
-        return [d if fit else None for d, fit in zip(found, fits, strict=True)]
+        layouts = [None if dim is None else replace(layout, dim=dim) for dim in found]
+        return [p if p and p.fits(s) else None for p, s in zip(layouts, shapes, strict=True)]
 
 
 def _in_order(root: Any) -> list[Any]:
@@ -110,16 +107,19 @@ def _saved(node: Any, name: str, rank: int) -> list[int]:
     return [(v - 2**64 if v >= 2**63 else v) % max(rank, 1) for v in values]
 
 
+def _reshaped(layout: Blocks, out: Shape, shape: Shape) -> Blocks | None:
+    """Find the examples in another shape of the same entries in the same order."""
+    parts = prod(out[: layout.dim]) * layout.groups  # each with all examples
+    dim = next(d for d in range(len(shape)) if prod(shape[: d + 1]) > parts)
+    before = prod(shape[:dim])
+    whole = parts % before == 0 and prod(shape[: dim + 1]) % (parts * layout.examples) == 0
+    return Blocks(layout.examples, dim, parts // before) if whole else None
+
+
 def _entry_by_entry(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[int | None]:
     """Cover functions of entries, whose inputs may be broadcast along other dimensions."""
     dims = [dim - len(out) + len(shape) for shape in inputs]
     return [d if d >= 0 and shape[d] == out[dim] else None for d, shape in zip(dims, inputs, strict=True)]
-
-
-def _reshaped(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[int | None]:
-    """Cover another shape of the same entries in the same order."""
-    shape, before = inputs[0], prod(out[:dim])
-    return [next((d for d in range(len(shape)) if prod(shape[:d]) == before and shape[d] > 1), None)]
 
 
 def _in_first_input(names: str = "", *, first: bool = False) -> NodeRule:
@@ -184,7 +184,12 @@ def _times_weight(input_number: int) -> NodeRule:
 
 
 def _matrix_by_matrix(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[int | None]:
-    """Cover products of as many pairs of matrices, and attention: the first dimension stays apart."""
+    """Cover products of as many pairs of matrices, of which each row or column may be an example's own."""
+    return [0, 0] if dim == 0 else [1, None] if dim == 1 else [None, 2]
+
+
+def _attention(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[int | None]:
+    """Cover attention, in which the first dimension stays apart."""
     return [0 if dim == 0 and shape and shape[0] == out[0] and len(shape) == len(out) else None for shape in inputs]
 
 
@@ -202,11 +207,16 @@ def _padded(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[in
 
 
 def _indexed(node: Any, dim: int, out: Shape, inputs: Sequence[Shape]) -> list[int | None]:
-    """Cover an entry for each example, such as its last token, and indices of other dimensions."""
+    """Cover as many entries of each example, such as its last token, and indices of other dimensions."""
     indices, count = list(node._saved_indices), inputs[0][0]
     given = [index for index in indices if index is not None]
-    if dim != 0 or not given or any(index.dtype in (torch.bool, torch.uint8) for index in given):
+    masks = [index for index in given if index.dtype in (torch.bool, torch.uint8)]
+    if dim != 0 or not given:
         return [None]
+    if masks:
+        alone = len(given) == 1 and indices[0] is not None and masks[0].dtype == torch.bool
+        chosen = masks[0].reshape(len(masks[0]), -1).sum(1) if alone else None
+        return [0 if chosen is not None and bool((chosen == chosen[0]).all()) else None]
     if indices[0] is None:
         return [0 if len(given) == 1 and out[0] == count else None]
     numbers = torch.arange(count, device=given[0].device)
@@ -233,10 +243,12 @@ _ENTRIES = (
 
 _REDUCTIONS = "Amax Amin LinalgVectorNorm Logsumexp Max Mean Min Norm Prod Std Sum Var"
 
-# name of a node of autograd, without "Backward..." -> its rule
+# names of nodes of autograd, without "Backward...", that give the same entries in the same order another shape
+RESHAPES = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"}
+
+# names of nodes -> their rules
 NODE_RULES: dict[str, NodeRule] = {
     **dict.fromkeys(_ENTRIES.split(), _entry_by_entry),
-    **dict.fromkeys(["View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"], _reshaped),
     **dict.fromkeys(_REDUCTIONS.split(), _reduced),
     **dict.fromkeys(["Softmax", "LogSoftmax", "SafeSoftmax", "Slice", "Cumsum", "Split", "Gather", "IndexSelect"],
                     _in_first_input("dim")),
@@ -247,14 +259,15 @@ NODE_RULES: dict[str, NodeRule] = {
         "UpsampleBilinear2D", "UpsampleLinear1D", "UpsampleNearest1D", "UpsampleNearest2D",
     ], _in_first_input(first=True)),
     **dict.fromkeys([
-        "Bmm", "ScaledDotProductCudnnAttention", "ScaledDotProductEfficientAttention", "ScaledDotProductFlashAttention",
+        "ScaledDotProductCudnnAttention", "ScaledDotProductEfficientAttention", "ScaledDotProductFlashAttention",
         "ScaledDotProductFlashAttentionForCpu",
-    ], _matrix_by_matrix),
+    ], _attention),
     **dict.fromkeys(["NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"], _batch_norm),
     **dict.fromkeys(["NativeLayerNorm", "FusedRmsNorm"], _layer_norm),
     **dict.fromkeys(["Select", "Unbind"], _selected),
     "AsStrided": _restrided,
     "Addmm": _times_weight(1),
+    "Bmm": _matrix_by_matrix,
     "Cat": _joined,
     "ConstantPadNd": _padded,
     "Index": _indexed,
