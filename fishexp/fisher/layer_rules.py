@@ -159,7 +159,7 @@ class FormulaRule(Rule):
         if vectors is None:
             self.add_weight_powers(total, call, layout, g, power)
         else:
-            total.add_(_powered(vectors, power).sum(0))
+            total.add_(powered(vectors, power).sum(0))
 
 
 class LinearRule(FormulaRule):
@@ -263,7 +263,7 @@ class EmbeddingRule(FormulaRule):
         used, place = rows[trained].unique(return_inverse=True)
         sums = g.new_zeros(len(used), g.shape[-1], dtype=total.dtype)
         sums.index_add_(0, place, g[trained].to(total.dtype))  # a token repeated in an example: added before its square
-        total.index_add_(0, used % size, _powered(sums, power))
+        total.index_add_(0, used % size, powered(sums, power))
 
     def fits(self, call: Call, layout: Layout) -> bool:
         return not isinstance(layout, Blocks) or layout.dim < call.x.dim()
@@ -318,7 +318,7 @@ class BatchNormRule(NormRule):
 LINEAR = LinearRule("input", "weight", "bias")
 
 # function of torch -> its rule; calls of all others that take weights are differentiated by autograd, or their weights
-# are given to each example (uses.py)
+# are given to each example (weight_uses.py)
 RULES: dict[Callable[..., Any], Rule] = {
     F.linear: LINEAR,
     torch.addmm: LinearRule("bias", "input", "weight", transposed=True),
@@ -377,7 +377,7 @@ def add_product_powers(total: Tensor, left: Tensor, right: Tensor, power: Power)
         right: (examples, tokens, columns).
     """
     if left.shape[1] == 1:
-        rows, columns = (_powered(t[:, 0].to(total.dtype), power) for t in (left, right))
+        rows, columns = (powered(t[:, 0].to(total.dtype), power) for t in (left, right))
         total.addmm_(rows.t(), columns)
         return
     right = right.to(left.dtype)
@@ -391,5 +391,5 @@ def add_product_powers(total: Tensor, left: Tensor, right: Tensor, power: Power)
             add_power(part, torch.mm(example, columns, out=product), power)
 
 
-def _powered(gradients: Tensor, power: Power) -> Tensor:
+def powered(gradients: Tensor, power: Power) -> Tensor:
     return gradients.square() if power == "square" else gradients.abs()

@@ -11,8 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fishexp.fisher.layer_rules import ANY, PART_RULES, RULES, Call, Rule
-from fishexp.fisher.layouts import Layout, Unbatchable
+from fishexp.fisher.layer_rules import ANY, PART_RULES, RULES, Call, Power, Rule, powered
+from fishexp.fisher.layouts import Blocks, Layout, Unbatchable
 
 
 class Use(NamedTuple):
@@ -42,11 +42,29 @@ class SharedRule(Rule):
 
     by_rows = False
 
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return isinstance(layout, Blocks)
+
     def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
         shape = call.arguments[name].shape
-        at = layout.dim - g.dim() + len(shape)  # type: ignore[union-attr]
-        own = at >= 0 and shape[at] != 1  # the weight itself has a part for each example
+        own = self._has_part_for_each(shape, layout, g)
         return (layout.only(g, i) if own else layout.part(g, i)).sum_to_size(shape).clone()
+
+    def add_powers(self, total: Tensor, call: Call, name: Any, layout: Layout, g: Tensor, power: Power) -> None:
+        """Sum all examples at once, which takes no more memory than the gradient that is there already."""
+        shape = call.arguments[name].shape
+        if self._has_part_for_each(shape, layout, g):
+            super().add_powers(total, call, name, layout, g, power)
+            return
+        first = layout.first(g)  # type: ignore[union-attr]
+        sums = first.to(total.dtype).sum_to_size(len(first), *[1] * (g.dim() - len(shape)), *shape)
+        total.add_(powered(sums, power).sum(0).view(shape))
+
+    @staticmethod
+    def _has_part_for_each(shape: torch.Size, layout: Layout, g: Tensor) -> bool:
+        """Tell whether the weight has more than one entry along the dimension of the examples."""
+        at = layout.dim - g.dim() + len(shape)  # type: ignore[union-attr]
+        return at >= 0 and shape[at] != 1
 
 
 SHARED = SharedRule()
@@ -58,7 +76,7 @@ _BROADCAST = {
 }  # fmt: skip
 
 # names of functions that multiply matrices of each example
-_PRODUCTS = {"matmul", "bmm", "baddbmm"}
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "scaled_dot_product_attention"}
 
 # functions that torch computes in one piece -> the same as calls of others
 _DECOMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -111,13 +129,15 @@ class WeightUses(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = list(_tensors((args, kwargs)))
         shared = [t for t in tensors if id(t) in self._shared]
-        depends = any(self._depends(t) for t in tensors)
+        dependent = [t for t in tensors if self._depends(t)]
         if not shared:
             out = func(*args, **kwargs)
-            if depends:
+            if dependent:
                 self._mark_all(out)
             return out
-        return self._with_examples(func, args, kwargs, shared) if depends else self._alone(func, args, kwargs, shared)
+        if all(t.numel() == 1 and not _has_gradients(t) for t in dependent):  # such as the number of an expert
+            return self._alone(func, args, kwargs, shared)
+        return self._with_examples(func, args, kwargs, shared)
 
     def mark(self, tensor: Tensor) -> None:
         """Say that a tensor depends on the examples."""
@@ -163,7 +183,7 @@ class WeightUses(TorchFunctionMode):
     def _alone(self, func: Any, args: Any, kwargs: Any, shared: list[Tensor]) -> Any:
         """Make something of weights alone."""
         out = func(*self._as_in_graph(args), **self._as_in_graph(kwargs))
-        made = [t for t in _tensors(out) if t.is_floating_point() or t.is_complex()]
+        made = [t for t in _tensors(out) if _has_gradients(t)]
         if made:
             self.made_of |= {id(self._shared[id(t)][1]) for t in shared}
         for t in made:
@@ -177,6 +197,9 @@ class WeightUses(TorchFunctionMode):
             for t in _tensors(args):
                 if id(t) not in self._shared:
                     self.mark(t)  # the first hidden state, too: weights take those that follow
+            if not args[0].requires_grad:  # then a whole layer may be one function
+                self.leaves.append(args[0].detach().requires_grad_())
+                args = self.leaves[-1], *args[1:]
             with self:
                 return _DECOMPOSED[func](*args, **kwargs)
         rule, call = self._rule_and_call(func, args, kwargs)
@@ -197,7 +220,7 @@ class WeightUses(TorchFunctionMode):
         out = func(*self._raw(args), **self._raw(kwargs))
         if not isinstance(out, Tensor):
             raise Unbatchable(f"{self.name_of(self._shared[id(shared[0])][1])} is used by {_name(func)}")
-        if not (out.is_floating_point() or out.is_complex()):
+        if not _has_gradients(out):
             self.mark(out)
             return out
         if not out.requires_grad:
@@ -281,6 +304,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _tensors(item)
+
+
+def _has_gradients(tensor: Tensor) -> bool:
+    """Tell whether a tensor has numbers that may have gradients."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _by_place(args: Any, kwargs: Any) -> Iterator[tuple[int | str, Any]]:
