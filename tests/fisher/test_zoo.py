@@ -1,10 +1,12 @@
 """Every family of models is scored exactly and in one pass a batch."""
 
+import gc
 import logging
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fishexp.fisher import batched, diagonal_fisher
 from fishexp.fisher.batches import Inputs, mapped
@@ -69,3 +71,25 @@ def in_float32(inputs: Inputs) -> Inputs:
         return tensor.float() if tensor.is_floating_point() else tensor
 
     return mapped(inputs, narrowed)
+
+
+@pytest.mark.parametrize("case", ["t5", "mixtral", "swin", "lstm", "resnet of bottlenecks"])
+def test_nothing_of_a_batch_stays_in_memory(case: str) -> None:
+    """Nor waits for the collector of garbage."""
+    model, inputs, labels = made(ZOO[case])
+    outputs = []
+
+    def remember(module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(StorageWeakRef(output.untyped_storage()))
+
+    for module in model.modules():
+        module.register_forward_hook(remember)
+    gc.collect()
+    gc.disable()
+    try:
+        diagonal_fisher(model, [(inputs, labels)] * 2)
+        assert outputs
+        assert all(output.expired() for output in outputs)
+    finally:
+        gc.enable()
