@@ -196,12 +196,20 @@ class BatchedPass:
 
     def _add_deferred(self) -> None:
         """Add the powers of the gradients of weights that were used more than once, or to make other tensors."""
-        if not self._deferred:
+        deferred: dict[int, list[_Received]] = {}
+        for key in list(self._deferred):
+            parts = _joined(self._deferred.pop(key))
+            if len(parts) == 1 and key in self._totals and key not in self.seen.made_of:
+                ((use, layout, g),) = parts
+                use.rule.add_powers(self._totals[key], use.call, use.name, layout, g, self.power)
+            else:
+                deferred[key] = parts
+        if not deferred:
             return
-        aliases = [alias for alias in self.seen.aliases.values() if self._is_deferred(alias)]
-        made = {key: parts[0].use.weight for key, parts in self._deferred.items() if key not in self._totals}
+        aliases = [a for a in self.seen.aliases.values() if id(a) in deferred or id(a) in self.seen.made_of]
+        made = {key: parts[0].use.weight for key, parts in deferred.items() if key not in self._totals}
         for i in range(self.examples):
-            sums = {key: self._summed(parts, i) for key, parts in self._deferred.items()}
+            sums = {key: self._summed(parts, i) for key, parts in deferred.items()}
             through: Sequence[Tensor | None] = [None] * len(aliases)
             if made:
                 through = torch.autograd.grad(
@@ -212,10 +220,6 @@ class BatchedPass:
                 gradient = other if own is None else own if other is None else own.add_(other)
                 if gradient is not None:
                     add_power(self._totals[id(alias)], gradient.contiguous(), self.power)
-        self._deferred.clear()
-
-    def _is_deferred(self, alias: Tensor) -> bool:
-        return id(alias) in self.seen.made_of or id(alias) in self._deferred
 
     @staticmethod
     @torch.no_grad()
@@ -227,3 +231,16 @@ class BatchedPass:
             total = gradient if total is None else total.add_(gradient)
         assert total is not None
         return total
+
+
+def _joined(parts: list[_Received]) -> list[_Received]:
+    """Return the uses of a weight with those joined whose rule takes them as one use with more tokens."""
+    alike: dict[tuple[int, object], list[_Received]] = defaultdict(list)
+    for part in parts:
+        alike[id(part.use.rule), part.use.name].append(part)
+    joined = []
+    for some in alike.values():
+        use = some[0].use
+        one = use.rule.joined([(p.use.call, p.layout, p.gradient) for p in some]) if len(some) > 1 else None
+        joined += some if one is None else [_Received(use._replace(call=one[0]), one[1], one[2])]
+    return joined

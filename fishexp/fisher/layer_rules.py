@@ -5,7 +5,7 @@ the input and ``g`` the gradient of the output; a layout says which example each
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -88,6 +88,14 @@ class Rule:
     def fits(self, call: Call, layout: Layout) -> bool:
         """Tell whether the rule holds for examples in this layout."""
         return True
+
+    def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
+        """Return a call that has the gradient of these together, with its layout and output's gradient; None if none.
+
+        Args:
+            uses: Calls that take the same weight, with their layouts and outputs' gradients.
+        """
+        return None
 
     def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
         """Return the gradient of the weight ``name`` from the ``i``-th example, in a new tensor."""
@@ -173,6 +181,18 @@ class LinearRule(FormulaRule):
     def applies(self, call: Call) -> bool:
         weight = call.arguments["weight"]
         return call.x.dim() > 1 and weight.dim() == 2 and not {"alpha", "beta", "out"} & call.arguments.keys()
+
+    def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
+        """Put the tokens behind each other, as those of a recurrent layer's steps."""
+        layouts = [layout for _, layout, _ in uses if isinstance(layout, Blocks)]
+        if len(layouts) < len(uses):
+            return None
+        call, _, g = uses[0]
+        x = torch.cat(
+            [layout.tokens(call.x).to(g.dtype) for layout, (call, _, g) in zip(layouts, uses, strict=True)], 1
+        )
+        g = torch.cat([layout.tokens(g) for layout, (_, _, g) in zip(layouts, uses, strict=True)], 1)
+        return replace(call, arguments={**call.arguments, "input": x}), Blocks(len(x), 0), g
 
     def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor | None:
         return layout.sums(g, [g.dim() - 1], dtype) if name == "bias" else None
