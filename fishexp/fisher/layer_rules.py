@@ -271,6 +271,17 @@ class EmbeddingRule(FormulaRule):
         special = call.get("max_norm", None) is not None or call.get("scale_grad_by_freq", False)
         return not special and not call.get("sparse", False)
 
+    def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
+        """Put the tokens behind each other, as those that an encoder and a decoder embed."""
+        call, _, g = uses[0]
+        layouts = [layout for _, layout, _ in uses if isinstance(layout, Blocks)]
+        padding = {call.get("padding_idx", None) for call, _, _ in uses}
+        if len(layouts) < len(uses) or len(padding) > 1:
+            return None
+        x = torch.cat([layout.tokens(call.x[..., None]) for layout, (call, _, _) in zip(layouts, uses, strict=True)], 1)
+        g = torch.cat([layout.tokens(g) for layout, (_, _, g) in zip(layouts, uses, strict=True)], 1)
+        return replace(call, arguments={**call.arguments, "input": x[..., 0]}), Blocks(len(x), 0), g
+
     def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
         trained = self._trained(call) & (layout.numbers_of(call.x) == i)
         return g.new_zeros(call.arguments["weight"].shape).index_add_(0, call.x[trained], g[trained])
@@ -295,6 +306,22 @@ class EmbeddingRule(FormulaRule):
         if padding is None:
             return torch.ones_like(call.x, dtype=torch.bool)
         return call.x != padding % len(call.arguments["weight"])
+
+
+class GroupedProductRule(FormulaRule):
+    """Cover matrices of experts, (experts, inputs, outputs), of which each takes the rows up to its offset."""
+
+    def applies(self, call: Call) -> bool:
+        return call.x.dim() == 2 and call.arguments["weight"].dim() == 3 and call.get("bias", None) is None
+
+    def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
+        own = (layout.numbers_of(call.x[:, 0]) == i).nonzero().flatten()
+        ends = torch.searchsorted(own, call.arguments["offs"].long()).tolist()
+        gradient = g.new_zeros(call.arguments["weight"].shape)
+        for matrix, start, end in zip(gradient, [0, *ends], ends, strict=False):
+            rows = own[start:end]
+            torch.mm(call.x[rows].t().to(g.dtype), g[rows], out=matrix)
+        return gradient
 
 
 class NormRule(FormulaRule):
@@ -346,6 +373,9 @@ RULES: dict[Callable[..., Any], Rule] = {
     torch.matmul: LinearRule("input", "weight", transposed=True),
     torch.Tensor.matmul: LinearRule("input", "weight", transposed=True),
     torch.mm: LinearRule("input", "weight", transposed=True),
+    torch._grouped_mm: GroupedProductRule(  # pyright: ignore[reportPrivateImportUsage]
+        "input", "weight", "offs", "bias", "out_dtype"
+    ),
     F.conv2d: Conv2dRule("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.embedding: EmbeddingRule(
         "input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"
