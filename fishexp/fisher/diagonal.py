@@ -192,7 +192,7 @@ class Estimator:
         log.log(
             logging.DEBUG if self.warned else logging.WARNING,
             "scoring one example at a time, which is as exact and takes several times as long: %s",
-            reason,
+            str(reason),
         )
         self.warned = True
 
