@@ -8,8 +8,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
+from fishexp.errors import FishexpError
 from fishexp.fisher.batches import Inputs, logits_of
+from fishexp.fisher.eval_mode import attributes_kept
 from fishexp.fisher.layer_rules import Power, add_power
 from fishexp.fisher.layouts import Layout, Unbatchable, Weighing, summary
 from fishexp.fisher.proof import Graph
@@ -37,9 +40,15 @@ def batched_pass(
     before = {p: (p.requires_grad, p.grad) for p in totals}
     batch = BatchedPass(examples, model, totals, power)
     try:
-        for p in totals:
-            p.requires_grad_(True).grad = None
-        yield batch
+        with attributes_kept(model):
+            for p in totals:
+                p.requires_grad_(True).grad = None
+            yield batch
+    except Exception as error:
+        if batch.adding or isinstance(error, FishexpError | Unbatchable):
+            raise
+        # an error of the model's own comes again when its examples are scored alone
+        raise Unbatchable(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     finally:
         batch.close()
         for p, (trains, grad) in before.items():
@@ -62,6 +71,11 @@ class BatchedPass:
         self._layouts: dict[int, Layout] = {}
         self._weighing: Weighing
         self._deferred: dict[int, list[_Received]] = defaultdict(list)  # by the weight or what is made of weights
+
+    @property
+    def adding(self) -> bool:
+        """Whether powers of gradients may have been added."""
+        return self._stage == "add"
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Call the model and return its logits."""
@@ -106,7 +120,7 @@ class BatchedPass:
         outermost: list[nn.Module] = []
 
         def before(module: nn.Module, inputs: object) -> None:
-            if not outermost and not torch._C._len_torch_function_stack():
+            if not outermost and self.seen not in _get_current_function_mode_stack():
                 outermost.append(module)
                 self.seen.__enter__()
 
@@ -131,8 +145,7 @@ class BatchedPass:
         The objectives are weighed together, with coefficients under which none cancels another.
         """
         graph = Graph(logits, self.examples)
-        ends = {id(leaf) for leaf in graph.leaves}
-        self._refuse_unseen(name for name, p in self.weights.items() if id(p) in ends)
+        self._refuse_unseen({id(leaf) for leaf in graph.leaves})
         for number, (uses, end) in enumerate(self._ends):
             layout = graph.layout_of(end)
             if layout is None or not all(use.rule.fits(use.call, layout) for use in uses):
@@ -143,15 +156,21 @@ class BatchedPass:
         together = torch.stack([(1 + 0.1 * (j % 7)) * term for j, term in enumerate(objectives)]).sum(0)
         self._weighing = Weighing(self.examples, logits.device)
         self._run(together.sum(), more=True)
-        self._refuse_unseen(name for name, p in self.weights.items() if p.grad is not None)
+        self._refuse_unseen(
+            {id(t) for t in (*self.weights.values(), *self.seen.aliases.values()) if t.grad is not None}
+        )
         self._stage = "weighed"
         self._run((together * self._weighing.factors.to(together.dtype)).sum(), more=True)
 
-    @staticmethod
-    def _refuse_unseen(names: Iterator[str]) -> None:
-        """Refuse to batch a model with weights that are used unseen, as autograd's graph tells."""
-        for name in names:
-            raise Unbatchable(f"{name} is used otherwise than by functions of torch that are called in a module")
+    def _refuse_unseen(self, reached: set[int]) -> None:
+        """Refuse to batch a model with weights, or what is made of them, that are used unseen.
+
+        Args:
+            reached: ids of the tensors at which gradients arrive that go by no use that was seen.
+        """
+        for name, alias in self.seen.aliases.items():
+            if id(alias) in reached or id(self.weights[name]) in reached:
+                raise Unbatchable(f"{name} is used otherwise than by functions of torch that are called in a module")
 
     def _run(self, objective: Tensor, more: bool) -> None:
         self._again = 0
@@ -171,10 +190,12 @@ class BatchedPass:
 
     @torch.no_grad()
     def _receive(self, number: int, uses: list[Use], g: Tensor) -> None:
+        if self.seen.counting:
+            raise Unbatchable("the model computes gradients in its forward pass")
         if self._stage == "plain":
             self._summaries[number] = summary(g)
         elif self._stage == "weighed":
-            by_rows = all(use.rule.by_rows for use in uses)
+            by_rows = g.dim() > 1 and all(use.rule.by_rows for use in uses)  # a vector is not made of rows
             layout = self._weighing.layout(self._summaries.pop(number), summary(g), by_rows)
             name = self.seen.name_of(uses[0].weight)
             if layout is None:

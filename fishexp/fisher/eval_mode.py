@@ -1,5 +1,7 @@
 """Evaluation mode for a while, after which the model is as it was."""
 
+import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
@@ -21,7 +23,7 @@ def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     untrained = [module for module in model.modules() if is_untrained(module)]
     try:
-        with evaluating(model), forked_random_streams(model):
+        with attributes_kept(model), evaluating(model), forked_random_streams(model):
             if untrained:
                 batches = list(batches)
                 _calibrate(model, untrained, batches)
@@ -30,6 +32,27 @@ def evaluation_mode(model: nn.Module, batches: Batches) -> Iterator[Batches]:
         with torch.no_grad():
             for buffer, saved in buffers.items():
                 buffer.copy_(saved)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the attributes and buffers of all modules afterwards, and what they hold in dicts, lists and sets.
+
+    A model may keep what it made of its weights, or what it was given. Of a batched pass it would be of no use: the
+    gradients of its graph do not arrive at the weights.
+    """
+    containers = (dict, OrderedDict, defaultdict, list, set)
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [(v, copy.copy(v)) for _, attributes in before for v in attributes.values() if type(v) in containers]
+    try:
+        yield
+    finally:
+        for container, items in held:
+            container.clear()
+            container.extend(items) if isinstance(container, list) else container.update(items)
+        for current, attributes in before:
+            current.clear()
+            current.update(attributes)
 
 
 @contextmanager

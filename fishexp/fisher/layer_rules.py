@@ -115,7 +115,9 @@ def differentiate(call: Call, arguments: Mapping[int | str, Any], name: int | st
     with torch.enable_grad():
         output = call.function(*positional, **{n: value for n, value in arguments.items() if isinstance(n, str)})
         found = torch.autograd.grad(output, weight, g, allow_unused=True)[0]
-    return torch.zeros_like(weight) if found is None else found.contiguous()  # an expanded one cannot be written to
+    if found is None:
+        return torch.zeros_like(weight)
+    return found.to_dense() if found.is_sparse else found.contiguous()  # an expanded one cannot be written to
 
 
 class PartRule(Rule):
@@ -179,8 +181,11 @@ class LinearRule(FormulaRule):
         self.transposed = transposed
 
     def applies(self, call: Call) -> bool:
-        weight = call.arguments["weight"]
-        return call.x.dim() > 1 and weight.dim() == 2 and not {"alpha", "beta", "out"} & call.arguments.keys()
+        weight, bias = call.arguments["weight"], call.get("bias", None)
+        if call.x.dim() < 2 or weight.dim() != 2 or {"alpha", "beta", "out"} & call.arguments.keys():
+            return False
+        outputs = weight.shape[1 if self.transposed else 0]
+        return "bias" not in call.weights or bias.shape == (outputs,)  # addmm broadcasts others
 
     def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
         """Put the tokens behind each other, as those of a recurrent layer's steps."""

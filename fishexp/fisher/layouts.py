@@ -126,7 +126,7 @@ class Weighing:
         noise = 1e3 * torch.finfo(plain.dtype).eps * largest
         for dim, size in enumerate(plain.shape):
             if size and size % self.examples == 0:
-                factors = self.factors.to(plain.dtype).repeat_interleave(size // self.examples)
+                factors = self.factors.to(noise.dtype).repeat_interleave(size // self.examples)
                 factors = factors.view(-1, *[1] * (plain.dim() - dim - 1))
                 if bool(((weighed - factors * plain).abs() <= noise * factors).all()):
                     return Blocks(self.examples, dim)
@@ -138,7 +138,7 @@ class Weighing:
         known[self.exponents + _FACTORS] = torch.arange(self.examples, device=plain.device)
         numbers = known[(exponents + _FACTORS).clamp(0, 2 * _FACTORS - 1)]
         numbers = torch.where(plain.abs() <= noise, numbers.clamp(min=0), numbers)
-        factors = self.factors.to(plain.dtype)[numbers.clamp(min=0)]
+        factors = self.factors.to(noise.dtype)[numbers.clamp(min=0)]
         matches = ((weighed - factors * plain).abs() <= noise * factors) & (numbers >= 0)
         return Rows(self.examples, numbers) if bool(matches.all()) else None
 

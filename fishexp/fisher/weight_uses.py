@@ -1,6 +1,7 @@
 """Where a forward pass takes its weights: each call of a torch function that does, whoever calls it."""
 
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ SHARED = SharedRule()
 # names of functions whose result has the shape to which all their arguments are broadcast
 _BROADCAST = {
     "add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsub", "pow", "maximum", "minimum",
-    "where", "lerp", "addcmul", "addcdiv", "atan2", "masked_fill",
+    "where", "lerp", "addcmul", "addcdiv", "atan2",
 }  # fmt: skip
 
 # names of functions that multiply matrices of each example
@@ -121,12 +122,15 @@ class WeightUses(TorchFunctionMode):
         self.counting = True  # until the first backward pass, in which checkpoints run the forward pass once more
         self._receive = receive
         self._marked: dict[int, StorageWeakRef] = {}
+        self._with_mark: list[weakref.ref[Tensor]] = []
         self._names = {id(alias): name for name, alias in self.aliases.items()}
         # id -> the tensor itself, so that it lives on, and as its graph knows it
         self._shared: dict[int, tuple[Tensor, Tensor]] = {id(p): (p, self.aliases[name]) for name, p in weights.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.register_hook:
+            raise Unbatchable("the model registers a hook, which may change a gradient")
         tensors = list(_tensors((args, kwargs)))
         shared = [t for t in tensors if id(t) in self._shared]
         dependent = [t for t in tensors if self._depends(t)]
@@ -143,6 +147,7 @@ class WeightUses(TorchFunctionMode):
         """Say that a tensor depends on the examples."""
         if not tensor.requires_grad:
             setattr(tensor, _MARK, True)
+            self._with_mark.append(weakref.ref(tensor))
             if tensor.layout == torch.strided:
                 storage = StorageWeakRef(tensor.untyped_storage())
                 self._marked[storage.cdata] = storage
@@ -152,7 +157,10 @@ class WeightUses(TorchFunctionMode):
             self.mark(tensor)
 
     def close(self) -> None:
-        """Let go of all tensors but the aliases."""
+        """Let go of all tensors but the aliases, and take the marks off what lives on, such as a model's buffer."""
+        for reference in self._with_mark:
+            if (tensor := reference()) is not None:
+                vars(tensor).pop(_MARK, None)
         self._shared.clear()
         self.leaves.clear()
 
@@ -247,7 +255,7 @@ class WeightUses(TorchFunctionMode):
         if func in PART_RULES:
             return PART_RULES[func], call
         nested = len(list(_tensors((args, kwargs)))) > sum(isinstance(value, Tensor) for value in flat.values())
-        if nested or _name(func) in _BROADCAST | _PRODUCTS | {"__setitem__", "copy_"}:
+        if nested or _in_place(func) or _name(func) in _BROADCAST | _PRODUCTS:
             return None, None
         return ANY, call
 
@@ -255,8 +263,7 @@ class WeightUses(TorchFunctionMode):
         """Call a function with weights that each example is given of its own, as far as the shapes allow."""
         name, shape = _name(func), None
         flat = list(_tensors((args, kwargs)))
-        in_place = func.__name__.removesuffix("__").endswith("_") or func.__name__.startswith(("__i", "__setitem"))
-        if in_place and id(flat[0]) in self._shared:
+        if _in_place(func) and id(flat[0]) in self._shared:
             raise Unbatchable(f"{self.name_of(self._shared[id(flat[0])][1])} is overwritten")
         if name in _BROADCAST:
             shape = torch.broadcast_shapes(*(t.shape for t in flat))
@@ -320,6 +327,11 @@ def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     return type(value)(map(_detached, value)) if type(value) in (tuple, list) else value
+
+
+def _in_place(func: Any) -> bool:
+    """Tell whether a function changes its first argument, so that it cannot be called once more."""
+    return func.__name__.removesuffix("__").endswith("_") or func.__name__.startswith(("__i", "__setitem"))
 
 
 def _name(func: Any) -> str:
