@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fishexp.errors import FishexpError
 from fishexp.fisher.batched import batched_pass
@@ -72,9 +73,11 @@ def diagonal_fisher(
 
     Raises:
         FishexpError: If there is no example, the logits and labels do not tell which dimension has the classes,
-            ``expected`` or ``sampled`` is asked of a model with one output, or ``loss`` divides by a sum over the
-            batch.
+            ``expected`` or ``sampled`` is asked of a model with one output, ``loss`` divides by a sum over the batch,
+            no weight has a part in the logits, or a parameter is complex.
     """
+    for name in (name for name, p in model.named_parameters() if p.is_complex()):
+        raise FishexpError(f"{name} is complex; keep it as a real parameter and take torch.view_as_complex of it")
     with plain(model), nullcontext(batches) if as_is else evaluation_mode(model, batches) as scored:
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         generator = generator or torch.Generator().manual_seed(0)
@@ -152,13 +155,13 @@ class Estimator:
             shared = inputs_shared_by_examples(self.model, inputs, len(targets), self.warn)
         inputs = mapped(inputs, Tensor.detach)  # which gets no gradient then
         found = []
-        with _added_gradients(self.totals, self.power, sign):
+        with _added_gradients(self.totals, self.power, sign) as backward:
             for i in range(len(targets)):
                 logits = logits_of(self.model, select(inputs, slice(i, i + 1), len(targets), shared))
                 found.append(logits.detach())
                 objectives = self.objectives(logits, targets[i : i + 1])
                 for j, objective in enumerate(objectives, 1):
-                    objective.sum().backward(retain_graph=j < len(objectives))
+                    backward(objective.sum(), j < len(objectives))
         logits = torch.cat(found)
         self.check_loss(logits, targets)
         return logits
@@ -169,6 +172,8 @@ class Estimator:
             raise FishexpError(
                 f"the model returns {tuple(logits.shape)} for {len(targets)} labels; examples come first"
             )
+        if not logits.requires_grad:
+            raise FishexpError("the model returns logits without a gradient: none of its weights has a part in them")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.labels == "true_label":
             return [example_losses(self.loss, logits, targets)]
@@ -274,26 +279,39 @@ def _float32(inputs: Inputs) -> Inputs:
 
 
 @contextmanager
-def _added_gradients(totals: Mapping[nn.Parameter, Tensor], power: Power, sign: int) -> Iterator[None]:
-    """Let each backward pass add the powers of its gradients to ``totals``; leave no gradient or mark on the weights.
+def _added_gradients(
+    totals: Mapping[nn.Parameter, Tensor], power: Power, sign: int
+) -> Iterator[Callable[[Tensor, bool], None]]:
+    """Yield a backward pass that adds the powers of gradients to ``totals``; leave no gradient or mark on the weights.
+
+    Backward passes within the model, before it, add nothing.
 
     Frozen parameters are scored as well; they are frozen again afterwards.
     """
     before = {p: (p.requires_grad, p.grad) for p in totals}
+    adding = False
+
+    def backward(objective: Tensor, retain_graph: bool) -> None:
+        nonlocal adding
+        for p in totals:
+            p.grad = None
+        adding = True
+        objective.backward(retain_graph=retain_graph)
+        adding = False
 
     def hook(p: Tensor) -> None:
+        if not adding:
+            return
         assert isinstance(p, nn.Parameter)
         assert p.grad is not None
         with torch.no_grad():
             add_power(totals[p], p.grad, power, sign)
         p.grad = None
 
-    handles = []
+    handles: list[RemovableHandle] = []
     try:
-        for p in totals:
-            p.grad = None
-            handles.append(p.requires_grad_(True).register_post_accumulate_grad_hook(hook))
-        yield
+        handles.extend(p.requires_grad_(True).register_post_accumulate_grad_hook(hook) for p in totals)
+        yield backward
     finally:
         for handle in handles:
             handle.remove()

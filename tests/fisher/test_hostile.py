@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
 from tests.support.cases import brute_force
 from tests.support.fisher_cases import Custom, N, head, made
@@ -153,6 +154,34 @@ def test_buffers_are_the_same_tensors_afterwards_and_nothing_is_kept() -> None:
     assert not vars(mean)
     assert not hasattr(model, "hidden")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_backward_pass_within_the_model_adds_nothing() -> None:
+    def call(m: Any, x: Tensor) -> Tensor:
+        point = x.detach().requires_grad_()
+        m.lin(point).square().sum().backward()
+        m.zero_grad()
+        assert point.grad is not None
+        return m.head((m.lin(x) + point.grad).tanh().mean(1))
+
+    model, inputs, labels = made(
+        lambda: Custom(call, lin=nn.Linear(6, 6), head=head()), lambda: torch.randn(N, 4, 6).double()
+    )
+    found = diagonal_fisher(model, [(inputs, labels)])
+    expected = brute_force(model, inputs, labels, "true_label", "square")
+    for name, scores in expected.items():
+        torch.testing.assert_close(found[name], scores, rtol=1e-9, atol=1e-15)
+
+
+def test_complex_weights_and_logits_without_a_gradient_are_refused() -> None:
+    model, inputs, labels = made(
+        lambda: Custom(lambda m, x: m.head(x).detach(), head=head()), lambda: torch.randn(N, 6).double()
+    )
+    with pytest.raises(FishexpError, match="none of its weights has a part"):
+        diagonal_fisher(model, [(inputs, labels)])
+    model.shift = nn.Parameter(torch.ones(6, dtype=torch.complex128))
+    with pytest.raises(FishexpError, match="shift is complex"):
+        diagonal_fisher(model, [(inputs, labels)])
 
 
 @pytest.mark.parametrize("kind", ["embedding", "bag"])
