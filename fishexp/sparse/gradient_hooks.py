@@ -64,6 +64,11 @@ def remove_alarm(weight: Tensor) -> None:
         handle.remove()
 
 
+def has_alarm(weight: Tensor) -> bool:
+    """Tell whether the weight has its alarm."""
+    return weight in _ALARMS
+
+
 def _refuse_use(name: str, gradient: Tensor | None) -> None:
     raise FishexpError(
         f"a gradient reached {name}, which the mask keeps in part, past its module: a list, a closure, a view or "

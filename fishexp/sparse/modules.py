@@ -203,6 +203,7 @@ def attach(module: nn.Module, kept: Mapping[str, SparseParameter]) -> None:
         module.add_module(f"{name}_kept", parameter)
         module._parameters[name] = parameter.weight
         parameter.arm()
+        parameter.users += 1
     module.__class__ = _class_of(type(module), tuple(kept))
 
 
@@ -216,6 +217,7 @@ def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, SparseParameter]
             for name, kept in own.items():
                 del module._modules[f"{name}_kept"]
                 module._parameters[name] = kept.disarm()
+                kept.users -= 1
             attached.append((module, own))
     return attached
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fishexp.delta.fingerprint import bits
 from fishexp.errors import FishexpError
-from fishexp.sparse.gradient_hooks import add_alarm, gradient_as_a_whole, remove_alarm
+from fishexp.sparse.gradient_hooks import add_alarm, gradient_as_a_whole, has_alarm, remove_alarm
 from fishexp.sparse.layout import Layout, csr, submatrix_lines
 from fishexp.sparse.ranks import check_ranks
 
@@ -61,6 +61,7 @@ class SparseParameter(nn.Module):
         way: The method that forms the gradient; None for :func:`fishexp.sparse.cost_model.choose`.
         last_method: The method of the last backward pass, None before the first.
         watched: Whether the weight requires a gradient only to find who uses it past its module.
+        users: Number of modules that have the weight: more than one if it is tied.
     """
 
     name: str
@@ -79,6 +80,7 @@ class SparseParameter(nn.Module):
     way: GradientMethod | None
     last_method: GradientMethod | None
     watched: bool
+    users: int
 
     def __init__(
         self, name: str, weight: nn.Parameter, positions: Tensor, layout: Layout | None, way: GradientMethod | None
@@ -110,6 +112,7 @@ class SparseParameter(nn.Module):
         self.way = way
         self.last_method = None
         self.watched = False
+        self.users = 0
         self._versions = self._read_versions()
         self._forget_memory_layout()
 
@@ -169,6 +172,14 @@ class SparseParameter(nn.Module):
             remove_alarm(parameter)
         self._share_memory()
         return self.original
+
+    def replace(self, weight: nn.Parameter) -> None:
+        """Let another parameter be the weight; the one before is refused where another module may still have it."""
+        remove_alarm(self.original)
+        if self.users == 1:
+            remove_alarm(self.weight)
+        self.stand_in_for(weight)
+        self.arm()
 
     def gather(self, dense: Tensor) -> Tensor:
         """Return the kept entries of a tensor of the weight's shape."""
@@ -347,11 +358,18 @@ def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
             f"{kept.name} is partly kept and was replaced by {describe(weight)}, which has no such entries; "
             "call sparse.restore() before you replace or resize it"
         )
-    if weight is not kept.original:
-        kept.disarm()
-        kept.stand_in_for(weight)
-        kept.arm()
+    if weight is not kept.original and not (kept.users > 1 and _same_memory(weight, kept.weight)):
+        if has_alarm(weight):
+            raise FishexpError(
+                f"{kept.name} is partly kept and was tied to another such weight, or untied from one; call "
+                "sparse.restore() before you tie or untie weights"
+            )
+        kept.replace(weight)
     module._parameters[name] = kept.weight
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 def describe(tensor: Any) -> str:
