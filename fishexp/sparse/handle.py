@@ -99,11 +99,11 @@ class Sparse:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return :meth:`parameters` by the names of the weights whose entries they are."""
-        now: dict[str, nn.Parameter] = {}
+        kept, now = self._state.kept, dict[str, nn.Parameter]()
         if self._trains():  # a weight may have been assigned anew; by another mask, other parameters stand for it
             now = dict(self._model.named_parameters(remove_duplicate=False))
         for name, parameter in self._state.parameters.items():
-            yield name, parameter if name in self._state.kept else now.get(name, parameter)
+            yield name, kept[name].values if name in kept else now.get(name, parameter)
 
     def groups(self, choose: Callable[[str, Tensor], Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return :meth:`parameters` as parameter groups for an optimiser, one for all weights with the same options.

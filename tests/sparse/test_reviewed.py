@@ -80,3 +80,17 @@ def test_a_tied_weight_that_is_assigned_anew_trains_as_dense(assign: Callable[..
                 p -= 0.1 * p.grad * mask[name]
                 p.grad = None
         torch.testing.assert_close(dict(model.state_dict()), dict(dense.state_dict()))
+
+
+def test_parameters_that_a_conversion_replaced_are_those_that_train() -> None:
+    model = tied()
+    sparse = sparsify(model, mask_of(model))
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        model.float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    trains = {id(p) for p in model.parameters() if p.requires_grad}
+    assert trains == {id(p) for p in sparse.parameters()}
+    objective(model, tokens(2, 3)).backward()
+    assert all(p.grad is not None and p.dtype == torch.float32 for p in sparse.parameters())
