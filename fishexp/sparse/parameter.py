@@ -193,7 +193,7 @@ class SparseParameter(nn.Module):
         of fused optimisers, or of what writes to ``.data``. Where the weight is written, its counter is raised only if
         something has changed: a backward pass is then refused if the weight is no longer that of its forward pass.
         """
-        if self.weight.is_meta:
+        if self.weight.is_meta or self.values.is_meta:
             return  # there are no numbers
         if waits_for(self.weight):
             self._reconcile_without_waiting()

@@ -94,3 +94,9 @@ def test_parameters_that_a_conversion_replaced_are_those_that_train() -> None:
     assert trains == {id(p) for p in sparse.parameters()}
     objective(model, tokens(2, 3)).backward()
     assert all(p.grad is not None and p.dtype == torch.float32 for p in sparse.parameters())
+
+
+def test_a_tied_weight_goes_to_meta_as_others_do() -> None:
+    model = tied()
+    sparsify(model, mask_of(model))
+    assert model.to("meta")(tokens(2, 3).to("meta")).shape == (2, 3, 7)
