@@ -31,6 +31,8 @@ def check_reach(model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: 
     """
     partly = {p: name for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
     for weight, name in partly.items():
+        if weight.is_meta:
+            raise FishexpError(f"{name} is on the meta device, without values to keep; load the model, then sparsify")
         if type(weight.data) is not Tensor:
             raise FishexpError(f"{name} is a {type(weight.data).__name__}; only plain tensors can be kept in part")
         if has_other_hooks(weight):

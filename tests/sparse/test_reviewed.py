@@ -100,3 +100,9 @@ def test_a_tied_weight_goes_to_meta_as_others_do() -> None:
     model = tied()
     sparsify(model, mask_of(model))
     assert model.to("meta")(tokens(2, 3).to("meta")).shape == (2, 3, 7)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    mask = mask_of(model)
+    assert "weight is on the meta device, without values to keep" in refusal(sparsify, model.to("meta"), mask)
