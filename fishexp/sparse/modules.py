@@ -97,7 +97,7 @@ class KeptWeight(Tensor):
                 f"{self.of.name} is partly kept: its data cannot become {describe(new)}; call sparse.restore() before "
                 "you replace or resize it"
             )
-        self.of.weight.data = new
+        self.of.weight.data = self.of.original.data = new
 
     def register_hook(self, hook: Any) -> NoReturn:
         """Refuse, since later forward passes have another tensor."""

@@ -106,3 +106,11 @@ def test_a_model_without_values_is_refused() -> None:
     model = nn.Linear(3, 2)
     mask = mask_of(model)
     assert "weight is on the meta device, without values to keep" in refusal(sparsify, model.to("meta"), mask)
+
+
+def test_an_earlier_reader_of_a_weight_sees_assigned_data() -> None:
+    model = nn.Linear(3, 2).double()
+    weight = model.weight
+    sparsify(model, mask_of(model))
+    model.weight.data = numbers(2, 3)
+    assert torch.equal(weight.detach(), numbers(2, 3))
