@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ def tied() -> nn.Module:
     return Tied().double()
 
 
-def one_weight_for_one_module(model: nn.Module) -> None:
+def one_weight_for_one_module(model: Any) -> None:
     model.embed.weight = nn.Parameter(numbers(7, 4))
 
 
-def two_weights(model: nn.Module) -> None:
+def two_weights(model: Any) -> None:
     state = {name: tensor.clone() for name, tensor in tied().state_dict().items()}
     model.load_state_dict(state, assign=True)
 
@@ -52,7 +53,7 @@ def test_two_partly_kept_weights_that_are_tied_afterwards_are_refused() -> None:
     assert "1.weight is partly kept and was tied to another such weight" in refusal(model, tokens(2, 3))
 
 
-def same_parameter(model: nn.Module, state: dict[str, Tensor]) -> None:
+def same_parameter(model: Any, state: dict[str, Tensor]) -> None:
     model.embed.weight = model.out.weight = nn.Parameter(state.pop("embed.weight"))
     model.load_state_dict(state, strict=False)
 
