@@ -36,7 +36,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     closure, an object, a view) still computes with the right numbers; a gradient that reaches it is refused, in every
     step, and in the first forward pass with gradients also one that reaches a weight through ``named_parameters()``.
     What follows a model instead of computing with it is refused in one line: traces, exports, ``torch.jit.script``,
-    ``torch.func``, pruning, parametrisation, quantisation, another shape.
+    ``torch.func``, pruning, parametrisation, quantisation, another shape, tying and untying.
 
     An optimiser sees the kept entries of a weight as a vector. So one that treats all entries alike trains as a dense
     one does whose gradient is masked; one that looks at a weight's shape or norm (Adafactor, LAMB, Shampoo) trains
