@@ -16,7 +16,7 @@ from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams
 from fishexp.fisher.layer_rules import Power, add_power
 from fishexp.fisher.layouts import Unbatchable
 from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
-from fishexp.fisher.shared_inputs import inputs_shared_by_examples
+from fishexp.fisher.shared_inputs import DEPENDS, difference_alone, inputs_shared_by_examples
 from fishexp.masks.topk import Scores
 from fishexp.sparse.modules import plain
 
@@ -45,7 +45,8 @@ def diagonal_fisher(
 
     A batch takes one pass. Which example each part of a gradient belongs to is proven from autograd's graph or, where
     that does not tell, found from two more backward passes, in every batch: examples need not come first within the
-    model, and tokens may be sent to experts. Two examples of the first batch are scored both ways, in float32 at least.
+    model, and tokens may be sent to experts. Two examples of the first batch are scored both ways, in float32 at least,
+    and in each batch an example's logits alone have to be those in the batch.
     Where weights are used by something other than functions of torch (a script module, an autograd Function of your
     own), or examples have a part in each other, each example takes a pass, and a warning says why.
 
@@ -117,6 +118,7 @@ class Estimator:
     first: tuple[Tensor, Tensor] | None = None  # logits and labels, to look at the loss of more than one example
     count: int = 0  # examples scored
     warned: bool = False
+    shared: frozenset[int | str] = frozenset()  # inputs known to have no part for each example
 
     def add_batch(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
@@ -125,20 +127,28 @@ class Estimator:
             return
         state = self.generator.get_state()
         try:
-            self.add_in_one_pass(inputs, targets)
+            self.add_in_one_pass(inputs, targets, check=self.count // len(targets) % len(targets))
         except Unbatchable as reason:  # raised before anything was added
             self.warn(reason)
             self.generator.set_state(state)
             self.add_one_by_one(inputs, targets)
 
-    def add_in_one_pass(self, inputs: Inputs, targets: Tensor) -> Tensor:
+    def add_in_one_pass(self, inputs: Inputs, targets: Tensor, check: int | None = None) -> Tensor:
         """Score all examples in one pass; return their logits.
+
+        Args:
+            check: An example whose logits alone have to be those in the batch. Gradients do not tell whether a model
+                computes an example in another way because of what is in the others.
 
         Raises:
             Unbatchable: If the examples cannot be told apart.
         """
-        with batched_pass(len(targets), self.model, self.totals, self.power) as batch:
+        count = len(targets)
+        with batched_pass(count, self.model, self.totals, self.power) as batch:
             logits = batch.forward(inputs)
+            self.shared |= {key for key, value in tensors_of(inputs).items() if not has_examples(value, count)}
+            if check is not None and difference_alone(self.model, inputs, count, self.shared, logits, check) > 1:
+                raise Unbatchable(DEPENDS)
             batch.backward(logits, self.objectives(logits, targets))
         self.check_loss(logits.detach(), targets)
         return logits.detach()
@@ -211,6 +221,7 @@ class Estimator:
         shared: frozenset[int | str] = frozenset()
         if len(shapes) > 1 or any(count in shape[1:] for shape in shapes):  # not just ids and masks (examples, tokens)
             shared = inputs_shared_by_examples(self.model, inputs, count, self.warn)
+        self.shared = shared
         pair = _two_different(inputs, len(targets), shared)
         totals = _zeros(self.totals) if self.count else self.totals  # which are still zero, and take no memory
         apart = replace(self, totals=totals, generator=torch.Generator().manual_seed(0), first=None)

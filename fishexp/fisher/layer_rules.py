@@ -140,6 +140,32 @@ class PartRule(Rule):
         return differentiate(call, {**call.arguments, **parts}, name, layout.part(g, i))
 
 
+class EinsumRule(Rule):
+    """Differentiate an ``einsum`` by autograd on the inputs' parts along the letter of the examples."""
+
+    by_rows = False
+
+    def fits(self, call: Call, layout: Layout) -> bool:
+        return isinstance(layout, Blocks) and layout.groups == 1 and self._dims(call, layout.dim) is not None
+
+    def gradient(self, call: Call, name: Any, layout: Layout, g: Tensor, i: int) -> Tensor:
+        assert isinstance(layout, Blocks)
+        dims = self._dims(call, layout.dim)
+        assert dims is not None
+        parts = {n: Blocks(layout.examples, dim).part(call.arguments[n], i) for n, dim in dims.items()}
+        return differentiate(call, {**call.arguments, **parts}, name, layout.part(g, i))
+
+    @staticmethod
+    def _dims(call: Call, dim: int) -> dict[Any, int] | None:
+        """Return the examples' dimension in each input; None where another argument has it, or the letters differ."""
+        equation = call.arguments.get(0)
+        if not isinstance(equation, str) or "->" not in equation or "." in equation:
+            return None
+        terms, _, out = equation.replace(" ", "").partition("->")
+        found = {n + 1: term.index(out[dim]) for n, term in enumerate(terms.split(",")) if term.count(out[dim]) == 1}
+        return found if found.keys() == set(call.inputs) and terms.count(out[dim]) == len(found) else None
+
+
 class FormulaRule(Rule):
     """Compute the gradients of ``weight`` and ``bias`` by a formula."""
 
@@ -416,6 +442,7 @@ PART_RULES: dict[Callable[..., Any], Rule] = {
     F.embedding: PartRule(1),
     F.embedding_bag: PartRule(2),
     F.bilinear: PartRule(2),
+    torch.einsum: EinsumRule(),
     F.prelu: PartRule(2),
     F.instance_norm: PartRule(3),
 }

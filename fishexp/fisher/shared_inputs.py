@@ -1,5 +1,6 @@
 """Inputs that all examples of a batch share, though they are as long as there are examples."""
 
+import warnings
 from collections.abc import Callable
 from itertools import combinations
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from fishexp.fisher.batches import Inputs, has_examples, logits_of, select, tensors_of
 from fishexp.fisher.eval_mode import evaluating, forked_random_streams
 
+# why examples are scored alone
+DEPENDS = "what the model returns for an example depends on the others of its batch, or is drawn at random"
 # inputs as long as there are examples; with more, only a single one is tried as shared
 MAX_TRIED = 6
 
@@ -29,11 +32,11 @@ def inputs_shared_by_examples(
         together = logits_of(model, inputs)
         differences = {}
         for shared in _subsets(candidates):
-            found = _difference(model, inputs, examples, shared, together)
-            if found <= _rounding(together):
+            found = max(difference_alone(model, inputs, examples, shared, together, i) for i in {0, examples - 1})
+            if found <= 1:
                 return shared
             differences[shared] = found
-    warn("what the model returns for an example depends on the others of its batch, or is drawn at random")
+    warn(DEPENDS)
     return min(differences, key=differences.__getitem__)
 
 
@@ -43,23 +46,34 @@ def _subsets(keys: list[int | str]) -> list[frozenset[int | str]]:
     return [frozenset(some) for count in range(most + 1) for some in combinations(keys, count)]
 
 
-def _difference(
-    model: nn.Module, inputs: Inputs, examples: int, shared: frozenset[int | str], together: Tensor
+@torch.no_grad()
+def difference_alone(
+    model: nn.Module, inputs: Inputs, examples: int, shared: frozenset[int | str], together: Tensor, i: int
 ) -> float:
-    """Return how far the first and the last example's logits alone are from those in the batch; inf if none come."""
-    worst = 0.0
-    for i in {0, examples - 1}:
-        try:
+    """Return how far the logits of the ``i``-th example alone are from those in its batch.
+
+    Args:
+        shared: Inputs that stay whole.
+        together: Logits of the batch.
+
+    Returns:
+        As a multiple of what rounding may make of the largest; inf if the model fails, or returns another shape.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reentrant checkpoints miss gradients
             alone = logits_of(model, select(inputs, slice(i, i + 1), examples, shared))
-        except Exception:  # whatever a model says of inputs that do not fit
-            return float("inf")
-        if alone.shape != together[i : i + 1].shape:
-            return float("inf")
-        difference = (alone.double() - together[i : i + 1].double()).abs().max().item()
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
-
-
-def _rounding(logits: Tensor) -> float:
-    """Return a difference that logits may have by rounding."""
-    return 256 * torch.finfo(logits.dtype).eps * max(logits.abs().max().item(), 1e-30)
+    except Exception:  # whatever a model says of inputs that do not fit
+        return float("inf")
+    wanted = together[i : i + 1]
+    if alone.shape != wanted.shape:
+        return float("inf")
+    if not bool(wanted.isfinite().all()):
+        return 0.0
+    device = together.device.type
+    computed = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    computed += [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
+    eps = max(torch.finfo(dtype).eps for dtype in (together.dtype, *computed))
+    rounding = eps**0.5 * max(together.abs().max().item(), torch.finfo(torch.float32).tiny)
+    difference = (alone.double() - wanted.double()).abs().max().item() / rounding
+    return difference if difference == difference else float("inf")

@@ -252,9 +252,9 @@ class WeightUses(TorchFunctionMode):
             named = call.named(rule.parameters)
             if set(named.weights) <= {"weight", "bias"} and "input" in named.inputs and rule.applies(named):
                 return rule, call
-        if func in PART_RULES:
-            return PART_RULES[func], call
         nested = len(list(_tensors((args, kwargs)))) > sum(isinstance(value, Tensor) for value in flat.values())
+        if func in PART_RULES and not nested:
+            return PART_RULES[func], call
         if nested or _in_place(func) or _name(func) in _BROADCAST | _PRODUCTS:
             return None, None
         return ANY, call

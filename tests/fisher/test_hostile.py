@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
+from fishexp.fisher.layer_rules import ANY
 from tests.support.cases import brute_force
 from tests.support.fisher_cases import Custom, N, head, made
 
@@ -213,3 +214,46 @@ def test_checkpoints_are_seen_beside_a_default_device(reentrant: bool, caplog: p
     expected = brute_force(model, inputs, labels, "true_label", "square")
     for name, scores in expected.items():
         torch.testing.assert_close(found[name], scores, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_examples_that_change_how_others_are_computed_in_a_later_batch_are_scored_alone(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No gradient tells of it: all are scaled by the largest entry of the batch, if it is large."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(x / x.detach().abs().max().clamp(min=5))
+
+    torch.manual_seed(0)
+    model = Scaled().double()
+    batches = [(torch.rand(size, 4).double(), torch.arange(size) % 3) for _ in range(3)]
+    batches[2][0][0] *= 40
+    found = diagonal_fisher(model, batches)
+    alone = [brute_force(model, x, y, "true_label", "square") for x, y in batches]
+    for name, score in found.items():
+        torch.testing.assert_close(score, sum(a[name] for a in alone) / 3, rtol=1e-9, atol=1e-15)
+    (message,) = caplog.messages
+    assert "depends on the others of its batch" in message
+
+
+def test_an_einsum_of_a_batch_is_differentiated_example_by_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(4, 2, 3)), nn.Parameter(torch.randn(2, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            heads = torch.einsum("b t d, d h e -> t b h e", x, self.first).tanh()
+            return torch.einsum("tbhe,hec->bc", heads, self.last)
+
+    torch.manual_seed(0)
+    model, x, y = Summed().double(), torch.randn(6, 5, 4).double(), torch.arange(6) % 3
+    monkeypatch.setattr(ANY, "gradient", None)
+    found = diagonal_fisher(model, [(x, y)])
+    torch.testing.assert_close(dict(found), brute_force(model, x, y, "true_label", "square"), rtol=1e-9, atol=1e-15)
