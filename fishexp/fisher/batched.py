@@ -13,8 +13,8 @@ from torch.overrides import _get_current_function_mode_stack
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import Inputs, logits_of
 from fishexp.fisher.eval_mode import attributes_kept
-from fishexp.fisher.layer_rules import Power, add_power
 from fishexp.fisher.layouts import Layout, Unbatchable, Weighing, summary
+from fishexp.fisher.powers import Power, add_power
 from fishexp.fisher.proof import Graph
 from fishexp.fisher.weight_uses import Use, WeightUses
 

@@ -13,9 +13,9 @@ from fishexp.errors import FishexpError
 from fishexp.fisher.batched import batched_pass
 from fishexp.fisher.batches import Batches, Inputs, has_examples, logits_of, mapped, select, tensors_of
 from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams
-from fishexp.fisher.layer_rules import Power, add_power
 from fishexp.fisher.layouts import Unbatchable
 from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
+from fishexp.fisher.powers import Power, add_power
 from fishexp.fisher.shared_inputs import DEPENDS, difference_alone, inputs_shared_by_examples
 from fishexp.masks.topk import Scores
 from fishexp.sparse.modules import plain

@@ -6,22 +6,15 @@ the input and ``g`` the gradient of the output; a layout says which example each
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.fisher.layouts import Blocks, Layout
+from fishexp.fisher.powers import Power, add_power, add_product_powers, powered
 
-Power: TypeAlias = Literal["square", "absolute"]
-
-# The next three were measured on one core with 1 MiB of L2 cache.
-
-# tokens an example; up to here the squares cost more than the products, and blocks of rows that stay in the cache pay
-FEW_TOKENS = 8
-# weights in such a block
-BLOCK_WEIGHTS = 2**17
 # positions of a convolution's output; up to here its columns and one buffer beat torch's own gradient
 FEW_POSITIONS = 64
 
@@ -55,17 +48,6 @@ class Call:
         name = {**dict(enumerate(parameters)), **{n: n for n in self.arguments if isinstance(n, str)}}
         arguments: dict[int | str, Any] = {name[n]: value for n, value in self.arguments.items()}
         return Call(self.function, arguments, tuple(name[n] for n in self.weights), tuple(name[n] for n in self.inputs))
-
-
-def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> None:
-    """Add ``sign * gradient**2``, or the absolute value, to ``total``; overwrite ``gradient`` to take no memory."""
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    gradient = gradient.to(total.dtype)  # once; the product below would do it twice
-    if power == "square":
-        total.addcmul_(gradient, gradient, value=sign)
-    else:
-        total.add_(gradient.abs_(), alpha=sign)
 
 
 class Rule:
@@ -448,30 +430,3 @@ PART_RULES: dict[Callable[..., Any], Rule] = {
 }
 
 ANY = Rule()
-
-
-def add_product_powers(total: Tensor, left: Tensor, right: Tensor, power: Power) -> None:
-    """Add the powers of each example's product of ``left`` and ``right`` over the tokens, formed in one buffer.
-
-    Args:
-        total: (rows, columns).
-        left: (examples, tokens, rows).
-        right: (examples, tokens, columns).
-    """
-    if left.shape[1] == 1:
-        rows, columns = (powered(t[:, 0].to(total.dtype), power) for t in (left, right))
-        total.addmm_(rows.t(), columns)
-        return
-    right = right.to(left.dtype)
-    size = len(total)
-    if left.shape[1] <= FEW_TOKENS and not total.is_cuda:
-        size = min(size, max(1, BLOCK_WEIGHTS // total.shape[1]))
-    buffer = left.new_empty(size, total.shape[1])
-    for part, rows in zip(total.split(size), left.transpose(1, 2).split(size, 1), strict=True):
-        product = buffer[: len(part)]
-        for example, columns in zip(rows, right, strict=True):
-            add_power(part, torch.mm(example, columns, out=product), power)
-
-
-def powered(gradients: Tensor, power: Power) -> Tensor:
-    return gradients.square() if power == "square" else gradients.abs()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
-from fishexp.fisher.layer_rules import Power
+from fishexp.fisher.powers import Power
 
 # (logits, labels) -> mean over the batch, or the loss of each example
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -12,8 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fishexp.fisher.layer_rules import ANY, PART_RULES, RULES, Call, Power, Rule, powered
+from fishexp.fisher.layer_rules import ANY, PART_RULES, RULES, Call, Rule
 from fishexp.fisher.layouts import Blocks, Layout, Unbatchable
+from fishexp.fisher.powers import Power, powered
 
 
 class Use(NamedTuple):

@@ -11,8 +11,8 @@ from fishexp.distributed.pooled_topk import pooled_scores
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.eval_mode import is_untrained
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.losses import Labels, Loss
+from fishexp.fisher.powers import Power
 from fishexp.masks.topk import Scores
 from fishexp.training.problem import Problem
 from fishexp.training.streams import stream

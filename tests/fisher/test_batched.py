@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batched import batched_pass
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.layouts import Rows
 from fishexp.fisher.losses import Labels
+from fishexp.fisher.powers import Power
 from fishexp.fisher.proof import Graph
 from tests.support.cases import brute_force, conv_net, images, sentences, tiny_bert
 from tests.support.fisher_cases import Custom, N, check, floats, head, made, mean, pool, tokens

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.losses import Labels
+from fishexp.fisher.powers import Power
 from tests.support.cases import CLASSES, NETS, batched, brute_force, conv_net, images
 
 

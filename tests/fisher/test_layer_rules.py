@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batched import batched_pass
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.losses import Labels
+from fishexp.fisher.powers import Power
 from fishexp.models.resnet import build
 from tests.support.cases import CLASSES, brute_force, sentences, tiny_bert
 from tests.support.checks import Peak

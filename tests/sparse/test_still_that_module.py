@@ -201,12 +201,12 @@ def test_what_would_pass_kept_entries_by_is_refused_and_nothing_has_changed(what
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_full_graph_is_refused_by_torch_and_nothing_has_changed(grad: bool) -> None:
+def test_a_full_graph_is_refused_and_nothing_has_changed(grad: bool) -> None:
     model, dense = net(), net()
     sparse = sparsify(model, mask_of(model, 0.5))
     torch.compiler.reset()
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"aten\.equal"):
+    with torch.set_grad_enabled(grad), pytest.raises((RuntimeError, FishexpError), match=r"aten\.equal|cannot follow"):
         compiled(X)
     kept_gradients(model, sparse, dense, lambda one: one(X))
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from fishexp.fisher.batches import Inputs, logits_of, select
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.losses import Labels
+from fishexp.fisher.powers import Power
 from fishexp.sparse.parameter import weights
 
 CLASSES = 3

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batches import Inputs
-from fishexp.fisher.layer_rules import Power
 from fishexp.fisher.losses import Labels
+from fishexp.fisher.powers import Power
 from tests.support.cases import CLASSES, brute_force
 
 # examples in a batch
