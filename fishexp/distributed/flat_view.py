@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.masks.positions import Positions
-from fishexp.sparse.parameter import weights, write_entries
+from fishexp.sparse.layout import write_entries
+from fishexp.sparse.parameter import weights
 
 
 class FlatView:

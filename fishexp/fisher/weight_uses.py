@@ -12,7 +12,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fishexp.fisher.layer_rules import ANY, PART_RULES, RULES, Call, Rule
+from fishexp.fisher.autograd_rules import ANY, Call, Rule
+from fishexp.fisher.layer_rules import PART_RULES, RULES
 from fishexp.fisher.layouts import Blocks, Layout, Unbatchable
 from fishexp.fisher.powers import Power, powered
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from fishexp.delta.fingerprint import kind
 from fishexp.errors import FishexpError
 from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook
 from fishexp.sparse.modules import detach, unwatch
-from fishexp.sparse.parameter import GradientMethod, SparseParameter, retire, weights
+from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
 from fishexp.sparse.ranks import positions_digest
 from fishexp.system.text_table import aligned_text
 
@@ -271,3 +271,16 @@ def restore(model: nn.Module) -> None:
         if state is not None:
             for name, weight in weights(module).items():
                 weight.requires_grad_(state.required.get(name, weight.requires_grad))
+
+
+class _Retired(nn.Parameter):
+    """Refuse to be moved by an optimiser, which asks for the gradient first."""
+
+    @property
+    def grad(self) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise FishexpError("an optimiser of an earlier mask cannot step; make one of the parameters that train now")
+
+
+def retire(kept: SparseParameter) -> None:
+    """Let no optimiser move these values any more: the model no longer trains through them."""
+    kept.values.__class__ = _Retired

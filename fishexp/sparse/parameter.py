@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -294,20 +294,6 @@ def waits_for(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def write_entries(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
-    """Set entries of a tensor in place.
-
-    Args:
-        tensor: In any memory layout.
-        positions: (entries,) int64, different places in the flattened tensor.
-        values: (entries,) in the tensor's type.
-    """
-    if tensor.is_contiguous():
-        tensor.view(-1).scatter_(0, positions, values)
-    else:
-        tensor.index_put_(torch.unravel_index(positions, tensor.shape), values)
-
-
 def kept_entries(module: Any, name: str) -> Any:
     """Bring the module's weight ``name`` up to date; return its SparseParameter, None if it is not partly kept.
 
@@ -358,7 +344,8 @@ def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
             f"{kept.name} is partly kept and was replaced by {describe(weight)}, which has no such entries; "
             "call sparse.restore() before you replace or resize it"
         )
-    if weight is not kept.original and not (kept.users > 1 and _same_memory(weight, kept.weight)):
+    same_memory = weight.data_ptr() == kept.weight.data_ptr() and weight.stride() == kept.weight.stride()
+    if weight is not kept.original and not (kept.users > 1 and same_memory):
         if has_alarm(weight):
             raise FishexpError(
                 f"{kept.name} is partly kept and was tied to another such weight, or untied from one; call "
@@ -366,10 +353,6 @@ def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
             )
         kept.replace(weight)
     module._parameters[name] = kept.weight
-
-
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 def describe(tensor: Any) -> str:
@@ -397,19 +380,6 @@ def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
         bias = None if bias is None else bias.to(dtype)
     values = (None if own is None else own.values for own in kept.values())
     return x, weight, bias, *values, *kept.values()
-
-
-class _Retired(nn.Parameter):
-    """Refuse to be moved by an optimiser, which asks for the gradient first."""
-
-    @property
-    def grad(self) -> NoReturn:  # pyright: ignore[reportIncompatibleVariableOverride]
-        raise FishexpError("an optimiser of an earlier mask cannot step; make one of the parameters that train now")
-
-
-def retire(kept: SparseParameter) -> None:
-    """Let no optimiser move these values any more: the model no longer trains through them."""
-    kept.values.__class__ = _Retired
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,7 +12,8 @@ from fishexp.masks.positions import find_positions, positions_for_file, position
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse import Sparse, sparsify
-from fishexp.sparse.parameter import weights, write_entries
+from fishexp.sparse.layout import write_entries
+from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.snapshots import Snapshot
 

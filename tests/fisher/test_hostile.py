@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
-from fishexp.fisher.layer_rules import ANY
+from fishexp.fisher.autograd_rules import ANY
 from tests.support.cases import brute_force
 from tests.support.fisher_cases import Custom, N, head, made
 
