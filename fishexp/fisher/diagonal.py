@@ -44,11 +44,10 @@ def diagonal_fisher(
     mean over the batch divides by, be it the number of tokens or the sum of class weights, is no part of it.
 
     A batch takes one pass. Which example each part of a gradient belongs to is proven from autograd's graph or, where
-    that does not tell, found from two more backward passes, in every batch: examples need not come first within the
-    model, and tokens may be sent to experts. Two examples of the first batch are scored both ways, in float32 at least,
-    and in each batch an example's logits alone have to be those in the batch.
-    Where weights are used by something other than functions of torch (a script module, an autograd Function of your
-    own), or examples have a part in each other, each example takes a pass, and a warning says why.
+    that does not tell, found from two more backward passes, in every batch. Two examples of the first batch are scored
+    both ways, in float32 at least, and in each batch an example's logits alone have to be those in the batch. Where
+    weights are used by something other than functions of torch (a script module, an autograd Function of your own), or
+    examples have a part in each other, each example takes a pass, and a warning says why.
 
     Args:
         model: Returns logits, or an object, tuple or mapping with ``logits``: (examples, classes), or with as many
@@ -83,15 +82,9 @@ def diagonal_fisher(
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         generator = generator or torch.Generator().manual_seed(0)
         estimator = Estimator(model, _zeros(parameters.values()), labels, power, loss, generator)
-        batched: bool | None = False if as_is else None
+        estimator.batched = False if as_is else None
         for inputs, targets in scored:
-            if batched is None and len(targets) > 1:
-                batched = estimator.can_batch(inputs, targets)
-            if batched:
-                estimator.add_batch(inputs, targets)
-            else:
-                estimator.add_one_by_one(inputs, targets)
-            estimator.count += len(targets)
+            estimator.add(inputs, targets)
             advance(len(targets))
     if estimator.count == 0:
         raise FishexpError("the Fisher information needs at least one example, got no batch")
@@ -119,6 +112,17 @@ class Estimator:
     count: int = 0  # examples scored
     warned: bool = False
     shared: frozenset[int | str] = frozenset()  # inputs known to have no part for each example
+    batched: bool | None = None  # whether a batch may take one pass; None until two examples were looked at
+
+    def add(self, inputs: Inputs, targets: Tensor) -> None:
+        """Score all examples, in one pass if they can be told apart."""
+        if self.batched is None and len(targets) > 1:
+            self.batched = self.can_batch(inputs, targets)
+        if self.batched:
+            self.add_batch(inputs, targets)
+        else:
+            self.add_one_by_one(inputs, targets)
+        self.count += len(targets)
 
     def add_batch(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
