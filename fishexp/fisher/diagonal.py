@@ -45,9 +45,10 @@ def diagonal_fisher(
 
     A batch takes one pass. Which example each part of a gradient belongs to is proven from autograd's graph or, where
     that does not tell, found from two more backward passes, in every batch. Two examples of the first batch are scored
-    both ways, in float32 at least, and in each batch an example's logits alone have to be those in the batch. Where
-    weights are used by something other than functions of torch (a script module, an autograd Function of your own), or
-    examples have a part in each other, each example takes a pass, and a warning says why.
+    both ways, in float32 at least. In each batch one example's logits alone have to be those in the batch; this may miss
+    an influence between others that has no gradient. Where weights are used by something other than functions of torch
+    (a script module, an autograd Function of your own), or examples have a part in each other, each example takes a
+    pass, and a warning says why.
 
     Args:
         model: Returns logits, or an object, tuple or mapping with ``logits``: (examples, classes), or with as many
