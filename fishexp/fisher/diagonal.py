@@ -45,7 +45,7 @@ def diagonal_fisher(
 
     A batch takes one pass. Which example each part of a gradient belongs to is proven from autograd's graph or, where
     that does not tell, found from two more backward passes, in every batch. Two examples of the first batch are scored
-    both ways, in float32 at least. In each batch one example's logits alone have to be those in the batch; this may miss
+    both ways, in float32 at least. In each batch the logits of one example alone have to be the same; this may miss
     an influence between others that has no gradient. Where weights are used by something other than functions of torch
     (a script module, an autograd Function of your own), or examples have a part in each other, each example takes a
     pass, and a warning says why.
