@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fishexp.masks.positions import Positions
-from fishexp.sparse.layout import write_entries
+from fishexp.masks.positions import Positions, write_entries
 from fishexp.sparse.parameter import weights
 
 

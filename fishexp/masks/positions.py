@@ -51,3 +51,17 @@ def positions_from_file(stored: Tensor, parameter: Tensor) -> Tensor | None:
         bits = np.unpackbits(stored.numpy(), count=parameter.numel())
         return find_positions(torch.from_numpy(bits).bool().to(parameter.device))
     return None if len(stored) == 1 and stored.item() == _WHOLE else stored.to(parameter.device)
+
+
+def write_entries(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
+    """Set entries of a tensor in place.
+
+    Args:
+        tensor: In any memory layout.
+        positions: (entries,) int64, different places in the flattened tensor.
+        values: (entries,) in the tensor's type.
+    """
+    if tensor.is_contiguous():
+        tensor.view(-1).scatter_(0, positions, values)
+    else:
+        tensor.index_put_(torch.unravel_index(positions, tensor.shape), values)

@@ -63,17 +63,3 @@ def submatrix_lines(starts: Tensor, columns: Tensor, layout: Layout) -> tuple[Te
 def matrix_layout(module: nn.Module, positions: Tensor, shape: torch.Size) -> Layout:
     """Lay out the kept entries of a weight that is itself the matrix of outputs by inputs."""
     return Layout(torch.zeros_like(positions), positions // shape[1], positions % shape[1], (1, shape[0], shape[1]))
-
-
-def write_entries(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
-    """Set entries of a tensor in place.
-
-    Args:
-        tensor: In any memory layout.
-        positions: (entries,) int64, different places in the flattened tensor.
-        values: (entries,) in the tensor's type.
-    """
-    if tensor.is_contiguous():
-        tensor.view(-1).scatter_(0, positions, values)
-    else:
-        tensor.index_put_(torch.unravel_index(positions, tensor.shape), values)

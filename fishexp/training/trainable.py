@@ -8,11 +8,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fishexp.delta import Delta
-from fishexp.masks.positions import find_positions, positions_for_file, positions_from_file, positions_to_mask
+from fishexp.masks.positions import (
+    find_positions,
+    positions_for_file,
+    positions_from_file,
+    positions_to_mask,
+    write_entries,
+)
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse import Sparse, sparsify
-from fishexp.sparse.layout import write_entries
 from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.snapshots import Snapshot
