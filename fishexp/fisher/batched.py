@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import Inputs, logits_of
-from fishexp.fisher.eval_mode import attributes_kept
+from fishexp.fisher.eval_mode import attributes_kept, gradients_kept
 from fishexp.fisher.layouts import Layout, Unbatchable, Weighing, summary
 from fishexp.fisher.powers import Power, add_power
 from fishexp.fisher.proof import Graph
@@ -37,12 +37,9 @@ def batched_pass(
     gradient of its function's output is there. The weights require gradients meanwhile, so that a use of them that was
     not seen is found in the graph.
     """
-    before = {p: (p.requires_grad, p.grad) for p in totals}
     batch = BatchedPass(examples, model, totals, power)
     try:
-        with attributes_kept(model):
-            for p in totals:
-                p.requires_grad_(True).grad = None
+        with attributes_kept(model), gradients_kept(totals):
             yield batch
     except Exception as error:
         if batch.adding or isinstance(error, FishexpError | Unbatchable):
@@ -51,8 +48,6 @@ def batched_pass(
         raise Unbatchable(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     finally:
         batch.close()
-        for p, (trains, grad) in before.items():
-            p.requires_grad_(trains).grad = grad
 
 
 class BatchedPass:

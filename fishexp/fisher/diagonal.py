@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from fishexp.errors import FishexpError
 from fishexp.fisher.batched import batched_pass
 from fishexp.fisher.batches import Batches, Inputs, has_examples, logits_of, mapped, select, tensors_of
-from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams
+from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams, gradients_kept
 from fishexp.fisher.layouts import Unbatchable
 from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
 from fishexp.fisher.powers import Power, add_power
@@ -304,7 +304,6 @@ def _added_gradients(
 
     Frozen parameters are scored as well; they are frozen again afterwards.
     """
-    before = {p: (p.requires_grad, p.grad) for p in totals}
     adding = False
 
     def backward(objective: Tensor, retain_graph: bool) -> None:
@@ -325,15 +324,13 @@ def _added_gradients(
         p.grad = None
 
     handles: list[RemovableHandle] = []
-    try:
-        handles.extend(p.requires_grad_(True).register_post_accumulate_grad_hook(hook) for p in totals)
-        yield backward
-    finally:
-        for handle in handles:
-            handle.remove()
-        for p, (trains, grad) in before.items():
-            p.requires_grad_(trains)
-            p.grad = grad
+    with gradients_kept(totals):
+        try:
+            handles.extend(p.register_post_accumulate_grad_hook(hook) for p in totals)
+            yield backward
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _two_different(inputs: Inputs, examples: int, shared: frozenset[int | str]) -> list[int]:

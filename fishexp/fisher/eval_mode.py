@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
 
@@ -53,6 +53,19 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         for current, attributes in before:
             current.clear()
             current.update(attributes)
+
+
+@contextmanager
+def gradients_kept(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Let the parameters require gradients, and have none; put back afterwards what they required and had."""
+    before = [(p, p.requires_grad, p.grad) for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(True).grad = None
+        yield
+    finally:
+        for p, trains, grad in before:
+            p.requires_grad_(trains).grad = grad
 
 
 @contextmanager
