@@ -69,15 +69,7 @@ class LinearRule(FormulaRule):
 
     def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
         """Put the tokens behind each other, as those of a recurrent layer's steps."""
-        layouts = [layout for _, layout, _ in uses if isinstance(layout, Blocks)]
-        if len(layouts) < len(uses):
-            return None
-        call, _, g = uses[0]
-        x = torch.cat(
-            [layout.tokens(call.x).to(g.dtype) for layout, (call, _, g) in zip(layouts, uses, strict=True)], 1
-        )
-        g = torch.cat([layout.tokens(g) for layout, (_, _, g) in zip(layouts, uses, strict=True)], 1)
-        return replace(call, arguments={**call.arguments, "input": x}), Blocks(len(x), 0), g
+        return tokens_joined(uses, lambda call, g: call.x.to(g.dtype))
 
     def vectors(self, call: Call, name: Any, layout: Layout, g: Tensor, dtype: torch.dtype) -> Tensor | None:
         return layout.sums(g, [g.dim() - 1], dtype) if name == "bias" else None
@@ -158,14 +150,13 @@ class EmbeddingRule(FormulaRule):
 
     def joined(self, uses: Sequence[tuple[Call, Layout, Tensor]]) -> tuple[Call, Layout, Tensor] | None:
         """Put the tokens behind each other, as those that an encoder and a decoder embed."""
-        call, _, g = uses[0]
-        layouts = [layout for _, layout, _ in uses if isinstance(layout, Blocks)]
-        padding = {call.get("padding_idx", None) for call, _, _ in uses}
-        if len(layouts) < len(uses) or len(padding) > 1:
+        if len({call.get("padding_idx", None) for call, _, _ in uses}) > 1:
             return None
-        x = torch.cat([layout.tokens(call.x[..., None]) for layout, (call, _, _) in zip(layouts, uses, strict=True)], 1)
-        g = torch.cat([layout.tokens(g) for layout, (_, _, g) in zip(layouts, uses, strict=True)], 1)
-        return replace(call, arguments={**call.arguments, "input": x[..., 0]}), Blocks(len(x), 0), g
+        found = tokens_joined(uses, lambda call, g: call.x[..., None])
+        if found is None:
+            return None
+        call, layout, g = found
+        return replace(call, arguments={**call.arguments, "input": call.x[..., 0]}), layout, g
 
     def weight_gradient(self, call: Call, layout: Layout, g: Tensor, i: int) -> Tensor:
         trained = self._trained(call) & (layout.numbers_of(call.x) == i)
@@ -191,6 +182,23 @@ class EmbeddingRule(FormulaRule):
         if padding is None:
             return torch.ones_like(call.x, dtype=torch.bool)
         return call.x != padding % len(call.arguments["weight"])
+
+
+def tokens_joined(
+    uses: Sequence[tuple[Call, Layout, Tensor]], inputs: Callable[[Call, Tensor], Tensor]
+) -> tuple[Call, Layout, Tensor] | None:
+    """Return one use of a weight with the tokens of several, as :meth:`Rule.joined` does; None for scattered rows.
+
+    Args:
+        inputs: (call, gradient of its output) -> its input, (..., features).
+    """
+    blocks = [(call, layout, g) for call, layout, g in uses if isinstance(layout, Blocks)]
+    if len(blocks) < len(uses):
+        return None
+    x = torch.cat([layout.tokens(inputs(call, g)) for call, layout, g in blocks], 1)
+    g = torch.cat([layout.tokens(g) for _, layout, g in blocks], 1)
+    call = uses[0][0]
+    return replace(call, arguments={**call.arguments, "input": x}), Blocks(len(x), 0), g
 
 
 class GroupedProductRule(FormulaRule):
