@@ -116,27 +116,21 @@ class Estimator:
     batched: bool | None = None  # whether a batch may take one pass; None until two examples were looked at
 
     def add(self, inputs: Inputs, targets: Tensor) -> None:
-        """Score all examples, in one pass if they can be told apart."""
-        if self.batched is None and len(targets) > 1:
+        """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
+        count = len(targets)
+        if self.batched is None and count > 1:
             self.batched = self.can_batch(inputs, targets)
-        if self.batched:
-            self.add_batch(inputs, targets)
+        if self.batched and count > 1:
+            state = self.generator.get_state()
+            try:
+                self.add_in_one_pass(inputs, targets, check=self.count // count % count)
+            except Unbatchable as reason:  # raised before anything was added
+                self.warn(reason)
+                self.generator.set_state(state)
+                self.add_one_by_one(inputs, targets)
         else:
             self.add_one_by_one(inputs, targets)
-        self.count += len(targets)
-
-    def add_batch(self, inputs: Inputs, targets: Tensor) -> None:
-        """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
-        if len(targets) == 1:
-            self.add_one_by_one(inputs, targets)
-            return
-        state = self.generator.get_state()
-        try:
-            self.add_in_one_pass(inputs, targets, check=self.count // len(targets) % len(targets))
-        except Unbatchable as reason:  # raised before anything was added
-            self.warn(reason)
-            self.generator.set_state(state)
-            self.add_one_by_one(inputs, targets)
+        self.count += count
 
     def add_in_one_pass(self, inputs: Inputs, targets: Tensor, check: int | None = None) -> Tensor:
         """Score all examples in one pass; return their logits.
@@ -160,8 +154,8 @@ class Estimator:
 
     def add_one_by_one(
         self, inputs: Inputs, targets: Tensor, sign: int = 1, shared: frozenset[int | str] | None = None
-    ) -> Tensor:
-        """Score each example in a pass of its own, which is right for every model; return their logits.
+    ) -> None:
+        """Score each example in a pass of its own, which is right for every model.
 
         Args:
             shared: Inputs that have no part for each example; None to find out.
@@ -177,9 +171,7 @@ class Estimator:
                 objectives = self.objectives(logits, targets[i : i + 1])
                 for j, objective in enumerate(objectives, 1):
                     backward(objective.sum(), j < len(objectives))
-        logits = torch.cat(found)
-        self.check_loss(logits, targets)
-        return logits
+        self.check_loss(torch.cat(found), targets)
 
     def objectives(self, logits: Tensor, targets: Tensor) -> list[Tensor]:
         """Return (examples,) terms whose powers of gradients add up to the score."""
