@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fishexp.errors import FishexpError
 from fishexp.fisher import diagonal_fisher
+from fishexp.fisher.layer_rules import LINEAR
 from fishexp.fisher.losses import Labels
 from fishexp.fisher.powers import Power
 from tests.support.cases import CLASSES, NETS, batched, brute_force, conv_net, images
@@ -293,8 +294,24 @@ def test_a_wrong_use_in_bf16_does_not_hide_behind_rounding(caplog: pytest.LogCap
     before = copy.deepcopy(model.state_dict())
     x, y = torch.randn(8, 16), torch.arange(8) % CLASSES
     found = diagonal_fisher(model, [(x.bfloat16(), y)])
+    assert not caplog.messages, "nor does rounding look like a wrong score"
     wide = copy.deepcopy(model).double()
     wanted = brute_force(wide, x.bfloat16().double(), y, "true_label", "square")
     for name, score in wanted.items():
         assert (found[name] - score).norm() < 0.05 * score.norm(), name
     assert all(torch.equal(p, before[name]) and p.dtype == torch.bfloat16 for name, p in model.state_dict().items())
+
+
+def test_a_rule_that_is_wrong_by_a_fifth_is_found_in_bf16(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(16, CLASSES).bfloat16(), torch.randn(8, 16).bfloat16(), torch.arange(8) % CLASSES
+    right = diagonal_fisher(model, [(x, y)])
+    assert not caplog.messages
+    add = LINEAR.add_weight_powers
+    monkeypatch.setattr(LINEAR, "add_weight_powers", lambda total, call, layout, g, power: add(
+        total, call, layout, 1.1 * g, power
+    ))  # fmt: skip
+    torch.testing.assert_close(dict(diagonal_fisher(model, [(x, y)])), dict(right), rtol=0.05, atol=1e-6)
+    assert "in a batch the scores of weight would be wrong" in caplog.text
