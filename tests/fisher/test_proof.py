@@ -22,6 +22,10 @@ def products(x: Tensor) -> Tensor:
     return x @ x.transpose(1, 2)
 
 
+def attention(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
 # of (examples, N, 6); the first are proven, the second mix or move examples
 APART: dict[str, Callable[[Tensor], Tensor]] = {
     "entries": lambda x: entries(x.tanh() * 2 + x.exp()),
@@ -47,7 +51,7 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "flattened": lambda x: x.reshape(-1, 6).tanh().view(N, N, 6).sum(1),
     "product with a weight": lambda x: (x @ torch.ones(6, 3, dtype=x.dtype)).flatten(1),
     "products": lambda x: entries(products(x)),
-    "attention": lambda x: entries(F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])),
+    "attention": lambda x: entries(attention(x[:, None])),
     "layer norm": lambda x: entries(F.layer_norm(x, (6,))),
     "layer norm over two": lambda x: entries(F.layer_norm(x, (N, 6))),
     "batch norm that is set": lambda x: entries(F.batch_norm(x, x.new_zeros(N), x.new_ones(N))),
@@ -88,11 +92,13 @@ MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "product": lambda x: torch.ones(N, N, dtype=x.dtype) @ x.flatten(1),
     "product with a transpose": lambda x: x.flatten(1) @ x.flatten(1).T,
     "products, tokens first": lambda x: products(x.transpose(0, 1)).transpose(0, 1).flatten(1),
-    "attention, tokens first": lambda x: entries(F.scaled_dot_product_attention(*[x.transpose(0, 1)] * 3)),
+    "products with all examples": lambda x: (torch.ones(N, N, N).to(x) @ x.transpose(0, 1)).transpose(0, 1).flatten(1),
+    "attention, tokens first": lambda x: entries(attention(x.transpose(0, 1))),
+    "attention over examples": lambda x: attention(x.transpose(0, 1)[:, None]).permute(2, 0, 1, 3).flatten(1),
     "layer norm": lambda x: entries(F.layer_norm(x, tuple(x.shape))),
     "batch norm": lambda x: entries(F.batch_norm(x, None, None, training=True)),
     "convolution over examples": lambda x: F.conv1d(x.transpose(0, 1)[:, :, :3], torch.ones(N, N, 3).to(x))[..., 0],
-    "pool over examples": lambda x: entries(F.avg_pool2d(x.transpose(0, 1)[None], (3, 1), 1, (1, 0))[0].transpose(0, 1)),
+    "pool over examples": lambda x: entries(F.avg_pool2d(x.mT.permute(1, 2, 0), (1, 3), 1, (0, 1)).permute(2, 0, 1)),
 }  # fmt: skip
 
 
