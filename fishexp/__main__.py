@@ -3,28 +3,36 @@
 import hashlib
 import json
 import os
+import platform
 import sys
 import tempfile
+import time
 import traceback
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fishexp import __version__
 from fishexp.errors import BusyError, FishexpError, WorkerLost, describe
 from fishexp.run import config
 from fishexp.run.help import help_page
-from fishexp.run.record import finished
+from fishexp.run.record import commit, finished, read, versions
 from fishexp.run.settings import GROUPS, Config, component, run_id, run_name
+from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
 from fishexp.system import signals
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
-FAILURES = "FISHEXP_FAILURES"  # a file to which each failed run of a sweep, in whatever process, adds its exit status
+# what a run goes through that Hydra's own launcher starts, here and one after another
+_ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+# variables that torchrun sets for each worker
+_TORCHRUN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def main() -> int:
@@ -34,16 +42,18 @@ def main() -> int:
         Exit status: 0, 1 if a run failed, 2 if what the user gave cannot be right, 130 if interrupted.
     """
     signals.install()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, who put them in one line
     config.register_resolvers()
     try:
         args = _arguments()
         if args.help:
             print(help_page([Path(folder) for folder in (config.CONF, args.config_dir) if folder]))
             return 0
+        if args.version:
+            print(_version())
+            return 0
         return _run(args)
     except FishexpError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other workers here say the same
+        if not _of_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0":  # its other workers here say the same
             print(f"fishexp: {error}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader, `| head` say, has seen enough
@@ -58,29 +68,95 @@ def main() -> int:
 
 
 def _arguments() -> Namespace:
-    parser = get_args_parser()
+    parser = ArgumentParser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
+    parser.add_argument("--version", action="store_true")  # ours instead of Hydra's
 
     def error(message: str) -> NoReturn:
         raise FishexpError(f"{message}; --help shows what there is")
 
     parser.error = error  # type: ignore[method-assign]
-    return parser.parse_args()
+    args = parser.parse_args()
+    _check_flags(args)
+    return args
+
+
+def _check_flags(args: Namespace) -> None:
+    """Refuse flags of Hydra's that do not go together, or have no place here."""
+    if args.config_path is not None:
+        raise FishexpError("--config-path would replace conf/; --config-dir DIR adds to it")
+    if args.experimental_rerun is not None:
+        raise FishexpError("--experimental-rerun is not supported; the run folder's config.yaml says what to type")
+    if (args.resolve or args.package) and not args.cfg:
+        raise FishexpError("--resolve and --package say how --cfg prints; add --cfg job")
+    asked = [flag for flag in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(args, flag)]
+    if len(asked) > 1 and not (asked == ["multirun", "cfg"] and args.cfg == "job"):
+        raise FishexpError(f"--{asked[0]} and --{asked[1].replace('_', '-')} do not go together; leave one away")
+
+
+def _version() -> str:
+    code, torch = commit(), versions().get("torch", "none")
+    return f"fishexp {__version__}{f' ({code})' if code else ''}, torch {torch}, Python {platform.python_version()}"
 
 
 def _run(args: Namespace) -> int:
-    """Check every run that is asked for, then let Hydra start them; the exit status."""
-    if _of_torchrun() and any(override.startswith("hydra/launcher=") for override in args.overrides):
-        raise FishexpError("hydra/launcher= starts processes of its own, and so does torchrun; use one of them")
-    runs = [] if args.hydra_help or args.shell_completion else config.check_command_line(args)
-    if not (args.cfg or args.info):
-        _prepare(runs, args.multirun)
-    with tempfile.NamedTemporaryFile(prefix="fishexp-") as failures:
-        os.environ[FAILURES] = failures.name
-        hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")(_job)()
-        statuses = [int(line) for line in Path(failures.name).read_text().split()]
+    """Check every run that is asked for, then have them carried out; the exit status."""
+    _check_launcher(args)
+    if args.hydra_help or args.shell_completion:
+        config.show_hydra(args)
+        return 0
+    command = config.read_command(args)
+    if args.info:
+        config.show_info(command, args.info)
+        return 0
+    if args.cfg:
+        print(config.shown(command, args.cfg, args.package))
+        return 0
+    _use_gpus(command.runs.gpus)
+    _prepare(command.configs, args.multirun)
+    with tempfile.NamedTemporaryFile(prefix="fishexp-") as file:
+        sweep = Sweep(
+            Path(file.name), differing(command.runs.overrides), args.multirun and os.environ.get("RANK", "0") == "0"
+        )
+        if sweep.shown:
+            print("\n".join(command.runs.notes), end="\n" * bool(command.runs.notes))
+        try:
+            config.launch(command, partial(_job, sweep=sweep), args.multirun)
+        finally:
+            if sweep.shown:
+                print(sweep.summary())
+        statuses = [end.outcome.exit_status for end in sweep.ended() if end.outcome.exit_status]
     if args.multirun and statuses:
-        print(f"fishexp: {len(statuses)} of {len(runs)} runs failed", file=sys.stderr)
+        print(f"fishexp: {len(statuses)} of {len(command.configs)} runs failed", file=sys.stderr)
     return max(statuses, default=0)
+
+
+def _check_launcher(args: Namespace) -> None:
+    """Refuse what other launchers set, or do not set, and what starts processes twice."""
+    if not _of_torchrun():
+        return
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+        raise FishexpError(
+            f"RANK and WORLD_SIZE are set, as by torchrun, but {' '.join(missing)} not: start workers with torchrun, "
+            "or unset RANK and WORLD_SIZE for a run of its own"
+        )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ[name].isdecimal():
+            raise FishexpError(f"{name}={os.environ[name]} in the environment should be a number, as torchrun sets it")
+    if any(override.startswith("hydra/launcher=") for override in args.overrides):
+        raise FishexpError("hydra/launcher= starts processes of its own, and so does torchrun; use one of them")
+
+
+def _use_gpus(gpus: str | None) -> None:
+    """Let torch see only the GPUs that ``gpu=`` names, before it is imported."""
+    if gpus is None:
+        return
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        there = visible.split(",")
+        if max(map(int, gpus.split(","))) >= len(there):
+            raise FishexpError(f"gpu={gpus}: CUDA_VISIBLE_DEVICES={visible} leaves {len(there)}, counted from 0")
+        gpus = ",".join(there[int(gpu)] for gpu in gpus.split(","))
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
 
 
 def _prepare(runs: list[Config], multirun: bool) -> None:
@@ -113,29 +189,39 @@ def _check_folder(key: str, folder: Path) -> None:
 _finished: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
 
 
-def _job(cfg: DictConfig) -> float | None:
-    """One run; its headline metric, for sweepers that look for the best."""
-    resolved = config.resolved(cfg)
-    name, folder = run_name(resolved), Path(HydraConfig.get().runtime.output_dir)
+def _job(cfg: DictConfig, sweep: Sweep) -> None:
+    """Carry out one run of a sweep, or the only run, and note how it ended."""
+    resolved, hydra = config.resolved(cfg), HydraConfig.get()
+    name, multirun = run_name(resolved), hydra.mode == RunMode.MULTIRUN
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # they fork no workers of their own under a sweep's
-    try:
-        metrics = _carry_out(resolved, name, folder)
-    except Exception as error:  # the other runs of a sweep go on
-        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-        if isinstance(error, BusyError) and multirun:
-            print(f"{name} is going on in another process")
-            return None
-        status = _explain(error, resolved["debug"], name if multirun else "")
-        if _of_torchrun() and isinstance(error, WorkerLost):
-            sys.exit(status)  # torchrun may start all workers again
-        with Path(os.environ[FAILURES]).open("a") as failures:
-            failures.write(f"{status}\n")
-        return None
-    return next(iter(metrics.values()), None)
+    number = hydra.job.num + 1 if multirun else 1
+    together = multirun and hydra.launcher._target_ != _ONE_BY_ONE
+    label = f"{number}/{sweep.total} {'/'.join(name.split('/')[-2:])}" if together else ""
+    with labelled(label):
+        sweep.begin(number)
+        start = time.monotonic()
+        outcome = Outcome("interrupted", {})
+        try:
+            outcome = _carry_out(resolved, name, Path(hydra.runtime.output_dir), label)
+        except Exception as error:  # the other runs of a sweep go on
+            outcome = _failed(error, name, resolved["debug"], multirun)
+        finally:
+            sweep.end(Ended(number, name, time.monotonic() - start, outcome))
 
 
-def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | None]:
-    """Carry out a run and return its metrics; none if it was done already.
+def _failed(error: Exception, name: str, debug: bool, multirun: bool) -> Outcome:
+    """Say why a run failed, and how it ended."""
+    if isinstance(error, BusyError) and multirun:
+        print(f"{name} is going on in another process")
+        return Outcome("busy", {})
+    status = _explain(error, debug, name if multirun else "")
+    if _of_torchrun() and isinstance(error, WorkerLost):
+        sys.exit(status)  # torchrun may start all workers again
+    return Outcome("failed", {}, status)
+
+
+def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome:
+    """Carry out a run, unless it was done already.
 
     Torch is imported here, after all that needs none.
     """
@@ -148,24 +234,31 @@ def _carry_out(resolved: Config, name: str, folder: Path) -> dict[str, float | N
         done = context.broadcast_decision(done or context.is_finished())
     if done:
         print(f"{name} is done already")
-        return {}
+        return Outcome("done already", _recorded_metrics(resolved))
     regime = resolved["regime"]
     if context is None and regime.get("backend") == "processes" and regime["workers"] > 1:
         from fishexp.run.launch import local
 
-        metrics = local.start(resolved, folder)["metrics"]
+        metrics = local.start(resolved, folder, label)["metrics"]
     else:
         from fishexp.run.runner import ALONE, run
 
         with signals.between_steps():
             metrics = run(resolved, folder, context or ALONE).metrics
     _finished.add(name)
-    return metrics
+    return Outcome("finished", metrics)
+
+
+def _recorded_metrics(resolved: Config) -> Mapping[str, float | None]:
+    """Return the metrics of a run's last finished record; none if another file has it."""
+    records, identity = Path(resolved["records"]), run_id(resolved)
+    found = read(records) if records.exists() else ()
+    return ([r["metrics"] for r in found if r["run_id"] == identity and r["status"] == "finished"] or [{}])[-1]
 
 
 def _of_torchrun() -> bool:
     """Tell whether torchrun, or whatever sets its variables, started this process with others."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 def _explain(error: Exception, debug: bool, name: str) -> int:

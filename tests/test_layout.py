@@ -67,7 +67,7 @@ def test_the_settings_of_config_yaml_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("arguments", [["--help"], ["method=fsh"], ["method.smaples=3"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["method=fsh"], ["method.smaples=3"], ["epoch=3"]])
 def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> None:
     """Under a second on a free machine; the best of three, as others may be at work beside us."""
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n"

@@ -59,7 +59,7 @@ def test_what_the_readme_shows_can_be_composed(command: str, monkeypatch: pytest
     config.register_resolvers()
     monkeypatch.chdir(tmp_path)
     arguments = get_args_parser().parse_args(shlex.split(command)[3:])
-    assert config.check_command_line(arguments)
+    assert config.read_command(arguments).configs
 
 
 def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ def composed_runs(overrides: tuple[str, ...]) -> tuple[Config, ...]:
         FishexpError: If the command line has a mistake.
     """
     config.register_resolvers()
-    arguments = argparse.Namespace(overrides=list(overrides), multirun=True, config_dir=None)
-    return tuple(config.check_command_line(arguments))
+    arguments = argparse.Namespace(overrides=list(overrides), multirun=True, config_dir=None, config_name=None)
+    return tuple(config.read_command(arguments).configs)
 
 
 def composed_run(settings: Settings) -> Config:

@@ -2,20 +2,27 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fishexp.errors import FishexpError, first_line, nearest
-from fishexp.run.settings import ABOUT, GROUPS, Config, Settings, check_settings, run_name
+from fishexp.run.overrides import TOP, Chosen, Components, Runs, runs_of
+from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings, run_name
 
 _PACKAGE = Path(__file__).parents[1]
 # in the wheel conf/ lies inside the package, in the repository beside it
@@ -56,65 +63,156 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(resolved(_root_)), replace=True)
 
 
-def check_command_line(args: Namespace) -> list[Config]:
+class Command(NamedTuple):
+    """Hold what a command line asks for, composed and checked.
+
+    Attributes:
+        hydra: Hydra, with the folders of yamls.
+        name: Name of the primary configuration, which is conf/config.yaml unless ``--config-name`` says another.
+        runs: Overrides of each run.
+        configs: Configuration of each run.
+    """
+
+    hydra: Hydra
+    name: str
+    runs: Runs
+    configs: list[Config]
+
+
+def read_command(args: Namespace) -> Command:
     """Compose every run that the command line asks for, so that no mistake in it waits until after training.
 
     Args:
-        args: Arguments as Hydra parsed them: ``overrides``, ``multirun``, ``config_dir``.
-
-    Returns:
-        The runs' configurations, in the order in which a plain sweep starts them.
+        args: Arguments as Hydra parsed them: ``overrides``, ``multirun``, ``config_dir``, ``config_name``.
 
     Raises:
         FishexpError: If a run cannot be composed, has unknown keys, or scalars out of range.
     """
-    folder = args.config_dir and Path(args.config_dir).absolute()
-    if folder and not folder.is_dir():
-        raise FishexpError(f"--config-dir {args.config_dir} is not a folder; it holds method/NAME.yaml and the like")
-    search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return [_compose([*search, *overrides]) for overrides in _sweep(args.overrides, args.multirun)]
+    hydra, name = _hydra(args.config_dir), (args.config_name or "config").removesuffix(".yaml")
+    folders = [folder for folder in (CONF, args.config_dir) if folder]
+    if not any(Path(folder, f"{name}.yaml").is_file() for folder in folders):
+        raise FishexpError(f"--config-name {name}: there is no {name}.yaml in conf/, nor in a folder of --config-dir")
+
+    @cache
+    def components(overrides: tuple[str, ...]) -> Components:
+        cfg = _composed(hydra, name, overrides)
+        choices = cfg.hydra.runtime.choices
+        return {group: Chosen(str(choices.get(group)), [str(key) for key in cfg.get(group) or {}]) for group in GROUPS}
+
+    def homes(key: str) -> list[str]:
+        files = [file for folder in folders for group in GROUPS for file in sorted(Path(folder, group).glob("*.yaml"))]
+        return [f"{file.parent.name}={file.stem}" for file in files if key in options_in(file)]
+
+    runs = runs_of(args.overrides, args.multirun, hydra.config_loader, components, homes)
+    return Command(hydra, name, runs, [_config(hydra, name, [*runs.hydra, *run]) for run in runs.overrides])
 
 
-def _sweep(overrides: Sequence[str], multirun: bool) -> list[Sequence[str]]:
-    """Return the overrides of each run: those of the command line, or the product of the values that a sweep names."""
+def _hydra(config_dir: str | None) -> Hydra:
+    """Open Hydra on conf/ and on a folder of the user's."""
+    search_path = create_config_search_path(CONF)
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise FishexpError(f"--config-dir {config_dir} is not a folder; it holds method/NAME.yaml and the like")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    version.setbase("1.3")
+    return Hydra("fishexp", ConfigLoaderImpl(search_path))
+
+
+def launch(command: Command, job: Callable[[DictConfig], object], multirun: bool) -> None:
+    """Have Hydra carry out the runs: by its launcher if there may be several, else here."""
+    hydra, name, runs, _ = command
+    first = [*runs.hydra, *runs.overrides[0]]
     if not multirun:
-        return [overrides]
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise _readable(error, overrides) from None
-    return [run for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for run in batch]
+        hydra.run(name, job, first)
+        return
+    shared = hydra.compose_config(name, [*first, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN, with_log_configuration=True)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(shared))
+    launcher = Plugins.instance().instantiate_launcher(context, job, shared)
+    for returned in launcher.launch(runs.overrides, 0):
+        _ = returned.return_value  # raises what ended the run, if that was not caught
 
 
-def _compose(overrides: Sequence[str]) -> Config:
-    """Compose a run, and check its keys and scalars."""
+def shown(command: Command, part: str, package: str | None) -> str:
+    """Write what ``--cfg`` shows: the configuration of each run, resolved, or the settings of Hydra itself.
+
+    Args:
+        part: ``job``, ``hydra`` or ``all``, which is both.
+        package: Key of the part that is wanted, such as ``regime``; None for all of it.
+
+    Raises:
+        FishexpError: If there is no such key.
+    """
+    texts = []
+    for overrides, config in zip(command.runs.overrides, command.configs, strict=True):
+        content: dict[str, Any] = {} if part == "hydra" else config
+        if part != "job":
+            cfg = _composed(command.hydra, command.name, [*command.runs.hydra, *overrides])
+            content = content | {"hydra": OmegaConf.to_container(cfg.hydra)}
+        found = OmegaConf.select(OmegaConf.create(content), package) if package else OmegaConf.create(content)
+        if found is None:
+            raise FishexpError(f"--package {package}: no such key{nearest(str(package), list(content))}")
+        texts.append(OmegaConf.to_yaml(found).rstrip() if OmegaConf.is_config(found) else str(found))
+    return "\n---\n".join(texts)
+
+
+def show_info(command: Command, what: str) -> None:
+    """Print what ``--info`` asks for, of the first run."""
+    command.hydra.show_info(what, command.name, [*command.runs.hydra, *command.runs.overrides[0]])
+
+
+def show_hydra(args: Namespace) -> None:
+    """Print Hydra's own help, or what a shell needs to complete commands."""
+    hydra = _hydra(args.config_dir)
+    if args.hydra_help:
+        hydra.hydra_help(None, get_args_parser(), args)
+        return
     try:
-        cfg = compose("config", list(overrides), return_hydra_config=True)
-        _check_keys(cfg)
-        config = resolved(cfg)
+        hydra.shell_completion("config", args.overrides)
+    except ValueError:
+        raise FishexpError("--shell-completion takes install=SHELL or uninstall=SHELL: bash, fish or zsh") from None
+
+
+def _composed(hydra: Hydra, name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a run, with Hydra's own part."""
+    try:
+        return hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
     except FishexpError:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise _readable(error, overrides) from None
+        raise _readable(error) from None
+
+
+def _config(hydra: Hydra, name: str, overrides: Sequence[str]) -> Config:
+    """Compose a run, resolve it, and check its keys and scalars."""
+    cfg = _composed(hydra, name, overrides)
+    _check_keys(cfg)
+    try:
+        config = resolved(cfg)
+    except FishexpError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _readable(error) from None
     check_settings(config)
     return config
 
 
 def _check_keys(cfg: DictConfig) -> None:
     """Refuse keys that ``+key=value`` added: a component has the keys of its yaml and no others."""
-    top = [*Settings.model_fields, *GROUPS]
     for key in cfg:
-        if key not in (*top, "recipes", "hydra"):
-            raise FishexpError(f"unknown key {key}{nearest(str(key), top)}")
+        if key not in (*TOP, "recipes", "hydra"):
+            raise FishexpError(f"unknown key {key}{nearest(str(key), list(TOP))}")
     folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
     for group, choice in cfg.hydra.runtime.choices.items():
         if group in GROUPS:
             file = next(file for folder in folders if (file := folder / group / f"{choice}.yaml").is_file())
-            known = list(options_in(file))
+            known = [key for key in options_in(file) if key not in ABOUT]
             for key in cfg[group]:
-                if key not in known:
-                    raise FishexpError(f"unknown key {group}.{key}{_key_hint(group, str(key), choice, known)}")
+                if key not in (*known, *ABOUT):
+                    full = nearest(f"{group}.{key}", [f"{group}.{name}" for name in known])
+                    raise FishexpError(
+                        f"unknown key {group}.{key}{full if known else f'; {group}={choice} has no keys'}"
+                    )
 
 
 def options_in(file: Path) -> dict[str, Any]:
@@ -124,35 +222,17 @@ def options_in(file: Path) -> dict[str, Any]:
     return {key: value for name in others for key, value in options_in(file.parent / f"{name}.yaml").items()} | own
 
 
-def _key_hint(group: str, key: str, choice: str, known: Sequence[str]) -> str:
-    """Write the end of a message about an unknown key of a component: the key that resembles it, and all keys."""
-    keys = [f"{group}.{name}" for name in known if name not in ABOUT]
-    return nearest(f"{group}.{key}", keys) if keys else f"; {group}={choice} has no keys"
-
-
-def _readable(error: Exception, overrides: Sequence[str]) -> FishexpError:
+def _readable(error: Exception) -> FishexpError:
     """Turn an error of Hydra's into a line: what was given, what is wrong, what there is."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").partition("/")
         return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}")
     if match := re.search(r"Could not override '(?:\w+@\w+\.)?([\w.@]+)'", f"{error}\n{error.__cause__}"):
-        return FishexpError(f"unknown key {match[1]}{_nearest_key(match[1], overrides)}")
-    if empty := [override for override in overrides if override.startswith("=")]:
-        return FishexpError(f"{empty[0]} is not key=value: the key is missing")
-    if isinstance(error, OverrideParseException):
-        return FishexpError(f"{error.override} is not key=value: {first_line(error)}")
+        hydra = match[1].startswith("hydra")
+        hint = "; --cfg hydra shows all" if hydra else f"; did you mean {match[1].rpartition('.')[0]}?"
+        return FishexpError(f"unknown key {match[1]}{hint}")
     if isinstance(error, YAMLError):
         return FishexpError(" ".join(str(error).split()))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     key = next((line.split()[-1] for line in str(cause).splitlines() if line.strip().startswith("full_key:")), None)
     return FishexpError(f"{key}: {first_line(cause)}" if key else first_line(cause))
-
-
-def _nearest_key(key: str, overrides: Sequence[str]) -> str:
-    """Write the end of a message about an unknown key, from the components that the command line chose."""
-    group, _, rest = key.partition(".")
-    if not rest or group not in GROUPS:
-        return nearest(key, [*Settings.model_fields, *GROUPS])
-    choices = [override for override in overrides if override.partition("=")[0] in (*GROUPS, "hydra.searchpath")]
-    chosen = compose("config", choices)[group]
-    return _key_hint(group, rest, chosen.name, [str(name) for name in chosen])

@@ -40,8 +40,10 @@ def device(choice: str, worker: int = 0, workers: int = 1) -> Iterator[torch.dev
     if choice == "auto":
         choice = "cuda" if cuda else "mps" if mps else "cpu"
     if (choice == "cuda" and not cuda) or (choice == "mps" and not mps):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        only = f" (CUDA_VISIBLE_DEVICES={visible})" if choice == "cuda" and visible is not None else ""
         raise FishexpError(
-            f"device={choice}: torch {torch.__version__} sees none on this machine; use device=cpu or auto"
+            f"device={choice}: torch {torch.__version__} sees none on this machine{only}; use device=cpu or auto"
         )
     if choice != "cuda":
         yield torch.device(choice)

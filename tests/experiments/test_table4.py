@@ -92,7 +92,7 @@ def test_every_kind_of_command_can_be_composed(name: str) -> None:
         steps = [(profile.report, {"seed": 1})] + ([(profile.choose, {"seed": 0})] if profile.choose else [])
         for step, seed in steps:
             overrides = as_overrides(profile.settings(cell, step, seed, {"regime.lr": 0.1}))
-            (run,) = config.check_command_line(get_args_parser().parse_args(["-m", *overrides]))
+            (run,) = config.read_command(get_args_parser().parse_args(["-m", *overrides])).configs
             assert run["regime"]["name"] == "checkpointing"
             assert (run["keep"], run["regime"]["mask"]) == (None if cell.method == "full" else 0.005, cell.schedule)
             assert run["regime"]["warmup"] / run["regime"]["epochs"] == pytest.approx(0.05)

@@ -18,7 +18,7 @@ COMPOSITION = {
     "++method.smaples=3": "unknown key method.smaples; did you mean method.samples?",
     "regime.lr.peak=3": "unknown key regime.lr.peak; did you mean regime.lr?",
     "=3": "=3 is not key=value: the key is missing",
-    "seed=[1": "seed=[1 is not key=value",
+    "seed=[1": "seed=[1: a value with [ is to be quoted: 'seed=\"[1\"'",
     "keep=0": "keep is a fraction in (0, 1], got 0",
     "keep=1.5": "keep is a fraction in (0, 1], got 1.5; did you mean 0.015?",
     "keep=-1": "keep is a fraction in (0, 1], got -1",
@@ -47,11 +47,6 @@ def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_cannot_be_composed_is_refused(argument: str, tmp_path: Path) -> None:
     assert COMPOSITION[argument] in fishexp(argument).mistake()
     assert not (tmp_path / "outputs").exists()
-
-
-def test_a_key_that_only_some_methods_of_a_sweep_have() -> None:
-    mistake = fishexp("-m", "method=fish,random", "method.samples=64").mistake()
-    assert mistake == "unknown key method.samples; method=random has no keys"
 
 
 OPTIONS = {

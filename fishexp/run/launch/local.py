@@ -29,6 +29,7 @@ from fishexp.distributed.context import STATUS_KEY, Context, redirect
 from fishexp.errors import BusyError, RunFailed, WorkerLost
 from fishexp.run.runner import new_record, run
 from fishexp.run.settings import Config
+from fishexp.run.sweep import labelled
 from fishexp.system import signals
 
 # exit status of a worker that ends because another worker is gone
@@ -48,11 +49,12 @@ _PR_SET_PDEATHSIG = 1
 _FAILURES_FILE, _RENDEZVOUS_FILE, _LOGS_FOLDER, _START_FILE = "failures", "rendezvous", "torch", "start"
 
 
-def start(config: Config, folder: Path) -> dict[str, Any]:
+def start(config: Config, folder: Path, label: str = "") -> dict[str, Any]:
     """Carry out a run in ``folder`` by several processes.
 
     Args:
         config: Fully resolved; its regime has ``workers``, ``restarts`` and ``timeout``.
+        label: Stands before each line that the first worker prints.
 
     Returns:
         The record of the finished run.
@@ -63,7 +65,8 @@ def start(config: Config, folder: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="fishexp-") as private:
         run_file = Path(private, "run.json")
-        run_file.write_text(json.dumps({"launcher": os.getpid(), "folder": str(folder), "config": config}))
+        description = {"launcher": os.getpid(), "folder": str(folder), "label": label, "config": config}
+        run_file.write_text(json.dumps(description))
         store = FileStore(str(run_file.with_name(_FAILURES_FILE)))
         agent = _agent(run_file, store, config["regime"])
         try:
@@ -245,7 +248,7 @@ def main() -> int:
         timeout=description["config"]["regime"]["timeout"],
     )
     try:
-        with signals.between_steps():
+        with signals.between_steps(), labelled(description["label"]):
             run(description["config"], Path(description["folder"]), context)
     except (Exception, KeyboardInterrupt) as error:
         print(f"fishexp: {type(error).__name__}: {error}", file=sys.stderr)  # its own file
