@@ -70,6 +70,9 @@ def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done
     assert "fishexp: 1 of 3 runs failed" in done.stderr
+    lines, _, summary = done.stdout.partition("\n\n3 runs in ")
+    assert {line.split("/3 ")[0] for line in lines.splitlines()} == {"[1", "[2", "[3"}
+    assert [line.split()[0] for line in summary.splitlines()[2:]] == ["keep=0.004", "keep=0.01", "keep=0.02"]
     found = {record["keep"]: record["status"] for record in read(tmp_path / "outputs" / "records.jsonl")}
     assert found == {0.004: "failed", 0.01: "finished", 0.02: "finished"}
 
