@@ -26,6 +26,7 @@ from fishexp.run.help import help_page
 from fishexp.run.record import commit, finished, read, versions
 from fishexp.run.settings import GROUPS, Config, component, run_id, run_name
 from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
+from fishexp.run.yamls import CONF
 from fishexp.system import signals
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
@@ -46,7 +47,7 @@ def main() -> int:
     try:
         args = _arguments()
         if args.help:
-            print(help_page([Path(folder) for folder in (config.CONF, args.config_dir) if folder]))
+            print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder]))
             return 0
         if args.version:
             print(_version())
@@ -77,6 +78,8 @@ def _arguments() -> Namespace:
     parser.error = error  # type: ignore[method-assign]
     args = parser.parse_args()
     _check_flags(args)
+    if args.config_dir is not None and Path(args.config_dir).resolve() == Path(CONF).resolve():
+        args.config_dir = None  # it is read in any case
     return args
 
 

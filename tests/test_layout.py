@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import fishexp
-from fishexp.run.config import CONF, options_in
 from fishexp.run.settings import ABOUT, BEFORE, GROUPS, Settings, component, options_of
+from fishexp.run.yamls import CONF, options_in
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "fishexp"

@@ -3,7 +3,7 @@
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,7 @@ from yaml import YAMLError
 from fishexp.errors import FishexpError, first_line, nearest
 from fishexp.run.overrides import TOP, Chosen, Components, Runs, runs_of
 from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings, run_name
-
-_PACKAGE = Path(__file__).parents[1]
-# in the wheel conf/ lies inside the package, in the repository beside it
-CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
+from fishexp.run.yamls import CONF, check_choice, check_primary, homes_of, options_in
 
 
 def resolved(cfg: DictConfig) -> Config:
@@ -89,20 +86,17 @@ def read_command(args: Namespace) -> Command:
         FishexpError: If a run cannot be composed, has unknown keys, or scalars out of range.
     """
     hydra, name = _hydra(args.config_dir), (args.config_name or "config").removesuffix(".yaml")
-    folders = [folder for folder in (CONF, args.config_dir) if folder]
-    if not any(Path(folder, f"{name}.yaml").is_file() for folder in folders):
-        raise FishexpError(f"--config-name {name}: there is no {name}.yaml in conf/, nor in a folder of --config-dir")
+    check_primary(name, args.config_dir)
 
     @cache
     def components(overrides: tuple[str, ...]) -> Components:
+        for group, _, choice in (override.partition("=") for override in overrides):
+            if group in GROUPS:
+                check_choice(group, choice, args.config_dir)
         cfg = _composed(hydra, name, overrides)
-        choices = cfg.hydra.runtime.choices
-        return {group: Chosen(str(choices.get(group)), [str(key) for key in cfg.get(group) or {}]) for group in GROUPS}
+        return {group: Chosen(cfg.hydra.runtime.choices[group], list(_keys(cfg, group))) for group in GROUPS}
 
-    def homes(key: str) -> list[str]:
-        files = [file for folder in folders for group in GROUPS for file in sorted(Path(folder, group).glob("*.yaml"))]
-        return [f"{file.parent.name}={file.stem}" for file in files if key in options_in(file)]
-
+    homes = partial(homes_of, config_dir=args.config_dir)
     runs = runs_of(args.overrides, args.multirun, hydra.config_loader, components, homes)
     return Command(hydra, name, runs, [_config(hydra, name, [*runs.hydra, *run]) for run in runs.overrides])
 
@@ -176,11 +170,17 @@ def show_hydra(args: Namespace) -> None:
 def _composed(hydra: Hydra, name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose a run, with Hydra's own part."""
     try:
-        return hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
+        cfg = hydra.compose_config(name, list(overrides), RunMode.RUN, from_shell=False)
     except FishexpError:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise _readable(error) from None
+    for group in GROUPS:
+        if group not in cfg.hydra.runtime.choices or not OmegaConf.is_dict(cfg.get(group)):
+            raise FishexpError(f"--config-name {name} chooses no {group}; its first line is defaults: [config, _self_]")
+    if cfg.hydra.mode is not None or cfg.hydra.sweeper.get("params"):
+        raise FishexpError(f"--config-name {name}: hydra.mode and hydra.sweeper are not read; name values after -m")
+    return cfg
 
 
 def _config(hydra: Hydra, name: str, overrides: Sequence[str]) -> Config:
@@ -202,24 +202,20 @@ def _check_keys(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in (*TOP, "recipes", "hydra"):
             raise FishexpError(f"unknown key {key}{nearest(str(key), list(TOP))}")
+    for group in GROUPS:
+        known = [key for key in _keys(cfg, group) if key not in ABOUT]
+        for key in cfg[group]:
+            if key not in (*known, *ABOUT):
+                none = f"; {group}={cfg.hydra.runtime.choices[group]} has no keys"
+                full = nearest(f"{group}.{key}", [f"{group}.{name}" for name in known])
+                raise FishexpError(f"unknown key {group}.{key}{full if known else none}")
+
+
+def _keys(cfg: DictConfig, group: str) -> list[str]:
+    """Return the keys in the yaml of the component that was chosen."""
     folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
-    for group, choice in cfg.hydra.runtime.choices.items():
-        if group in GROUPS:
-            file = next(file for folder in folders if (file := folder / group / f"{choice}.yaml").is_file())
-            known = [key for key in options_in(file) if key not in ABOUT]
-            for key in cfg[group]:
-                if key not in (*known, *ABOUT):
-                    full = nearest(f"{group}.{key}", [f"{group}.{name}" for name in known])
-                    raise FishexpError(
-                        f"unknown key {group}.{key}{full if known else f'; {group}={choice} has no keys'}"
-                    )
-
-
-def options_in(file: Path) -> dict[str, Any]:
-    """Read the keys and values of a component's yaml, unresolved, and those that it takes from others in its folder."""
-    own: Any = OmegaConf.to_container(OmegaConf.load(file))
-    others = [name for name in own.pop("defaults", []) if isinstance(name, str) and name != "_self_"]
-    return {key: value for name in others for key, value in options_in(file.parent / f"{name}.yaml").items()} | own
+    files = [folder / group / f"{cfg.hydra.runtime.choices[group]}.yaml" for folder in folders]
+    return next((list(options_in(file)) for file in files if file.is_file()), [])
 
 
 def _readable(error: Exception) -> FishexpError:

@@ -22,8 +22,8 @@ from fishexp.errors import FishexpError
 from fishexp.models import Model, bert, resnet
 from fishexp.run import runner
 from fishexp.run.artifacts import build_model, load_run, save_run
-from fishexp.run.config import CONF
 from fishexp.run.record import read
+from fishexp.run.yamls import CONF
 from fishexp.training.checkpoints import BASE
 from tests.support.checks import refusal, same_weights
 from tests.support.cli import fishexp

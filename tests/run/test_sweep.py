@@ -64,8 +64,9 @@ def test_the_time_left_is_that_of_the_runs_so_far(tmp_path: Path, capsys: pytest
     (tmp_path / "ended").touch()
     sweep = Sweep(tmp_path / "ended", [f"seed={seed}" for seed in range(6)], shown=True, start=time.time() - 96)
     sweep.begin(1)
-    for number, status in ((1, "finished"), (3, "failed"), (2, "done already")):
-        sweep.end(ended(number, status, {}))
+    sweep.end(ended(1, "finished", {}))
+    sweep.end(ended(3, "failed", {}))
+    sweep.end(ended(2, "done already", {}))
     sweep.begin(4)
     assert capsys.readouterr().out == "run 1/6, seed=0\nrun 4/6, seed=3, about 2 min left\n"
     assert [end.number for end in sweep.ended()] == [1, 2, 3]
