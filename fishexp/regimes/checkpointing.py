@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 
 from annotated_types import Ge
 
+from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome, check_warmup
 from fishexp.training.checkpoints import Checkpoints
@@ -73,6 +74,7 @@ def train(
             else:
                 checkpoints.add(epoch, trainable.delta())
             trainable.rebase()
+    checkpoints.check(epochs)
     return Outcome(trainer.metrics, bytes=checkpoints.bytes())
 
 
@@ -80,6 +82,10 @@ def _resume(
     snapshot: Snapshot, trainer: Trainer, checkpoints: Checkpoints, problem: Problem, decay: Decay, warmup_epochs: int
 ) -> Trainable:
     epoch = snapshot.about["epoch"]
+    try:
+        checkpoints.check(epoch - 1)
+    except FishexpError as error:
+        raise FishexpError(f"{error}; resume=false begins anew") from None
     checkpoints.restore_(problem.model, epoch - 1)
     mask = snapshot_mask(snapshot, problem.model) if epoch > warmup_epochs else None
     trainable = Trainable(problem.model, mask, decay)

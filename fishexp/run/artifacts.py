@@ -31,7 +31,13 @@ MAX_CLASSES = 1_000_000
 
 
 def build_model(
-    options: Mapping[str, Any], classes: int, channels: int, names: Sequence[str] = (), behind: tuple[Path, ...] = ()
+    options: Mapping[str, Any],
+    classes: int,
+    channels: int,
+    names: Sequence[str] = (),
+    *,
+    epoch: int | None = None,
+    behind: tuple[Path, ...] = (),
 ) -> Model:
     """Build the model that a configuration names, from random weights, from a pre-trained model or from a run.
 
@@ -43,6 +49,7 @@ def build_model(
         classes: Number of labels; 1 is a regression.
         channels: Channels of the images; 0 for text.
         names: Names of the classes, in the order of the labels' numbers; empty if they have none.
+        epoch: The epoch whose model to build, where ``path`` is a run with checkpoints; None for the last.
         behind: Folders of the runs that began with this model.
 
     Raises:
@@ -51,7 +58,7 @@ def build_model(
     """
     folder = None if options.get("pretrained") is False or options.get("path") is None else Path(options["path"])
     if folder is not None and _holds_change(folder):
-        model = _build_from_change(options, folder, classes, channels, behind)
+        model = _build_from_change(options, folder, classes, channels, epoch, behind)
     else:
         model = component("model", options).function(classes, channels)
     about = {} if folder is None else _preprocessing(folder)
@@ -65,7 +72,12 @@ def build_model(
 
 
 def _build_from_change(
-    options: Mapping[str, Any], folder: Path, classes: int, channels: int, behind: tuple[Path, ...]
+    options: Mapping[str, Any],
+    folder: Path,
+    classes: int,
+    channels: int,
+    epoch: int | None,
+    behind: tuple[Path, ...],
 ) -> Model:
     """Build the model of a run that left only what training changed, with its classes in the order of that run."""
     about, behind = _preprocessing(folder), (*behind, folder.resolve())
@@ -79,18 +91,31 @@ def _build_from_change(
             "give a model with as many, or one without a classifier"
         )
     if not (folder / BASE).exists():
-        model = build_model({**options, "path": _source(folder)}, classes, channels, about.get("names", ()), behind)
+        source = {**options, "path": _source(folder)}
+        model = build_model(source, classes, channels, about.get("names", ()), behind=behind)
     elif options.get("pretrained") is None:
         model = component("model", {**options, "path": str(folder / BASE)}).function(classes, channels)
     else:  # configuration and tokenizer lie in the folder; the weights are read below
         model = component("model", {**options, "pretrained": False}).function(classes, channels)
-    _restore_(model.network, folder)
+    _restore_(model.network, folder, epoch)
     return replace(model, source=str(folder.resolve()))
 
 
 def _holds_change(folder: Path) -> bool:
     """Tell whether a run left what training changed in this folder, instead of all weights."""
-    return not (folder / WEIGHTS).exists() and ((folder / DELTA).exists() or Checkpoints(folder).last > 0)
+    return not (folder / WEIGHTS).exists() and ((folder / DELTA).exists() or _epochs(folder) > 0)
+
+
+def _epochs(folder: Path) -> int:
+    """Return how many epochs a run kept in ``folder``, be they there or not; 0 if it was no run with checkpoints.
+
+    Raises:
+        FishexpError: If what the run left beside its weights is damaged.
+    """
+    epochs = _preprocessing(folder).get("epochs", Checkpoints(folder).last)  # older runs do not say
+    if not isinstance(epochs, int) or epochs < 0:
+        raise FishexpError(f"{folder / PREPROCESSING} has epochs={epochs!r}; it is not what a run writes")
+    return epochs
 
 
 def _source(folder: Path) -> str:
@@ -121,22 +146,24 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _restore_(network: nn.Module, folder: Path, epoch: int | None = None) -> None:
+def _restore_(network: nn.Module, folder: Path, epoch: int | None) -> None:
     """Give ``network``, which has the weights that training began with, those of the run in ``folder``.
 
     Args:
         epoch: The epoch to restore, of a run with checkpoints; None for the last.
 
     Raises:
-        FishexpError: If the run has no such epoch, or its base has changed since.
+        FishexpError: If the run has no such epoch, a file of it is missing or damaged, or its base has changed since.
     """
     if (folder / BASE).exists():
         load_model(network, folder / BASE)
     if (folder / DELTA).exists():
         Delta.load(folder / DELTA).apply_(network)
-    else:
-        checkpoints = Checkpoints(folder)
-        checkpoints.restore_(network, checkpoints.last if epoch is None else epoch)
+        return
+    epochs = _epochs(folder)
+    if epoch is not None and not 0 <= epoch <= epochs:
+        raise FishexpError(f"epoch={epoch}: {Checkpoints(folder).folder} has the epochs 0 to {epochs}")
+    Checkpoints(folder).restore_(network, epochs if epoch is None else epoch)
 
 
 def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = None) -> dict[str, int]:
@@ -150,12 +177,12 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
         Bytes of the weights, ``dense``, and of the ``delta``, if that is what was written.
     """
     sizes = {"dense": sum(t.nbytes for t in model.network.state_dict().values())}
-    checkpoints = Checkpoints(folder).last > 0
+    epochs = Checkpoints(folder).last
     small = delta is not None and sum(delta.values(name).nbytes for name in delta.names) < sizes["dense"] / 2
-    if delta is not None and small and not checkpoints and (model.source or (folder / BASE).exists()):
+    if delta is not None and small and not epochs and (model.source or (folder / BASE).exists()):
         delta.save(folder / DELTA)
         sizes["delta"] = (folder / DELTA).stat().st_size
-    whole = not (checkpoints or "delta" in sizes)
+    whole = not (epochs or "delta" in sizes)
     model.save(folder, weights=whole)
     for file in folder.iterdir():
         if file.is_file():
@@ -165,7 +192,7 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     if not whole:
         (folder / WEIGHTS).unlink(missing_ok=True)
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
-    about["names"] = list(data.names)
+    about |= {"names": list(data.names), "epochs": epochs}
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
     if isinstance(data.train, Tokens):
@@ -239,15 +266,13 @@ def load_run(
             f"the model of {folder} is built by the module {name}, which is not fishexp's own; "
             "pass allow_code=True if you trust it"
         )
+    if epoch is not None and not _epochs(folder):
+        raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")
     options["model"] |= {"path": str(folder)}
     if "pretrained" in options["model"]:
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
     with nullcontext() if allow_download else cached_only(f"load_run({str(folder)!r}, allow_download=True) fetches it"):
-        model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()))
-    if epoch is not None:
-        if not Checkpoints(folder).last:
-            raise FishexpError(f"epoch={epoch}: the run in {folder} kept its last epoch only; use regime=checkpointing")
-        _restore_(model.network, folder, epoch)
+        model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()), epoch=epoch)
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
         return model.network.eval(), images.normalise

@@ -1,7 +1,9 @@
 """The model of every epoch on disk: the weights that training began with (the base) once, then a delta an epoch."""
 
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import nn
 from fishexp.delta import Delta
 from fishexp.delta.fingerprint import digest
 from fishexp.delta.sources import source
-from fishexp.errors import FishexpError
+from fishexp.errors import DeltaError, FishexpError
 from fishexp.system.atomic import replacing, sync
 
 FOLDER = "checkpoints"  # of the epochs, in a run folder
@@ -57,9 +59,9 @@ class Checkpoints:
     def add_keyframe(self, epoch: int, model: nn.Module) -> None:
         """Write ``epoch`` as a delta against the last dense epoch or the base."""
         weights = load_file(self.base)
-        for file in self._chain(epoch - 1)[:1]:
-            if file.name.startswith("dense"):
-                Delta.load(file).apply_(weights)
+        dense = [number for number, file in self._files().items() if file.name.startswith("dense")]
+        if dense:
+            self._read(max(dense), epoch).apply_(weights)
         Delta.diff(weights, model).save(self.folder / f"keyframe-{epoch:04d}.safetensors")
 
     def add_dense(self, epoch: int, model: nn.Module) -> None:
@@ -70,24 +72,65 @@ class Checkpoints:
         """Give ``model``, which has the weights of the base, those of ``epoch``; 0 is the base itself.
 
         Raises:
-            FishexpError: If there is no such epoch.
-            DeltaError: If a file is damaged or does not belong to the others.
+            FishexpError: If the file of the epoch, or one on which it is built, is missing; names the last whole epoch.
+            DeltaError: Likewise if it is damaged; or if a file does not belong to the others.
         """
-        if not 0 <= epoch <= self.last:
-            raise FishexpError(f"epoch={epoch}: {self.folder} has the epochs 0 to {self.last}")
-        for file in self._chain(epoch):
-            Delta.load(file).apply_(model)
+        for number in self._chain(epoch):
+            self._read(number, epoch).apply_(model)
 
-    def _chain(self, epoch: int) -> list[Path]:
-        """List the files that turn the base into the model of ``epoch``, in order."""
-        files = {number: file for number, file in self._files().items() if number <= epoch}
-        dense = max((n for n, file in files.items() if file.name.startswith("dense")), default=0)
-        keyframe = max((n for n, file in files.items() if n > dense and file.name.startswith("keyframe")), default=0)
-        needed = [dense] * (dense > 0) + list(range(keyframe or dense + 1, epoch + 1))
-        for number in needed:
-            if number not in files:
-                raise FishexpError(f"epoch={epoch}: {self.folder} lacks epoch {number}, on which it is built")
-        return [files[number] for number in needed]
+    def check(self, epochs: int) -> None:
+        """Read the file of every epoch from 1 to ``epochs``.
+
+        Raises:
+            FishexpError: If one is missing; names the last whole epoch.
+            DeltaError: If one is damaged; likewise.
+        """
+        for number in range(1, epochs + 1):
+            self._read(number, number)
+
+    def _chain(self, epoch: int) -> Iterator[int]:
+        """List the epochs whose files turn the base into the model of ``epoch``, in order."""
+        kinds = {number: file.name.partition("-")[0] for number, file in self._files().items() if number <= epoch}
+        dense = max((number for number, kind in kinds.items() if kind == "dense"), default=0)
+        keyframe = max((n for n, kind in kinds.items() if n > dense and kind == "keyframe"), default=0)
+        if dense:
+            yield dense
+        yield from range(keyframe or dense + 1, epoch + 1)
+
+    def _read(self, number: int, epoch: int) -> Delta:
+        """Read the file of an epoch, for the model of ``epoch``."""
+        try:
+            return self._file(number)
+        except FishexpError as error:
+            whole = f"the last whole epoch before it is {self._last_whole(min(epoch - 1, self.last))}"
+            raise type(error)(f"epoch={epoch}: {error}; {whole}") from None
+
+    def _file(self, number: int) -> Delta:
+        """Read the file of an epoch."""
+        file = self._files().get(number)
+        if file is None:
+            raise FishexpError(f"{self.folder} lacks *-{number:04d}.safetensors, the file of epoch {number}")
+        try:
+            return Delta.load(file)
+        except OSError as error:
+            raise DeltaError(f"{file} cannot be read ({error.strerror})") from None
+
+    def _last_whole(self, epoch: int) -> int:
+        """Find the last epoch, ``epoch`` or one before, whose files can all be read."""
+        readable: dict[int, bool] = {}
+        while not all(self._is_readable(number, readable) for number in self._chain(epoch)):
+            epoch -= 1
+        return epoch
+
+    def _is_readable(self, number: int, known: dict[int, bool]) -> bool:
+        """Tell whether the file of an epoch can be read; looked up in ``known``, or noted there."""
+        if number not in known:
+            try:
+                self._file(number)
+                known[number] = True
+            except FishexpError:
+                known[number] = False
+        return known[number]
 
     def bytes(self) -> dict[str, int]:
         """Measure all checkpoints together, the largest, and the mean, in bytes."""
@@ -96,8 +139,11 @@ class Checkpoints:
 
     def _files(self) -> dict[int, Path]:
         """Find the file of each epoch."""
-        files = self.folder.glob("[a-z]*-[0-9]*.safetensors")
-        return {int(file.stem.rpartition("-")[2]): file for file in files}
+        files = {
+            file: re.fullmatch(r"(?:epoch|dense|keyframe)-(\d{4,9})", file.stem)
+            for file in self.folder.glob("*.safetensors")
+        }
+        return {int(match[1]): file for file, match in files.items() if match}
 
 
 def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:

@@ -16,6 +16,7 @@ from fishexp.training.checkpoints import BASE
 from fishexp.training.trainable import Trainable
 from fishexp.training.trainer import Trainer
 from tests.support.cli import fishexp, records
+from tests.support.resuming import Cut, cut_after
 
 SMALL = ("regime=checkpointing", "data.train_limit=160", "data.valid_limit=64", "regime.batch_size=16", "threads=1")
 RANDOM = ("method=random", "keep=0.02")
@@ -160,8 +161,88 @@ def test_a_missing_epoch_is_missed_only_where_it_is_needed() -> None:
         (folder() / "checkpoints" / f"{name}.safetensors").unlink()
     again = library.load_run(folder(), epoch=5)[0].state_dict()
     assert all(torch.equal(again[name], fifth[name]) for name in fifth)
-    with pytest.raises(library.FishexpError, match=r"epoch=3: .*checkpoints lacks epoch 3, on which it is built"):
+    with pytest.raises(library.FishexpError) as refused:
         library.load_run(folder(), epoch=3)
+    assert str(refused.value) == (
+        f"epoch=3: {folder()}/checkpoints lacks *-0003.safetensors, the file of epoch 3; "
+        "the last whole epoch before it is 2"
+    )
+
+
+def damage(file: Path, how: str) -> None:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if how == "removed":
+        file.unlink()
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        file.write_bytes({"flipped": flipped, "cut": content[:middle], "empty": b""}[how])
+
+
+@pytest.mark.parametrize("how", ["removed", "flipped", "cut", "empty"])
+def test_a_last_epoch_that_is_not_whole_is_refused_and_those_before_it_load(how: str) -> None:
+    """An older model is never taken for the last, neither here nor where another run begins with it."""
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=5", "regime.keyframe_every=3").status == 0
+    third = library.load_run(folder(), epoch=3)[0].state_dict()
+    file = folder() / "checkpoints" / "epoch-0005.safetensors"
+    damage(file, how)
+    assert all(torch.equal(t, third[n]) for n, t in library.load_run(folder(), epoch=3)[0].state_dict().items())
+    for epoch in (None, 5):
+        with pytest.raises(library.FishexpError) as refused:
+            library.load_run(folder(), epoch)
+        assert str(file if how != "removed" else "checkpoints lacks *-0005.safetensors") in str(refused.value)
+        assert str(refused.value).endswith("; the last whole epoch before it is 4")
+    mistake = fishexp(*RANDOM, "regime.epochs=0", f"model.path={folder()}", "outputs=o").mistake()
+    assert mistake.endswith("; the last whole epoch before it is 4")
+    damage(folder() / "checkpoints" / "keyframe-0003.safetensors", how)
+    with pytest.raises(library.FishexpError, match=r"; the last whole epoch before it is 2$"):
+        library.load_run(folder())
+
+
+def test_a_run_without_any_of_its_epochs_is_refused() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=2").status == 0
+    shutil.rmtree(folder() / "checkpoints")
+    with pytest.raises(
+        library.FishexpError, match=r"lacks \*-0001.safetensors.*; the last whole epoch before it is 0$"
+    ):
+        library.load_run(folder())
+
+
+def test_a_run_of_before_that_does_not_say_how_many_epochs_it_has_loads() -> None:
+    assert fishexp(*SMALL, *RANDOM, "regime.epochs=2").status == 0
+    last = library.load_run(folder())[0].state_dict()
+    about = json.loads((folder() / "preprocessing.json").read_text())
+    assert about.pop("epochs") == 2
+    (folder() / "preprocessing.json").write_text(json.dumps(about))
+    assert all(torch.equal(t, last[name]) for name, t in library.load_run(folder())[0].state_dict().items())
+    for epochs in ("3", -1, 1.0, None):
+        (folder() / "preprocessing.json").write_text(json.dumps(about | {"epochs": epochs}))
+        with pytest.raises(library.FishexpError, match="it is not what a run writes"):
+            library.load_run(folder())
+
+
+@pytest.mark.parametrize("how", ["removed", "flipped", "cut"])
+def test_a_run_does_not_resume_on_an_epoch_that_is_not_whole(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it end as finished with such an epoch, which a later keyframe would hide."""
+    options = (*SMALL, *RANDOM, "regime.epochs=4", "regime.keyframe_every=3", "snapshot_minutes=0")
+    with monkeypatch.context() as patch:
+        cut_after(35, patch)
+        with pytest.raises(Cut):
+            fishexp(*options)
+    damage(folder() / "checkpoints" / "epoch-0002.safetensors", how)
+    mistake = fishexp(*options, "resume=true").mistake()
+    assert "-0002.safetensors" in mistake
+    assert mistake.endswith("; the last whole epoch before it is 1; resume=false begins anew")
+
+    original = Trainer.end_epoch
+
+    def end_epoch(self: Trainer, metrics: Any) -> None:
+        original(self, metrics)
+        if self.progress.epoch == 4:
+            damage(folder() / "checkpoints" / "epoch-0001.safetensors", how)
+
+    monkeypatch.setattr(Trainer, "end_epoch", end_epoch)
+    assert "-0001.safetensors" in fishexp(*options).mistake()
 
 
 def test_runs_that_differ_in_their_last_epochs_are_two_places_to_start_from(tmp_path: Path) -> None:
