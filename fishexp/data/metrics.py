@@ -36,6 +36,15 @@ def matthews(logits: Tensor, labels: Tensor) -> Metrics:
     return {"matthews": float(matthews_corrcoef(labels.numpy(), predicted.numpy()))} | accuracy(logits, labels)
 
 
+def class_shares(logits: Tensor, labels: Tensor) -> Metrics:
+    """Compute the shares of the most frequent label and of the most frequent prediction, in (0, 1].
+
+    The first is the accuracy of always naming that class; the second is 1 where a model names one class for everything.
+    """
+    found = {"largest_class": labels, "largest_predicted": logits.argmax(-1)}
+    return {name: values.unique(return_counts=True)[1].max().item() / len(values) for name, values in found.items()}
+
+
 def correlations(outputs: Tensor, labels: Tensor) -> Metrics:
     """Compute Pearson and Spearman correlation of a regression's (examples, 1) outputs; None if a side is constant."""
     from scipy.stats import pearsonr, spearmanr

@@ -39,7 +39,8 @@ class Record:
         kept: Number of weights that might move; None if no mask was chosen.
         kept_per_worker: Number of weights that each of several workers might move, if they move different weights.
         total: Number of all weights.
-        metrics: Name -> number in the metric's own range, None where undefined; the first is the headline.
+        metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
+            there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).
         seconds: Duration of data, scores, train and evaluate.
         peak_memory_bytes: Peak of the device's allocator, or of the process where the device is the CPU.
         bytes: Sizes of the weights (dense) and of what is kept in their place (delta). With regime=checkpointing, sizes

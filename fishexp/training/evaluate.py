@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fishexp.data.datasets import Examples, Metrics
+from fishexp.data.metrics import class_shares
 from fishexp.errors import RunFailed
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
@@ -13,7 +14,7 @@ from fishexp.training.problem import Problem
 
 @torch.no_grad()
 def evaluate(problem: Problem, batch_size: int) -> Metrics:
-    """Compute the data set's metrics and the loss over its reported examples, in evaluation mode.
+    """Compute the data set's metrics, the loss and the largest classes over its reported examples, in evaluation mode.
 
     Workers in several processes, which have to hold the same weights, share the work.
 
@@ -31,6 +32,8 @@ def evaluate(problem: Problem, batch_size: int) -> Metrics:
         if not math.isfinite(loss):
             raise RunFailed(f"the loss over the {len(labels)} reported examples is not finite; lower regime.lr")
         found = problem.data.metrics(logits, labels) | {"loss": loss}
+        if problem.data.classes > 1:
+            found |= class_shares(logits, labels)
         metrics |= {f"{metric}_{name}" if name else metric: value for metric, value in found.items()}
     return metrics
 

@@ -1,6 +1,7 @@
 """Metrics equal those of scikit-learn, scipy and the formulas; an undefined metric is None, without a warning."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 
-from fishexp.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
+from fishexp.data.metrics import accuracy, accuracy_and_f1, class_shares, correlations, matthews
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
 # few distinct values, so that ties are common
@@ -29,6 +30,21 @@ def test_accuracy(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = map(list, zip(*pairs, strict=True))
     found = accuracy(logits_for(predicted, 4), torch.tensor(labels))
     assert found == {"accuracy": accuracy_score(labels, predicted)}  # exactly: no float32 rounding in records
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_the_largest_class_of_labels_and_predictions(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = map(list, zip(*pairs, strict=True))
+    assert class_shares(logits_for(predicted, 4), torch.tensor(labels)) == {
+        "largest_class": Counter(labels).most_common(1)[0][1] / len(pairs),
+        "largest_predicted": Counter(predicted).most_common(1)[0][1] / len(pairs),
+    }
+
+
+def test_a_model_that_names_the_largest_class_only_has_its_share_as_accuracy() -> None:
+    logits, labels = logits_for([1] * 10, 2), torch.tensor([1] * 7 + [0] * 3)
+    found = class_shares(logits, labels)
+    assert found == {"largest_class": accuracy(logits, labels)["accuracy"], "largest_predicted": 1}
 
 
 @given(pairs=BINARY)

@@ -88,6 +88,9 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     logits = reference(rows.inputs)
     assert metrics["accuracy"] == (logits.argmax(-1) == rows.labels).double().mean().item()
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, rows.labels).item(), rel=1e-9)
+    predicted = logits.argmax(-1).bincount().max().item()
+    assert metrics["largest_predicted"] == predicted / len(rows)
+    assert metrics["largest_class"] == rows.labels.bincount().max().item() / len(rows)
 
 
 def test_training_resumes_from_what_it_is_given_and_keeps_none_of_it(tmp_path: Path) -> None:
