@@ -1,6 +1,6 @@
 """Columns are lined up, and Markdown stays Markdown whatever its cells hold."""
 
-from fishexp.system.text_table import aligned_text, markdown_table
+from fishexp.system.text_table import aligned_text, folded, markdown_table
 
 
 def test_plain_columns_are_lined_up() -> None:
@@ -17,3 +17,21 @@ def test_markdown_is_lined_up_and_a_bar_in_a_cell_is_no_column() -> None:
         "|   1 | fish\\|random |",
         "|  22 | full         |",
     ]
+
+
+def test_characters_that_take_two_columns_or_none_do_not_push_the_others_away() -> None:
+    assert aligned_text([["魚", "1"], ["e\u0301", "22"]]) == [
+        "魚   1",
+        " e\u0301  22",
+    ]  # the second is an e and an accent
+
+
+def test_a_table_folds_where_it_is_too_wide_or_has_too_many_columns() -> None:
+    columns = {"name": ["x", "y"], **{letter: ["1", "2"] for letter in "abcde"}}
+    assert folded(columns, repeated=["name"], most=6, width=100) == [columns]
+    for limits in ({"most": 5, "width": 100}, {"most": 9, "width": 36}):
+        parts = folded(columns, repeated=["name"], **limits)
+        assert [list(part) for part in parts] == [["row", "name", "a", "b", "c"], ["row", "name", "d", "e"]]
+        assert parts[0]["row"] == ["1", "2"]
+    wide = folded({"name": ["x"], "a": ["1" * 50], "b": ["2"]}, repeated=["name"], most=9, width=40)
+    assert [list(part) for part in wide] == [["row", "name", "a"], ["row", "name", "b"]]  # as narrow as it can be
