@@ -1,18 +1,16 @@
 """A group of runs that differ in nothing but the seed: their settings, their metric, its mean and spread."""
 
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
-from fishexp.errors import FishexpError
+from fishexp.report.check import check_finished
+from fishexp.report.scores import Scores, scores_of, success_metrics
 
 # methods in the order of a table; others follow
 _METHODS = ("fish", "random", "magnitude", "bitfit", "full")
-# how a metric's name begins -> the unit in which it is shown, a hundredth of its own
-_UNITS = {"accuracy": "%", "matthews": "x100", "pearson": "x100", "spearman": "x100", "f1": "x100"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Group:
     @property
     def keep(self) -> float | None:
         """Return the fraction of all weights that might move; None where the method decides."""
-        return self.settings["keep"]
+        return self.settings.get("keep")
 
     @property
     def lr(self) -> float | None:
@@ -58,13 +56,13 @@ class Group:
     @property
     def held_out(self) -> int:
         """Count the held-out training examples that the metric was measured on; 0 if it was measured on others."""
-        holdout, limit = self.settings.get("data.holdout", 0), self.settings.get("data.valid_limit")
+        holdout, limit = self.settings.get("data.holdout") or 0, self.settings.get("data.valid_limit")
         return min(holdout, limit or holdout)
 
     @property
     def kept(self) -> list[int]:
         """Return the different numbers of weights that moved: a single number, unless it depends on the seed."""
-        return sorted({run["kept"] for run in self.runs if run["kept"] is not None})
+        return sorted({run["kept"] for run in self.runs if run.get("kept") is not None})
 
     @property
     def share(self) -> float | None:
@@ -79,39 +77,46 @@ class Group:
     @property
     def uncommitted(self) -> list[str]:
         """Return the run_ids of runs of code that was changed and not committed."""
-        return [run["run_id"] for run in self.runs if (run["commit"] or "").endswith("+")]
+        return [run["run_id"] for run in self.runs if (run.get("commit") or "").endswith("+")]
+
+    def scores(self, metric: str) -> Scores:
+        """Return the values of a metric over the runs."""
+        return scores_of(metric, self.runs)
+
+    @property
+    def headline(self) -> Scores:
+        """Return the values of the headline metric over the runs."""
+        return self.scores(self.metric)
 
     @property
     def header(self) -> str:
-        """Name the metric and its unit: ``accuracy, %``."""
-        return f"{self.metric}, {unit}" if (unit := _unit(self.metric)) else self.metric
+        """Name the headline metric and its unit."""
+        return self.headline.header
 
     @property
     def values(self) -> list[float | None]:
-        """Return the metric of each run in the unit of ``header``; None where it is undefined."""
-        values = [run["metrics"][self.metric] for run in self.runs]
-        factor = 100 if _unit(self.metric) else 1
-        return [None if value is None or not math.isfinite(value) else factor * value for value in values]
+        """Return the headline metric of each run in the unit of ``header``; None where it is undefined."""
+        return self.headline.values
 
     @property
     def mean(self) -> float | None:
-        """Return the mean over the seeds; None if a run's metric is undefined, as the others are no fair sample."""
-        values = [value for value in self.values if value is not None]
-        return mean(values) if len(values) == len(self.runs) else None
+        """Return the mean of the headline metric; None if a run's is undefined."""
+        return self.headline.mean
 
     @property
     def std(self) -> float | None:
-        """Return the sample standard deviation over the seeds; None for a single run or an undefined metric."""
-        values = [value for value in self.values if value is not None]
-        return stdev(values) if len(values) == len(self.runs) > 1 else None
+        """Return the sample standard deviation of the headline metric; None if there is none."""
+        return self.headline.std
 
     @property
     def score(self) -> str:
-        """Write mean and standard deviation: ``80.6 ± 0.4``, ``80.6`` for a single run, or ``undefined (1 of 3)``."""
-        if self.mean is None:
-            return f"undefined ({self.values.count(None)} of {len(self.runs)})"
-        digits, spread = (".1f", ".1f") if _unit(self.metric) else (".4g", ".2g")
-        return f"{self.mean:{digits}}" + (f" ± {self.std:{spread}}" if self.std is not None else "")
+        """Write mean and standard deviation of the headline metric."""
+        return self.headline.text
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the names of the metrics that measure success, the headline first."""
+        return [self.metric, *(name for name in success_metrics(self.runs) if name != self.metric)]
 
     def setting(self, key: str) -> str:
         """Return the value of a dotted key as text; empty where there is no such key."""
@@ -133,21 +138,20 @@ def single(record: Mapping[str, Any]) -> Group:
     Raises:
         FishexpError: If ``record`` lacks what a finished run has.
     """
-    try:
-        group = Group(settings_of(record), next(iter(record["metrics"])), [dict(record)])
-        _ = group.order, group.values, group.share, group.seconds, group.uncommitted  # for the KeyError
-    except StopIteration:
-        raise FishexpError(f"the record of run {record['run_id']} says finished but has no metrics") from None
-    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        raise FishexpError(f"the record of run {record['run_id']} is not one of ours: {error!r}") from None
-    return group
+    check_finished(record)
+    return Group(settings_of(record), next(iter(record["metrics"])), [dict(record)])
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without its seed, and the version of its random streams: dotted key -> value."""
-    settings = dict(_flat(record["config"])) | {"streams": record.get("streams", 1)}
-    del settings["seed"]
+    settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
+    settings.pop("seed", None)
     return settings
+
+
+def number(value: float | None) -> str:
+    """Write a setting that is a number; a dash for none."""
+    return "–" if value is None else f"{value:g}"
 
 
 def span(numbers: Collection[int]) -> str:
@@ -178,9 +182,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:
-    """Return a key that sorts numbers before everything else."""
-    return (0, value, "") if isinstance(value, int | float) else (1, 0, json.dumps(value))
-
-
-def _unit(metric: str) -> str | None:
-    return next((unit for name, unit in _UNITS.items() if metric.startswith(name)), None)
+    """Return a key that sorts numbers before everything else, NaN too."""
+    is_number = isinstance(value, int | float) and value == value
+    return (0, value, "") if is_number else (1, 0, json.dumps(value))

@@ -11,10 +11,10 @@ from fishexp.errors import FishexpError
 from fishexp.report.group import Group, single
 from fishexp.run.record import read
 
-# settings that every report shows
-_SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")
+# settings for which reports have a place of their own
+SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")
 # settings that follow from a component's name
-_IMPLIED = ("model.module", "model.layers", "method.ignores_keep")
+IMPLIED = ("model.module", "model.layers", "method.ignores_keep")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
         name = f"{key.partition('.')[0]}.name"
         owners = {group.settings.get(name) for group in groups if key in group.settings}
         values = {group.setting(key) for group in groups if group.settings.get(name) in owners}
-        if len(values) > 1 and key not in (*_SHOWN, *_IMPLIED):
+        if len(values) > 1 and key not in (*SHOWN, *IMPLIED):
             found.append(key)
     return found
 

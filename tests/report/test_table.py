@@ -1,20 +1,25 @@
 """The Markdown table: its rows, columns and units, and how learning rates were chosen."""
 
+from typing import Any
+
 import pytest
 
 from fishexp.report import table
 from fishexp.report.pool import differing, pool
-from tests.support.records import cells, column, held_out, record
+from tests.support.records import above, cells, column, held_out, one_class, record, tables
 
 
 def test_the_whole_table():
     records = [record(0.8 + seed / 100, seed=seed) for seed in (2, 0, 1)]
     records += [record(0.9712, method="full"), record(status="failed", seed=3), record(status="interrupted", seed=4)]
     assert table.markdown(pool(records)) == (
-        "| data set | model    | method |  keep | weights moved | accuracy, % | seeds | seconds |  lr |\n"
-        "| -------- | -------- | ------ | ----: | ------------: | ----------: | ----: | ------: | --: |\n"
-        "| digits   | resnet10 | fish   | 0.005 |         1,537 |  81.0 ± 1.0 |     3 |     4.0 | 0.1 |\n"
-        "| digits   | resnet10 | full   |     – |       307,466 |        97.1 |     1 |     3.0 | 0.1 |\n"
+        "All rows: data set digits; model resnet10; training examples all; reported examples all; regime transfer; "
+        "epochs 10; lr\n0.1; optimiser sgd; precision fp32; decay kept; fish (samples 1,024, labels true_label).\n"
+        "\n"
+        "| method |  keep | accuracy, % | weights moved | seeds | seconds |\n"
+        "| ------ | ----: | ----------: | ------------: | ----: | ------: |\n"
+        "| fish   | 0.005 |  81.0 ± 1.0 |         1,537 |     3 |     4.0 |\n"
+        "| full   |     – |        97.1 |       307,466 |     1 |     3.0 |\n"
         "\n"
         "Not shown, because they did not finish: 1 failed, 1 interrupted."
     )
@@ -31,8 +36,9 @@ def test_each_metric_keeps_its_convention():
     records = [record(s, metric=m, data__name="glue", data__task=t) for t, (m, s) in settings.items()]
     assert column(records[:1], "matthews, x100") == ["61.2"]
     assert column(records, "data set") == ["glue/cola", "glue/rte", "glue/stsb"]
-    assert column(records, "metric") == ["matthews, x100", "accuracy, %", "pearson, x100"]
-    assert column(records, "score") == ["61.2", "70.0", "90.0"]
+    assert column(records, "matthews, x100") == ["61.2", "", ""]
+    assert column(records, "accuracy, %") == ["", "70.0", ""]
+    assert column(records, "pearson, x100") == ["", "", "90.0"]
     assert column([record(12.34567, metric="bleu")], "bleu") == ["12.35"]
 
 
@@ -66,22 +72,23 @@ def test_random_streams_of_before_are_told_apart_from_those_of_now():
 
 def test_learning_rates_chosen_with_the_random_streams_of_before_are_a_family_of_their_own():
     records = [record(0.9, regime__lr=0.002), held_out(0.7, 0.0005, streams=None), held_out(0.75, 0.002, streams=None)]
-    assert column(records, "lr chosen from") == ["0.0005, **0.002** (on 1,000 held-out examples, 1 seed)"]
+    assert column(records, "lr chosen from") == ["0.0005, **0.002**"]
     records += [held_out(0.8, 0.0005), held_out(0.71, 0.002)]
-    assert column(records, "lr chosen from") == [
-        "0.0005, **0.002** (on 1,000 held-out examples, 1 seed); **0.0005**, 0.002 "
-        "(on 1,000 held-out examples, 1 seed), but this row ran at 0.002"
-    ]
+    assert column(records, "lr chosen from") == ["0.0005, **0.002**; **0.0005**, 0.002, but this row ran at 0.002"]
 
 
-def test_decay_of_all_weights_is_always_shown():
-    assert column([record(decay="all"), record(method="full", decay="all")], "decay") == ["all", "all"]
+def test_decay_is_always_told():
+    assert "; decay all; " in above([record(decay="all"), record(method="full", decay="all")])
     assert column([record(decay="all"), record()], "decay") == ["all", "kept"]
-    assert "decay" not in table.markdown(pool([record()]))
+    assert "; decay kept; " in above([record()])
 
 
 def test_text_does_not_break_the_table():
-    assert "a\\|b" in table.markdown(pool([record(data__name="a|b")]))
+    names = ["a|b", "c\n d", "魚"]
+    (text,) = tables([record(data__name=name) for name in names])
+    assert [cells(text, row)[0] for row in range(2, 5)] == ["a\\|b", "c d", "魚"]
+    first, *_, last = text.splitlines()
+    assert len(last) == len(first) - 1  # that character takes two columns of a terminal
 
 
 def test_uncommitted_code_is_marked_where_it_is_allowed():
@@ -92,17 +99,28 @@ def test_uncommitted_code_is_marked_where_it_is_allowed():
 
 def test_learning_rates_come_from_the_held_out_runs_of_the_same_question():
     records = [record(0.9, regime__lr=0.002), held_out(0.7, 0.0005), held_out(0.75, 0.002, regime__epochs=10)]
-    assert column(records, "lr chosen from") == ["0.0005, **0.002** (on 1,000 held-out examples, 1 seed)"]
+    assert column(records, "lr chosen from") == ["0.0005, **0.002**"]
+    assert above(records).endswith("; learning rates compared on 1,000 held-out examples, 1 seed.")
     assert column(records, "accuracy, %") == ["90.0"]
+
+
+def test_where_learning_rates_were_compared_stands_in_the_rows_if_it_differs():
+    random = [held_out(score, 0.1, method="random", seed=seed) for seed, score in enumerate([0.6, 0.9])]
+    records = [record(), record(method="random"), record(method="full"), held_out(0.7, 0.1), *random]
+    assert column(records, "lr chosen from") == [
+        "**0.1** (on 1,000 held-out examples, 1 seed)",
+        "**0.1** (on 1,000 held-out examples, 2 seeds)",
+        "not tuned",
+    ]
+    assert "compared" not in above(records)
 
 
 def test_a_row_that_did_not_run_at_the_best_learning_rate_says_so():
     cheaper = {"regime__epochs": 2, "data__train_limit": 500, "data__valid_limit": 300}
     tried = [held_out(score, 0.2, seed=seed, **cheaper) for seed, score in enumerate([0.6, 0.9])]
     records = [record(), held_out(0.7, 0.1, **cheaper), *tried]
-    assert column(records, "lr chosen from") == [
-        "0.1, **0.2** (on 300 held-out examples, 1–2 seeds), but this row ran at 0.1"
-    ]
+    assert column(records, "lr chosen from") == ["0.1, **0.2**, but this row ran at 0.1"]
+    assert above(records).endswith("; learning rates compared on 300 held-out examples, 1–2 seeds.")
 
 
 @pytest.mark.parametrize(
@@ -126,10 +144,7 @@ def test_a_row_without_held_out_runs_of_its_own_is_not_tuned(other):
 
 def test_candidates_are_compared_under_one_protocol_only():
     records = [record(), held_out(0.7, 0.1), held_out(0.8, 0.2, regime__epochs=3), held_out(None, 0.4)]
-    assert column(records, "lr chosen from") == [
-        "**0.2** (on 1,000 held-out examples, 1 seed), but this row ran at 0.1; "
-        "**0.1**, 0.4 (on 1,000 held-out examples, 1 seed)"
-    ]
+    assert column(records, "lr chosen from") == ["**0.2**, but this row ran at 0.1; **0.1**, 0.4"]
 
 
 def test_learning_rates_of_one_family_stand_together():
@@ -141,13 +156,111 @@ def test_learning_rates_of_one_family_stand_together():
 def test_held_out_runs_have_a_table_of_their_own():
     runs = [held_out(0.7, 0.1), held_out(0.7, 0.2), held_out(0.6, 0.4), held_out(0.5, 0.1, method="random")]
     text = table.markdown(pool([record(0.9), *runs]))
-    _, title, second = text.split("\n\n")
+    *_, title, shared, second = text.split("\n\n")
     assert title.startswith("**Chosen on held-out training examples**")
-    assert cells(second, 0)[-2:] == ["lr", "held-out examples"]
-    assert [cells(second, row)[-4:-1] for row in range(2, 6)] == [
-        ["1", "3.0", "**0.1**"],
-        ["1", "3.0", "**0.2**"],
-        ["1", "3.0", "0.4"],
-        ["1", "3.0", "**0.1**"],
+    assert "held-out examples 1,000; " in shared
+    assert cells(second, 0) == ["method", "lr", "held-out accuracy, %", "seconds"]
+    assert [cells(second, row)[:3] for row in range(2, 6)] == [
+        ["fish", "**0.1**", "70.0"],
+        ["fish", "**0.2**", "70.0"],
+        ["fish", "0.4", "60.0"],
+        ["random", "**0.1**", "50.0"],
     ]
-    assert table.markdown(pool(runs)) == f"{title}\n\n{second}"
+    assert table.markdown(pool(runs)) == f"{title}\n\n{shared}\n\n{second}"
+    fewer = held_out(0.7, 0.1, data__valid_limit=500)
+    assert column([*runs, fewer], "held-out examples") == ["500", "1,000", "1,000", "1,000", "1,000"]
+
+
+def test_settings_that_all_rows_share_stand_above_the_table_and_others_in_columns():
+    limits = {"data__train_limit": 6000, "data__valid_limit": 500, "regime__batch_size": 64}
+    records = [record(method=name, **limits) for name in ("fish", "random")] + [record(keep=0.02, **limits)]
+    text = above(records)
+    for shared in (
+        "data set digits",
+        "training examples at most 6,000",
+        "reported examples at most 500",
+        "batch size 64",
+    ):
+        assert f"{shared}; " in text
+    assert text.endswith("; fish (samples 1,024, labels true_label); 1,537 weights moved; 1 seed.")
+    (only,) = tables(records)
+    assert cells(only, 0) == ["method", "keep", "accuracy, %", "seconds"]
+    more = [*records, record(data__train_limit=3000, data__valid_limit=500, regime__batch_size=64, seed=1)]
+    assert "training examples" not in above(more)
+    assert column(more, "data.train_limit") == ["3000", "6000", "6000", "6000"]
+
+
+def test_several_data_sets_have_a_column_and_no_place_above():
+    records = [record(data__name="glue", data__task=task) for task in ("rte", "sst2")]
+    assert column(records, "data set") == ["glue/rte", "glue/sst2"]
+    assert "data set" not in above(records)
+    assert "data set glue/rte; model" in above(records[:1])
+
+
+def test_a_second_metric_has_a_column():
+    f1 = [{"f1": score} for score in (0.81, 0.83)]
+    records = [record(0.7, seed=seed, more=more) for seed, more in enumerate(f1)] + [record(method="full")]
+    assert column(records, "accuracy, %") == ["70.0 ± 0.0", "80.0"]
+    assert column(records, "f1, x100") == ["82.0 ± 1.4", ""]
+    both = [record(0.9, metric="pearson", more={"spearman": None})]
+    assert column(both, "spearman, x100") == ["undefined (1 of 1)"]
+    assert cells(tables(both)[0], 0) == ["method", "pearson, x100", "spearman, x100", "seconds"]
+
+
+def wide():
+    """Two rows that differ in ten settings."""
+    settings: dict[str, Any] = {f"regime__{letter * 6}": place for place, letter in enumerate("abcdefghij")}
+    return [record(0.5), record(0.6, method="full", **settings)]
+
+
+def test_more_than_ten_columns_fold_into_tables_of_at_most_ten_that_a_terminal_holds():
+    parts = tables(wide())
+    headers = [cells(part, 0) for part in parts]
+    assert [len(header) for header in headers] == [7, 7, 6]
+    assert headers[0][:4] == ["row", "method", "keep", "accuracy, %"]
+    assert all(header[:2] == ["row", "method"] for header in headers)
+    assert [cells(parts[1], row)[:2] for row in (2, 3)] == [["1", "fish"], ["2", "full"]]
+    assert max(len(header) for header in headers) <= 10
+    assert max(len(line) for part in parts for line in part.splitlines()) <= 120
+    whole = [name for header in headers for name in header[2:]]
+    assert len(whole) == len(set(whole)) == 14  # nothing lost, nothing twice
+    assert column(wide(), "regime.jjjjjj") == ["", "9"]
+
+
+def test_a_table_that_is_too_wide_for_a_terminal_folds_however_few_its_columns():
+    records = [record(data__name="d" * 70), record(model__name="m" * 60)]
+    assert [cells(part, 0) for part in tables(records)] == [
+        ["row", "method", "data set"],
+        ["row", "method", "model", "accuracy, %", "seconds"],
+    ]
+
+
+def test_runs_that_predict_a_single_class_are_marked():
+    records = [one_class(0.7, seed=seed) for seed in range(3)] + [one_class(0.7, method="random")]
+    records += [record(0.75, seed=1, method="random", more={"largest_class": 0.7, "largest_predicted": 0.9})]
+    assert column(records, "accuracy, %") == ["70.0 ± 0.0 ‡", "72.5 ± 3.5 ‡ (1 of 2)"]
+    assert "; largest class 70.0 %" in above(records)
+    assert table.markdown(pool(records)).endswith(
+        "\n\n‡ predicted the same class for all examples (of a row's runs all, or as many as it says); "
+        "the largest class is 70.0 % of digits"
+    )
+
+
+def test_runs_of_which_nobody_knows_what_they_predicted_have_no_mark():
+    text = table.markdown(pool([record(0.7), record(None, metric="matthews")]))
+    assert "‡" not in text
+    assert "largest class" not in text
+
+
+def test_an_undefined_metric_of_a_single_class_says_why():
+    shares = {"accuracy": 0.69, "largest_class": 0.69, "largest_predicted": 1.0}
+    records = [record(None, metric="matthews", more=shares)]
+    assert column(records, "matthews, x100") == ["undefined (1 of 1) ‡"]
+    assert column(records, "accuracy, %") == ["69.0 ‡"]
+
+
+def test_each_set_of_examples_has_a_mark_of_its_own():
+    more = {"accuracy_mismatched": 0.4, "largest_predicted_matched": 0.5, "largest_predicted_mismatched": 1.0}
+    records = [record(0.6, metric="accuracy_matched", more=more)]
+    assert column(records, "accuracy_matched, %") == ["60.0"]
+    assert column(records, "accuracy_mismatched, %") == ["40.0 ‡"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from fishexp.report import table
@@ -32,11 +33,13 @@ def record(
     metric="accuracy",
     status="finished",
     streams: int | None = 2,
+    more: Mapping[str, float | None] | None = None,
     **settings,
 ) -> dict[str, Any]:
     """Make up the record of a run, whose run_id stands for its settings; a dot in a setting's name is written __.
 
     Args:
+        more: Metrics beside the headline.
         streams: Version of its random streams; None for a record from before there were versions.
     """
     run_id, commit = settings.pop("run_id", None), settings.pop("commit", "0123456789ab")
@@ -55,7 +58,7 @@ def record(
         "status": status,
         "kept": kept,
         "total": 307466,
-        "metrics": {metric: score, "loss": 0.3} if status == "finished" else {},
+        "metrics": {metric: score, "loss": 0.3, **(more or {})} if status == "finished" else {},
         "seconds": {"data": 1.0, "train": 2.0 + seed} if status == "finished" else {},
         "commit": commit,
     }
@@ -67,12 +70,27 @@ def held_out(score, lr, **settings):
     return record(score, metric="accuracy_holdout", data__holdout=1000, regime__lr=lr, **settings)
 
 
+def one_class(share, **settings):
+    """Make up the record of a run that predicted the largest class, of this share, for all examples."""
+    return record(share, more={"largest_class": share, "largest_predicted": 1.0}, **settings)
+
+
 def cells(text, row):
     """Return the cells of a line of Markdown; 0 is the header, 2 the first row."""
     return [cell.strip() for cell in text.splitlines()[row].strip("|").split(" | ")]
 
 
+def tables(records, **options):
+    """Return the tables that are made of ``records``."""
+    return [text for text in table.markdown(pool(records, **options)).split("\n\n") if text.startswith("|")]
+
+
 def column(records, header, **options):
-    """Return the cells below ``header`` in the first table that is made of ``records``."""
-    text = next(t for t in table.markdown(pool(records, **options)).split("\n\n") if t.startswith("|"))
+    """Return the cells below ``header`` in the first of the tables made of ``records`` that has it."""
+    text = next(text for text in tables(records, **options) if header in cells(text, 0))
     return [cells(text, row)[cells(text, 0).index(header)] for row in range(2, len(text.splitlines()))]
+
+
+def above(records, **options):
+    """Return what stands above the first table that is made of ``records``, without its line breaks."""
+    return " ".join(table.markdown(pool(records, **options)).split("\n\n")[0].split())
