@@ -15,6 +15,7 @@ from fishexp.delta.delta import Delta
 from fishexp.delta.diff import diff
 from fishexp.delta.file import POSITIONS, SEED, VERSION, WHOLE, DeltaHeader, TensorEntry, read_beginning
 from fishexp.delta.fingerprint import CODES
+from fishexp.delta.model_folder import same_labels
 from fishexp.delta.patch import patch
 from fishexp.delta.sources import Source
 from fishexp.errors import DeltaError, FishexpError
@@ -88,7 +89,7 @@ def _percent(count: int, total: int) -> str:
 def _apply(options: argparse.Namespace) -> None:
     _check_new(options.out)
     delta = chain([Delta.load(file) for file in options.files], not options.force)
-    _patch(options, Delta.of(delta), not options.force)
+    _patch(options, Delta.of(delta), not options.force, options.files[-1].parent)
 
 
 def _diff(options: argparse.Namespace) -> None:
@@ -107,15 +108,14 @@ def _merge(options: argparse.Namespace) -> None:
     known = {name for delta in deltas for name in (*delta.base, *delta.tied)}
     tensors = {name: tensor for name, tensor in base.tensors.items() if name in known}
     merged, overlap = merge(deltas, Source(tensors), options.how)
-    _patch(options, merged, strict=True)
+    _patch(options, merged, True, same_labels([file.parent for file in options.files]))
     print(overlap)
 
 
-def _patch(options: argparse.Namespace, delta: Delta, strict: bool) -> None:
+def _patch(options: argparse.Namespace, delta: Delta, strict: bool, beside: Path | None) -> None:
     base = checkpoint.read(options.base).named_as(list(delta.base))
-    extra = patch(base, delta, options.out, strict)
-    if extra:
-        print(f"left out, since the delta's base does not have it: {', '.join(extra)}")
+    for note in patch(base, delta, options.out, strict, beside):
+        print(note)
     print(f"{options.out}: {delta}")
 
 

@@ -5,7 +5,6 @@ Every length, offset and type of a file is checked before it is used.
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from fishexp.errors import DeltaError
 
 INDEX = "model.safetensors.index.json"  # file of a folder with several files of tensors: which tensor is where
 SINGLE = "model.safetensors"  # file of a folder with a single file of tensors
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")
 
 LONGEST = 100_000_000  # bytes of a header at most, as safetensors has it
 DIMENSIONS = 64  # of a tensor at most
@@ -247,15 +245,6 @@ def _files(path: Path) -> list[Path]:
         if not isinstance(name, str) or not is_name(name) or Path(name).name != name or name == "..":
             raise DeltaError(f"{path / INDEX} names {name!r}, which is no file of the folder")
     return [path / name for name in sorted(names)]
-
-
-def copy_others(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights: configuration, tokenizer, notes; no weights of any form, no hidden files."""
-
-    def skipped(_: str, names: list[str]) -> list[str]:
-        return [name for name in names if name.startswith(".") or name.endswith((*WEIGHTS, ".index.json"))]
-
-    shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
 
 
 def write_index(base: Checkpoint, files: Mapping[str, Path], size: int, folder: Path) -> None:

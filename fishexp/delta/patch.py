@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fishexp.delta.apply import ALREADY_APPLIED, OtherValues, check_hashes, wrong_kind
-from fishexp.delta.checkpoint import Checkpoint, StoredTensor, copy_others, header_bytes, write_index
+from fishexp.delta.checkpoint import Checkpoint, StoredTensor, header_bytes, write_index
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.fingerprint import Fingerprint, raw
+from fishexp.delta.model_folder import others
 from fishexp.delta.sources import read_fingerprint
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import new_folder, replacing
@@ -45,41 +46,50 @@ class TensorPatch:
         return ((piece, piece) for piece in stored) if self.moved is None else self.moved.patched(stored)
 
 
-def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True) -> list[str]:
+def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True, beside: Path | None = None) -> list[str]:
     """Write the result of ``delta`` to ``out``, in the form of ``base``, whole or not at all.
 
     Args:
         base: Renamed as the delta has its tensors, see :meth:`Checkpoint.named_as`.
         delta: To apply.
-        out: A folder if ``base`` is one, with what lies beside the weights there; otherwise a file.
+        out: A folder if ``base`` is one, with what is to lie beside the weights; otherwise a file.
         strict: Check all values of the base and of the result; if false, only names, types and shapes have to fit.
+        beside: The folder in which the delta lies, where the configuration and the tokenizer of the result may be.
 
     Returns:
-        Names of the tensors of ``base`` that the delta's base does not have, and that are left out therefore.
+        Lines that say what of ``base`` is left out, and what the result lacks.
 
     Raises:
-        DeltaError: If ``base`` is not the delta's.
+        DeltaError: If ``base`` is not the delta's, or what lies beside the delta is not of its result.
         OSError: If a file cannot be read or written.
     """
     patches, extra = _patches(base, delta)
+    notes = [f"left out, since the delta's base does not have it: {', '.join(extra)}"] if extra else []
+    rest = None
+    if base.path.is_dir():
+        before = {name: tensor.stored.kind for name, tensor in patches.items() if tensor.stored and tensor.base}
+        before |= {name: base.tensors[name].kind for name in delta.removed if name in base.tensors}
+        after = {name: tensor.kind for name, tensor in patches.items()}
+        rest = others(base.path, before, after, extra, beside)
+        notes += rest.notes
     files: dict[Path, dict[str, TensorPatch]] = {file: {} for file in base.metadata}
     for name, tensor in patches.items():
         files[tensor.stored.file if tensor.stored else list(files)[-1]][name] = tensor
     try:
         with ExitStack() as stack:
-            folder = stack.enter_context(new_folder(out)) if base.path.is_dir() else None
+            folder = stack.enter_context(new_folder(out)) if rest else None
             for source, tensors in files.items():
                 target = folder / source.name if folder else stack.enter_context(replacing(out))
                 _write(tensors, base.metadata[source], target, strict)
-            if folder:
+            if folder and rest:
                 where = {name: file for file, tensors in files.items() for name in tensors}
                 write_index(base, where, sum(tensor.kind.nbytes for tensor in patches.values()), folder)
-                copy_others(base.path, folder)
+                rest.write(folder)
     except OtherValues:
         if _is_result(base, delta):
             raise DeltaError(ALREADY_APPLIED) from None
         raise
-    return extra
+    return notes
 
 
 def _patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], list[str]]:
