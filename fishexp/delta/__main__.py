@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from fishexp.delta import checkpoint
-from fishexp.delta.combine import MergeRule, chain, merge
+from fishexp.delta.combine import MergeRule, chain, merge, with_same_names
+from fishexp.delta.content import Content
 from fishexp.delta.delta import Delta
-from fishexp.delta.diff import diff
 from fishexp.delta.file import POSITIONS, SEED, VERSION, WHOLE, DeltaHeader, TensorEntry, read_beginning
 from fishexp.delta.fingerprint import CODES
 from fishexp.delta.model_folder import same_labels
+from fishexp.delta.names import plainer
 from fishexp.delta.patch import patch
 from fishexp.delta.sources import Source
 from fishexp.errors import DeltaError, FishexpError
@@ -89,34 +90,34 @@ def _percent(count: int, total: int) -> str:
 def _apply(options: argparse.Namespace) -> None:
     _check_new(options.out)
     delta = chain([Delta.load(file) for file in options.files], not options.force)
-    _patch(options, Delta.of(delta), not options.force, options.files[-1].parent)
+    _patch(options, delta, not options.force, options.files[-1].parent)
 
 
 def _diff(options: argparse.Namespace) -> None:
     _check_new(options.out)
-    after = checkpoint.read(options.tuned)
-    before = checkpoint.read(options.base).named_as(list(after.tensors))
-    delta = Delta.of(diff(Source(before.tensors), Source(after.tensors)))
+    delta = Delta.diff(options.base, options.tuned)
     delta.save(options.out)
     print(f"{options.out}: {delta}")
 
 
 def _merge(options: argparse.Namespace) -> None:
     _check_new(options.out)
-    deltas = [Delta.load(file) for file in options.files]
-    base = checkpoint.read(options.base).named_as(list(deltas[0].base))
-    known = {name for delta in deltas for name in (*delta.base, *delta.tied)}
-    tensors = {name: tensor for name, tensor in base.tensors.items() if name in known}
+    base = checkpoint.read(options.base)
+    deltas = with_same_names([Delta.load(file) for file in options.files], base.tensors)
+    known = {name for delta in deltas for name in delta.all_names}
+    named = base.named_as(deltas[0].all_names).tensors
+    tensors = {name: tensor for name, tensor in named.items() if name in known}
     merged, overlap = merge(deltas, Source(tensors), options.how)
     _patch(options, merged, True, same_labels([file.parent for file in options.files]))
     print(overlap)
 
 
-def _patch(options: argparse.Namespace, delta: Delta, strict: bool, beside: Path | None) -> None:
-    base = checkpoint.read(options.base).named_as(list(delta.base))
-    for note in patch(base, delta, options.out, strict, beside):
+def _patch(options: argparse.Namespace, delta: Content, strict: bool, beside: Path | None) -> None:
+    base = checkpoint.read(options.base)
+    delta = delta.named_as(plainer(delta.all_names, base.tensors))
+    for note in patch(base.named_as(delta.all_names), delta, options.out, strict, beside):
         print(note)
-    print(f"{options.out}: {delta}")
+    print(f"{options.out}: {Delta.of(delta)}")
 
 
 def _check_new(out: Path) -> None:

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.fingerprint import Fingerprint, bits, in_threads, kind, pieces, sha256
+from fishexp.delta.names import match
 from fishexp.delta.sources import named, tied_names
 from fishexp.errors import DeltaError
 
@@ -62,11 +63,12 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
     found = named(target)
     if delta.removed and isinstance(target, nn.Module):
         raise DeltaError(f"the delta removes {delta.removed[0]}, which a model cannot; apply it to a dict or a file")
+    alike = match(found, delta.all_names)
     tensors: list[TargetTensor] = []
     removed: list[str] = []
     seen: set[str] = set()
     for names in tied_names(found):
-        known = _delta_names(delta, names)
+        known = _delta_names(delta, names, alike.names)
         seen.update(known)
         if known[0] in delta.removed:
             removed += names
@@ -78,14 +80,15 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
         if name not in seen:
             others = (other for other, first in delta.tied.items() if first == name)
             new = torch.empty(moved.shape, dtype=moved.values.dtype)
-            tensors.append(TargetTensor((name, *others), new, None, moved, added=True))
+            names = tuple(alike.back(own) for own in (name, *others))
+            tensors.append(TargetTensor(names, new, None, moved, added=True))
     _check_memory(tensors)
     return Fit(tensors, removed)
 
 
-def _delta_names(delta: Content, names: Sequence[str]) -> list[str]:
+def _delta_names(delta: Content, names: Sequence[str], alike: Mapping[str, str]) -> list[str]:
     """Return the names that the delta has for a tensor of the target with these names."""
-    own = (delta.tied.get(name, name) for name in names)
+    own = (delta.tied.get(alike[name], alike[name]) for name in names)
     known = [name for name in dict.fromkeys(own) if name in delta.base or name in delta.moved]
     if not known:
         raise DeltaError(f"the delta is for another base: {names[0]} is not in it")

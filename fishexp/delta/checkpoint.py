@@ -5,8 +5,7 @@ Every length, offset and type of a file is checked before it is used.
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, piece_entries
+from fishexp.delta.names import is_name, match
 from fishexp.errors import DeltaError
 
 INDEX = "model.safetensors.index.json"  # file of a folder with several files of tensors: which tensor is where
@@ -130,11 +130,6 @@ def is_shape(value: object) -> bool:
     )
 
 
-def is_name(name: str) -> bool:
-    """Tell whether a tensor's name can be printed on a line."""
-    return bool(name) and name.isprintable()
-
-
 def parse(text: bytes | bytearray, path: str | Path) -> dict[str, Any]:
     """Parse a JSON object, in which no key occurs twice.
 
@@ -189,26 +184,10 @@ class Checkpoint:
     metadata: Mapping[Path, dict[str, str]]
     tensors: Mapping[str, StoredTensor]
 
-    def named_as(self, names: Sequence[str]) -> "Checkpoint":
-        """Return the same with another model's names, if these differ in a prefix of all, such as ``bert.``, only."""
-        wanted, best = set(names), ("", 0)
-        own = sum(name in wanted for name in self.tensors)
-        longer = Counter(p for name in names for p, rest in _cuts(name) if rest in self.tensors)
-        shorter = Counter(p for name in self.tensors for p, rest in _cuts(name) if rest in wanted)
-        best = max([*longer.items(), *shorter.items()], key=lambda found: found[1], default=best)
-        if best[1] <= own:
-            return self
-        add = longer[best[0]] == best[1]
-        other = {n: best[0] + n if add else n.removeprefix(best[0]) for n in self.tensors}
-        renamed = {new if new in wanted else name: self.tensors[name] for name, new in other.items()}
-        return replace(self, tensors=renamed) if len(renamed) == len(self.tensors) else self
-
-
-def _cuts(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the ways to cut a name in two: ``a.b.c`` into ``a.`` and ``b.c``, ``a.b.`` and ``c``."""
-    parts = name.split(".")
-    for i in range(1, len(parts)):
-        yield ".".join(parts[:i]) + ".", ".".join(parts[i:])
+    def named_as(self, names: Collection[str]) -> "Checkpoint":
+        """Return the same with another model's names, see :func:`fishexp.delta.names.match`."""
+        found = match(self.tensors, names).names
+        return replace(self, tensors={found[name]: tensor for name, tensor in self.tensors.items()})
 
 
 def read(path: Path) -> Checkpoint:
@@ -230,13 +209,13 @@ def read(path: Path) -> Checkpoint:
 
 
 def _files(path: Path) -> list[Path]:
-    """List the safetensors files of a checkpoint."""
+    """List the safetensors files of a checkpoint; a single file counts before a list of several, as in transformers."""
     if not path.is_dir():
         return [path]
-    if not (path / INDEX).exists():
-        if not (path / SINGLE).exists():
-            raise DeltaError(f"{path} holds neither {SINGLE} nor {INDEX}; save the model with safetensors")
+    if (path / SINGLE).exists():
         return [path / SINGLE]
+    if not (path / INDEX).exists():
+        raise DeltaError(f"{path} holds neither {SINGLE} nor {INDEX}; save the model with safetensors")
     try:
         names = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -248,7 +227,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def write_index(base: Checkpoint, files: Mapping[str, Path], size: int, folder: Path) -> None:
-    """Write the list of which tensor is in which file to ``folder``, if ``base`` has such a list.
+    """Write the list of which tensor is in which file to ``folder``, if ``base`` was read by such a list.
 
     Args:
         base: The checkpoint from which everything else in the list is taken.
@@ -256,7 +235,7 @@ def write_index(base: Checkpoint, files: Mapping[str, Path], size: int, folder: 
         size: Bytes of all tensors.
         folder: Of the new checkpoint.
     """
-    if not (base.path / INDEX).exists():
+    if base.path / SINGLE in base.metadata:
         return
     index = json.loads((base.path / INDEX).read_text(encoding="utf-8"))
     about = index.get("metadata")

@@ -1,7 +1,7 @@
 """Make one delta of several: those that follow on one another are chained, those for the same base merged."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -14,6 +14,7 @@ from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.delta import Delta
 from fishexp.delta.diff import by_common_name, change, common_ties, whole
 from fishexp.delta.fingerprint import Fingerprint, bits, in_threads
+from fishexp.delta.names import match, plainer
 from fishexp.delta.sources import LoadedTensor, Source, TensorReader, Tensors, read_fingerprint, source
 from fishexp.errors import DeltaError
 
@@ -78,6 +79,17 @@ def _differing(first: TensorDelta, second: TensorDelta) -> Tensor:
     return mine[both][bits(first.values)[both] != bits(second.values)[index]]
 
 
+def with_same_names(deltas: Sequence[Content], base: Collection[str]) -> list[Content]:
+    """Return the deltas with the names that the first one has, without what wrappers put into them.
+
+    Args:
+        deltas: For the same base.
+        base: Names of the base.
+    """
+    found = [delta.named_as(plainer(delta.all_names, base)) for delta in deltas]
+    return [delta.named_as(match(delta.all_names, found[0].all_names).names) for delta in found]
+
+
 def chain(deltas: Sequence[Content], strict: bool = True) -> Content:
     """Make one delta that does what all do, one after the other: each one's base is the result of the one before.
 
@@ -93,7 +105,8 @@ def chain(deltas: Sequence[Content], strict: bool = True) -> Content:
 
 
 def _then(first: Content, second: Content, number: int, strict: bool) -> Content:
-    second = _renamed(second, {name: known for name, known in first.tied.items() if name in second.base})
+    second = second.named_as(match(second.all_names, first.all_names).names)
+    second = second.named_as({name: known for name, known in first.tied.items() if name in second.base})
     _check_follows(first, second, number, strict)
     moved, removed = dict(first.moved), set(first.removed)
     for name, entries in second.moved.items():
@@ -104,20 +117,6 @@ def _then(first: Content, second: Content, number: int, strict: bool) -> Content
         moved.pop(name, None)
         removed |= {name} & first.base.keys()
     return Content(first.base, moved, tuple(sorted(removed)), {**second.tied, **first.tied})
-
-
-def _renamed(delta: Content, names: Mapping[str, str]) -> Content:
-    """Return the same delta with tensors by other names, as far as ``names`` has them."""
-
-    def new(name: str) -> str:
-        return names.get(name, name)
-
-    return Content(
-        {new(name): tensor for name, tensor in delta.base.items()},
-        {new(name): entries for name, entries in delta.moved.items()},
-        tuple(sorted(new(name) for name in delta.removed)),
-        {new(name): new(first) for name, first in delta.tied.items()},
-    )
 
 
 def _check_follows(first: Content, second: Content, number: int, strict: bool) -> None:
@@ -173,6 +172,10 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
     if how not in ("sum", "mean"):
         raise DeltaError(f"how={how!r} is neither 'sum' nor 'mean'")
     found = source(base)
+    names = [*found.tensors, *found.tied]
+    deltas = with_same_names(deltas, names)
+    if deltas:
+        found = found.named_as(match(names, deltas[0].all_names).names)
     tied = common_ties(found, found, *(delta.tied for delta in deltas))
     tensors = by_common_name(found, tied)
     fingerprints = dict(zip(tensors, in_threads(read_fingerprint, tensors.values()), strict=True))

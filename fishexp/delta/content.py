@@ -184,6 +184,24 @@ class Content:
     removed: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def all_names(self) -> list[str]:
+        """Name the tensors before and after, tied ones by all of their names."""
+        return [*dict.fromkeys([*self.base, *self.moved, *self.tied])]
+
+    def named_as(self, names: Mapping[str, str]) -> "Content":
+        """Return the same delta with tensors by other names, as far as ``names`` has them."""
+
+        def new(name: str) -> str:
+            return names.get(name, name)
+
+        return Content(
+            {new(name): tensor for name, tensor in self.base.items()},
+            {new(name): entries for name, entries in self.moved.items()},
+            tuple(sorted(new(name) for name in self.removed)),
+            {new(name): new(first) for name, first in self.tied.items()},
+        )
+
     @cached_property
     def result(self) -> dict[str, Fingerprint]:
         """Return the fingerprint that each tensor has afterwards, by name."""

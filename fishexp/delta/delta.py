@@ -9,7 +9,7 @@ from fishexp.delta.apply import Undo, apply_, fit
 from fishexp.delta.content import Content
 from fishexp.delta.diff import diff, whole
 from fishexp.delta.file import read, save
-from fishexp.delta.sources import Tensors, source
+from fishexp.delta.sources import Tensors, aligned, source
 
 
 class Delta(Content):
@@ -41,13 +41,14 @@ class Delta(Content):
             before: A model, a dict of tensors, a .safetensors file, or the folder of a Hugging Face model, of whose
                 tensors a few are read together, a piece at a time.
             after: Likewise. Its tensors have the types and shapes of ``before``, but for more rows; those that it has
-                alone are stored whole, those that it lacks are named as removed.
+                alone are stored whole, those that it lacks are named as removed. Names may differ in a prefix of all
+                and in what ``torch.compile`` and other wrappers put into them.
 
         Raises:
             DeltaError: If types or shapes differ otherwise, or a file is damaged.
             OSError: If a file cannot be read.
         """
-        return cls.of(diff(source(before), source(after)))
+        return cls.of(diff(*aligned(source(before), source(after))))
 
     @classmethod
     def whole(cls, model: Tensors) -> "Delta":
@@ -60,8 +61,8 @@ class Delta(Content):
         """Make the base the result, in place: all of it, or nothing if there is an error.
 
         Args:
-            target: The base: a model, sparsified or not, on any device, or a dict of tensors. A model has the new
-                tensors and rows of the delta already, of any values; a dict gets them.
+            target: The base: a model, sparsified, compiled, wrapped or not, on any device, or a dict of tensors. A
+                model has the new tensors and rows of the delta already, of any values; a dict gets them.
             strict: Check that all tensors are those of the base, and that the result is the delta's. If false, only
                 names, types and shapes have to fit.
 

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fishexp.delta.checkpoint import StoredTensor, header_bytes, is_name, is_shape, is_size, parse, read_header
+from fishexp.delta.checkpoint import StoredTensor, header_bytes, is_shape, is_size, parse, read_header
 from fishexp.delta.content import Content, SeededPositions, SeedMask, TensorDelta
 from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, canonical, raw
+from fishexp.delta.names import is_name
 from fishexp.errors import DeltaError
 from fishexp.masks import position_codec
 from fishexp.masks.random_masks import FEWEST, STEPS, ScoredParameter, SeedRecipe

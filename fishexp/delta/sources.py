@@ -4,16 +4,17 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fishexp.delta import checkpoint
-from fishexp.delta.checkpoint import is_name
 from fishexp.delta.fingerprint import CODES, Fingerprint, flat, hashed, in_threads, kind, pieces
+from fishexp.delta.names import is_name, match, plainer
 from fishexp.errors import DeltaError
 
+_PLAIN: Any = Tensor
 Tensors: TypeAlias = nn.Module | Mapping[str, Tensor] | str | Path
 
 
@@ -70,6 +71,13 @@ class Source:
         """Return what reads a tensor, by any of its names."""
         return self.tensors[self.tied.get(name, name)]
 
+    def named_as(self, names: Mapping[str, str]) -> "Source":
+        """Return the same with other names, as far as ``names`` has them."""
+        return Source(
+            {names.get(name, name): tensor for name, tensor in self.tensors.items()},
+            {names.get(name, name): names.get(first, first) for name, first in self.tied.items()},
+        )
+
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Compute the fingerprints of all tensors, in the order of the model; a few are read together."""
         return dict(zip(self.tensors, in_threads(read_fingerprint, self.tensors.values()), strict=True))
@@ -100,6 +108,13 @@ def source(tensors: Tensors | Source) -> Source:
     return Source({names[0]: LoadedTensor(found[names[0]]) for names in groups}, tied)
 
 
+def aligned(before: Source, after: Source) -> tuple[Source, Source]:
+    """Return both with the same names for the same tensors: those of ``after``, without what wrappers put into them."""
+    old, new = [*before.tensors, *before.tied], [*after.tensors, *after.tied]
+    after = after.named_as(names := plainer(new, old))
+    return before.named_as(match(old, list(names.values())).names), after
+
+
 def named(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a model's parameters and persistent buffers themselves, named as in ``state_dict()``; or a dict's tensors.
 
@@ -111,7 +126,10 @@ def named(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: tensor for name, tensor in found.items() if name.rpartition(".")[2] != "_extra_state"}
     for name, tensor in found.items():
         if not isinstance(name, str) or not is_name(name):
-            raise DeltaError(f"{name!r} cannot be the name of a tensor: it is empty, or has characters without a shape")
+            raise DeltaError(
+                f"{str(name)[:80]!r} cannot be the name of a tensor: it is empty, too long, __metadata__, or has "
+                "characters without a shape"
+            )
         if reason := _why_unfit(tensor):
             raise DeltaError(f"{name} {reason}, which a delta cannot hold")
     return found
@@ -122,10 +140,15 @@ def _why_unfit(tensor: object) -> str | None:
         return f"is a {type(tensor).__name__}, not a tensor"
     if is_lazy(tensor) or tensor.is_meta:
         return "has no values yet"
+    own: Any = type(tensor)
+    if own.__torch_dispatch__ is not _PLAIN.__torch_dispatch__:  # quantised, distributed or fake
+        return f"is a {own.__name__}, which keeps its entries in a form of its own"
     if str(tensor.layout) != "torch.strided" or tensor.is_nested or tensor.is_conj() or tensor.is_neg():
         return "is sparse, nested or a lazy view"
     if tensor.dtype not in CODES:
         return f"has entries of {tensor.dtype}"
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        return "has no values in memory"
     return None
 
 

@@ -423,7 +423,7 @@ def test_what_a_delta_cannot_hold_is_named() -> None:
         (one.to(torch.complex64).conj(), "is sparse, nested or a lazy view"),
     ]:
         assert f"step {reason}" in refusal(Delta.diff, {"step": value}, {"step": value})
-    for name in ("", "a\nb", "a\x1b[2J", 7):
+    for name in ("", "a\nb", "a\x1b[2J", 7, "__metadata__", "a" * 4097):
         assert "cannot be the name of a tensor" in refusal(Delta.diff, {name: one}, {name: one})
     assert "has no values yet" in refusal(Delta.whole, nn.LazyLinear(3))
 
