@@ -23,8 +23,10 @@ from fishexp import __version__
 from fishexp.errors import BusyError, FishexpError, WorkerLost, describe
 from fishexp.run import config
 from fishexp.run.help import help_page
-from fishexp.run.record import commit, finished, read, versions
-from fishexp.run.settings import GROUPS, Config, component, run_id, run_name
+from fishexp.run.identity import run_id, run_name
+from fishexp.run.record import commit, finished, versions
+from fishexp.run.resume import done_already
+from fishexp.run.settings import GROUPS, Config, component
 from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
 from fishexp.run.yamls import CONF
 from fishexp.system import signals
@@ -228,7 +230,7 @@ def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome
 
     Torch is imported here, after all that needs none.
     """
-    done = name in _finished or (resolved["resume"] and run_id(resolved) in finished(Path(resolved["records"])))
+    done, changes = done_already(resolved, folder) if name not in _finished else (True, "")
     context = None
     if _of_torchrun():
         from fishexp.run.launch import torchrun
@@ -236,8 +238,10 @@ def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome
         context = torchrun.join(resolved, folder)
         done = context.broadcast_decision(done or context.is_finished())
     if done:
-        print(f"{name} is done already")
+        print(f"{name} is done already" + (f"; since then: {changes}; resume=strict runs it again" if changes else ""))
         return Outcome("done already", _recorded_metrics(resolved))
+    if changes:
+        print(f"{name} runs again, since then: {changes}")
     regime = resolved["regime"]
     if context is None and regime.get("backend") == "processes" and regime["workers"] > 1:
         from fishexp.run.launch import local
@@ -254,9 +258,8 @@ def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome
 
 def _recorded_metrics(resolved: Config) -> Mapping[str, float | None]:
     """Return the metrics of a run's last finished record; none if another file has it."""
-    records, identity = Path(resolved["records"]), run_id(resolved)
-    found = read(records) if records.exists() else ()
-    return ([r["metrics"] for r in found if r["run_id"] == identity and r["status"] == "finished"] or [{}])[-1]
+    record = finished(Path(resolved["records"])).get(run_id(resolved))
+    return record["metrics"] if record else {}
 
 
 def _of_torchrun() -> bool:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
-from fishexp.run.settings import Config, run_id
+from fishexp.run.identity import run_id
+from fishexp.run.settings import Config
 from fishexp.system.text_table import aligned_text
 
 UNKNOWN = "not measured"

@@ -1,6 +1,6 @@
 """The command lines of studies, in the order in which they run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from experiments.lib.records import recorded_runs
 from experiments.lib.results import result_of
 from experiments.lib.settings import as_overrides, composed_runs
 from experiments.lib.study import C, Study
-from fishexp.run.settings import Config, run_id
+from fishexp.run.identity import run_id
+from fishexp.run.settings import Config
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Command:
     overrides: tuple[str, ...]
     waits: bool = False
 
-    def to_do(self, done: set[str]) -> list[Config]:
+    def to_do(self, done: Collection[str]) -> list[Config]:
         """Return the runs whose run_id is not among ``done``; all of them while the command waits."""
         return [run for run in composed_runs(self.overrides) if self.waits or run_id(run) not in done]
 

@@ -51,6 +51,11 @@ def load(
     return dataset.limited(train_limit, valid_limit, holdout)
 
 
+def files() -> list[Path]:
+    """List none: :func:`load` takes the original files only, so that it does not matter where they lie."""
+    return []
+
+
 def _check_files(folder: Path) -> None:
     """Refuse a folder in which a file is missing or is not the original, and name the first such file."""
     from torchvision.datasets import CIFAR10

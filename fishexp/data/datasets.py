@@ -1,12 +1,14 @@
 """A data set: examples in memory, handed out a batch at a time, and the metrics that are reported on them."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fishexp.delta.fingerprint import raw
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import Inputs
 
@@ -14,6 +16,8 @@ from fishexp.fisher.batches import Inputs
 Metrics: TypeAlias = dict[str, float | None]
 
 
+# examples in a chunk that is hashed
+_HASHED_TOGETHER = 1_000
 # batches in a chunk that is sorted by length
 _CHUNK_BATCHES = 50
 
@@ -81,6 +85,19 @@ class Dataset:
             for name, examples in self.valid.items()
         }
         return replace(self, train=train if train_limit else self.train, valid=valid)
+
+    def digest(self) -> str:
+        """Hash all examples as a model gets them, not augmented, to 12 hexadecimal digits."""
+        hashed = hashlib.sha256()
+        for name, examples in {"train": self.train, **self.valid}.items():
+            hashed.update(f"{name} {len(examples)}".encode())
+            for index in torch.arange(len(examples)).split(_HASHED_TOGETHER):
+                inputs, labels = examples.batch(index)
+                named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+                for key, tensor in {**named, "labels": labels}.items():
+                    hashed.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    hashed.update(raw(tensor))
+        return hashed.hexdigest()[:12]
 
 
 def _permutation(size: int) -> Tensor:

@@ -105,16 +105,22 @@ def load(
     layout = TASKS[task]
     folder = Path(root) if root is not None else default_root("glue")
     if folder is not None:
-        train = _from_file(folder / layout.folder / "train.tsv", layout, max_length, folder)
-        valid = {
-            name: _from_file(folder / layout.folder / file, layout, max_length, folder)
-            for name, file, _ in layout.valid
-        }
+        first, *others = (_from_file(file, layout, max_length, folder) for file in files(task=task, root=root))
+        train, valid = first, {name: part for (name, _, _), part in zip(layout.valid, others, strict=True)}
     else:
         train, valid = _from_hub(task, layout, max_length)
     classes = len(layout.names) or 1
     dataset = Dataset(train, valid, classes, channels=0, metrics=layout.metrics, names=layout.classes)
     return dataset.limited(train_limit, valid_limit, holdout)
+
+
+def files(*, task: TaskName, root: str | None) -> list[Path]:
+    """List the files that :func:`load` reads, those for training first; none where it asks the hub."""
+    folder = Path(root) if root is not None else default_root("glue")
+    if folder is None:
+        return []
+    names = ["train.tsv", *(file for _, file, _ in TASKS[task].valid)]
+    return [folder / TASKS[task].folder / name for name in names]
 
 
 def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:

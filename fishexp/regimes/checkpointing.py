@@ -53,11 +53,10 @@ def train(
     check_warmup(warmup_epochs, epochs)
     trainer = Trainer(problem, logger, snapshots, recipe)
     checkpoints = Checkpoints(logger.folder)
+    checkpoints.begin(problem.model)
     trainable = None
     if resumed:
         trainable = _resume(resumed.pop(), trainer, checkpoints, problem, decay, warmup_epochs)
-    else:
-        checkpoints.begin(problem.model)
     with trainer.bar():
         while (epoch := trainer.progress.epoch) <= epochs:
             new_mask = epoch == 1 or epoch == warmup_epochs + 1 or (mask == "every_epoch" and epoch > warmup_epochs)

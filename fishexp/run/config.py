@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fishexp.errors import FishexpError, first_line, nearest
+from fishexp.run.identity import run_name
 from fishexp.run.overrides import TOP, Chosen, Components, Runs, runs_of
-from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings, run_name
+from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings
 from fishexp.run.yamls import CONF, check_choice, check_primary, homes_of, options_in
 
 

@@ -24,6 +24,8 @@ Status: TypeAlias = Literal["finished", "failed", "interrupted"]
 STREAMS = 2
 # packages that decide the numbers
 _PACKAGES = ("fishexp", "torch", "torchvision", "transformers", "datasets", "hydra-core", "numpy")
+# the repository, where there is one
+_ROOT = Path(__file__).parents[2]
 # characters of a line that a message shows
 _SHOWN = 60
 
@@ -47,6 +49,7 @@ class Record:
             of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
             worker sends in a merge (per_merge) and sent in all (sent), and the same for merges of all weights
             (dense_merge, dense_sent).
+        inputs: Digests of the examples and of the initial weights, as they were in memory.
         streams: Version of the random streams; runs of different versions do not have the same numbers.
         error: Why the run did not finish; None if it did.
         commit: Commit of the code; ends in + if tracked code was changed, None if there is no repository.
@@ -66,12 +69,13 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bytes: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     streams: int = STREAMS
     error: str | None = None
     commit: str | None = field(default_factory=lambda: commit())
     device: str = ""
     threads: int = 0
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=lambda: versions())  # and digests of the user's own modules
     ended: str = ""
 
     def note_kept(self, in_all: int, each: int) -> None:
@@ -158,9 +162,10 @@ def _clean(value: Any) -> Any:
     return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
-def finished(path: Path) -> set[str]:
-    """Return the run_ids that have a finished record in ``path``; a later attempt that failed takes nothing away."""
-    return {record["run_id"] for record in read(path) if record["status"] == "finished"} if path.exists() else set()
+def finished(path: Path) -> dict[str, dict[str, Any]]:
+    """Return run_id -> latest finished record in ``path``; a later attempt that failed takes nothing away."""
+    found = read(path) if path.exists() else ()
+    return {record["run_id"]: record for record in found if record["status"] == "finished"}
 
 
 @cache  # the code is what it was when this process imported it
@@ -169,19 +174,32 @@ def commit() -> str | None:
 
     Files in experiments/ do not count, as they change no run: a sweep may write records that are tracked.
     """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
+    if not (_ROOT / ".git").exists():
         return None
     try:
-        head = _git(root, "rev-parse", "--short=12", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments")
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments")
         return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+@cache
+def same_code(before: str | None, now: str | None) -> bool:
+    """Tell whether two commits have the same package and configuration; those with a + may have anything."""
+    if before == now:
+        return not (now or "").endswith("+")
+    if before is None or now is None or before.endswith("+") or now.endswith("+"):
+        return False
+    try:
+        _git("diff", "--quiet", before, now, "--", "fishexp", "conf")
+    except (OSError, subprocess.CalledProcessError):  # other code, or a commit that is not here
+        return False
+    return True
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

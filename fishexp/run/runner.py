@@ -21,11 +21,13 @@ from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
 from fishexp.run.artifacts import build_model, forget, save_run
+from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
-from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, run_id, run_name, shareable
+from fishexp.run.resume import code_changes
+from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component
 from fishexp.system import hardware
 from fishexp.system.atomic import replacing
-from fishexp.training.checkpoints import BASE, drop_base, store_base
+from fishexp.training.checkpoints import drop_base, store_base
 from fishexp.training.collectives import Collectives
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
@@ -60,7 +62,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         context.process_group(settings.device),
         context.together(locked_folder, folder, context),
         Logger(
-            folder, run_name(config), record.config, settings.wandb, resumed=settings.resume, rank=context.rank
+            folder, run_name(config), record.config, settings.wandb, resumed=bool(settings.resume), rank=context.rank
         ) as logger,
     ):
         with recording(record, logger, settings, context), running_on_device(record, settings, context) as device:
@@ -70,12 +72,14 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             facts = partial(snapshot_facts, record, logger)  # as they will be at each snapshot
             minutes, keep = settings.snapshot_minutes, settings.snapshot_keep
             snapshots = Snapshots(folder / "snapshots", minutes, keep, collectives, facts)
-            resumed = snapshots.load() if settings.resume else []
+            resumed = resumable(snapshots, record, settings, logger) if settings.resume else []
             context.together(begin, record, logger, snapshots, resumed, context)
             logger.say(_headline(config, settings, device, context))
 
             model, data = context.together(build, config, load.function, settings, logger, device, context)
-            context.check_same({"initial weights": _weights_digest(model) if context.world_size > 1 else ""})
+            record.inputs = {"examples": data.digest(), "initial weights": _weights_digest(model)}
+            context.check_same(record.inputs)
+            context.together(check_inputs, record, resumed)
             context.together(keep_base, model, folder, settings, context)
             problem = _problem(model, data, device, settings, logger, collectives)
             record.total = sum(p.numel() for p in model.network.parameters())
@@ -97,7 +101,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
 def new_record(config: Config) -> Record:
     """Build the record of a run before it starts."""
     method, shared = config["method"]["name"], shareable(config)
-    return Record(run_id(config), shared, method=method, keep=config["keep"], seed=config["seed"])
+    record = Record(run_id(config), shared, method=method, keep=config["keep"], seed=config["seed"])
+    record.versions = record.versions | own_code(config)
+    return record
 
 
 def locked_folder(folder: Path, context: Context) -> AbstractContextManager[Any]:
@@ -186,12 +192,45 @@ def facts_of(record: Record, settings: Settings) -> Facts:
 
 def snapshot_facts(record: Record, logger: Logger) -> dict[str, Any]:
     """Return what :func:`begin` needs of a snapshot to resume record and log."""
-    return {"kept": [record.kept, record.kept_per_worker], "conditions": _conditions(record), **logger.state()}
+    kept = [record.kept, record.kept_per_worker]
+    return {"kept": kept, "conditions": _conditions(record), "inputs": record.inputs, **logger.state()}
 
 
-def _conditions(record: Record) -> list[Any]:
-    """Return what else the last bits of the result depend on."""
-    return [record.threads, torch.__version__, record.device]
+def _conditions(record: Record) -> dict[str, Any]:
+    """Return what else the result, or its last bits, depend on."""
+    return {
+        "threads": record.threads, "device": record.device, "commit": record.commit, "versions": record.versions
+    }  # fmt: skip
+
+
+def resumable(snapshots: Snapshots, record: Record, settings: Settings, logger: Logger) -> list[Snapshot]:
+    """Load the snapshots to resume from; with ``resume=strict`` none that other code, threads or device have made."""
+    resumed = snapshots.load()
+    changes = _changes(resumed[0].about["conditions"], record) if resumed else []
+    if changes and settings.resume == "strict":
+        logger.say(f"begun anew, as the snapshots were made otherwise: {', '.join(changes)}")
+        return []
+    return resumed
+
+
+def _changes(before: dict[str, Any], record: Record) -> list[str]:
+    """List what is other than it was when a snapshot was made."""
+    now = _conditions(record)
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in ("threads", "device") if before[name] != now[name]]
+    return changes + code_changes(before, record.commit, record.versions)
+
+
+def check_inputs(record: Record, resumed: list[Snapshot]) -> None:
+    """Refuse to resume from snapshots that were made with other examples or other initial weights.
+
+    Raises:
+        FishexpError: If they were.
+    """
+    for name, now in record.inputs.items():
+        if resumed and resumed[0].about["inputs"][name] != now:
+            raise FishexpError(
+                f"the {name} of this run are other ones than when it was interrupted; resume=false begins anew"
+            )
 
 
 def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
@@ -211,8 +250,8 @@ def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Sn
     if about:
         record.kept, record.kept_per_worker = about["kept"]
         logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
-        if about["conditions"] != _conditions(record):
-            logger.say("other threads, device or torch than before: the result may differ in its last bits")
+        if changes := _changes(about["conditions"], record):
+            logger.say(f"not as before, so that the result may differ, at least in its last bits: {', '.join(changes)}")
     elif lost:
         logger.say(f"{lost}begun anew, as there was no snapshot")
 
@@ -237,7 +276,7 @@ def build(
 
 def keep_base(model: Model, folder: Path, settings: Settings, context: Context) -> None:
     """Write the weights that training begins with, unless they can be had from elsewhere; the main process does."""
-    if context.is_main and model.source is None and not (folder / BASE).exists():
+    if context.is_main and model.source is None:
         store_base(model.network, folder, Path(settings.outputs))
 
 

@@ -1,12 +1,11 @@
-"""The settings of a run: scalars, components, and the identity that follows. Neither torch nor Hydra is needed."""
+"""The settings of a run: its scalars and its components. Neither torch nor Hydra is needed."""
 
-import hashlib
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Unpack, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Lt
@@ -14,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fishexp.errors import FishexpError, nearest
 from fishexp.masks.budget import check_keep
-from fishexp.run.record import STREAMS
 
 # fully resolved, plain Python
 Config: TypeAlias = dict[str, Any]
@@ -30,9 +28,6 @@ GROUPS = {
 ABOUT = ("name", "module", "ignores_keep")
 # name in a component's module of a TypedDict: settings in its yaml that are used before its function is called
 BEFORE = "LAUNCH_SETTINGS"
-# settings that change neither the numbers nor their meaning, so that a run keeps its identity
-NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
-NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -51,7 +46,7 @@ class Settings(BaseModel):
     wandb: Literal["disabled", "offline", "online"]
     outputs: str
     records: str
-    resume: bool
+    resume: Literal["strict"] | bool
     snapshot_minutes: Annotated[float, Ge(0)]
     snapshot_keep: Annotated[int, Ge(1)]
     debug: bool
@@ -99,16 +94,27 @@ def component(group: str, options: Mapping[str, Any]) -> Component:
         FishexpError: If there is no such module, or its function does not take these options.
     """
     name = options.get("module", options["name"])
-    module = _module(group, name)
-    _, functions = GROUPS[group]
-    offers = next((function for function in functions if hasattr(module, function)), None)
-    if offers is None:
-        raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
+    module, offers = component_module(group, options)
     function = getattr(module, offers)
     own, before = options_of(function), _fields(getattr(module, BEFORE, None))
     given = {key: value for key, value in options.items() if key not in ABOUT}
     _checked(create_model(f"{group} options", __config__=_STRICT, **own, **before), given, f"{group}.")
     return Component(name, offers, partial(function, **{key: given[key] for key in given if key in own}))
+
+
+def component_module(group: str, options: Mapping[str, Any]) -> tuple[ModuleType, str]:
+    """Import the module of a component, and tell which of the functions in ``GROUPS`` it has.
+
+    Raises:
+        FishexpError: If there is no such module, or it has none of them.
+    """
+    name = options.get("module", options["name"])
+    module = _module(group, name)
+    _, functions = GROUPS[group]
+    offers = next((function for function in functions if hasattr(module, function)), None)
+    if offers is None:
+        raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
+    return module, offers
 
 
 def is_ours(group: str, name: str) -> bool:
@@ -167,52 +173,3 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> 
             if first["input"] is None:
                 message = f"{prefix}{key} has no default here; give {prefix}{key}=..."
         raise FishexpError(message) from None
-
-
-def shareable(config: Config) -> Config:
-    """Leave out of a configuration what belongs to this machine or to this call: paths, records, W&B, debugging."""
-    shared = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    shared["data"] = {key: value for key, value in config["data"].items() if key != "root"}
-    shared["regime"] = {key: value for key, value in config["regime"].items() if key not in NOT_IDENTITY_OF_REGIME}
-    path = config["model"].get("path")
-    if path is not None and Path(path).exists():
-        shared["model"] = {**config["model"], "path": f"{Path(path).name}@{_digest(Path(path))}"}
-    return shared
-
-
-@cache
-def _digest(path: Path) -> str:
-    """Hash the weights in a file or folder: a path means nothing elsewhere, and may come to mean other weights."""
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(
-            file for kind in ("*.safetensors", "*.bin", "checkpoints/*.safetensors") for file in path.glob(kind)
-        )
-    )
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:12]
-
-
-def _canonical(value: Any) -> Any:
-    """Turn floats such as 1.0 into integers: the same number is the same run however it was typed."""
-    if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def run_id(config: Config) -> str:
-    """Return eight hexadecimal digits that two runs share if, and only if, their settings ask for the same numbers."""
-    identity = _canonical(shareable(config)) | {"streams": STREAMS}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def run_name(config: Config) -> str:
-    """Return a readable path for a run, which no other has: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
-    data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
-    task = f"-{config['data']['task']}" if "task" in config["data"] else ""
-    keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
-    return f"{data}{task}/{model}/{method}{keep}/seed{config['seed']}-{run_id(config)}"

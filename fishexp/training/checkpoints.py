@@ -12,7 +12,7 @@ from torch import nn
 
 from fishexp.delta import Delta
 from fishexp.delta.fingerprint import digest
-from fishexp.delta.sources import source
+from fishexp.delta.sources import Source, source
 from fishexp.errors import DeltaError, FishexpError
 from fishexp.system.atomic import replacing, sync
 
@@ -40,8 +40,8 @@ class Checkpoints:
         return max(self._files(), default=0)
 
     def begin(self, model: nn.Module) -> None:
-        """Write ``model`` as the base, unless the base is there."""
-        if not self.base.exists():
+        """Write ``model`` as the base, unless the base is there, and is ``model`` to the bit."""
+        if not holds(self.base, source(model)):
             with replacing(self.base) as new:
                 save_model(model, str(new))
         self.folder.mkdir(exist_ok=True)
@@ -147,9 +147,15 @@ class Checkpoints:
 
 
 def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
-    """Write the weights that training begins with to a run folder; the runs of a sweep share one file by hard links."""
-    shared = outputs / SHARED / f"{digest(source(network).fingerprints())[:16]}.safetensors"
-    if not shared.exists():
+    """Write the weights that training begins with to a run folder, unless they are there, to the bit.
+
+    The runs of a sweep share one file by hard links.
+    """
+    weights = source(network)
+    if holds(folder / BASE, weights):
+        return
+    shared = outputs / SHARED / f"{digest(weights.fingerprints())[:16]}.safetensors"
+    if not holds(shared, weights):
         shared.parent.mkdir(exist_ok=True)
         with replacing(shared) as new:
             save_model(network, str(new))
@@ -159,6 +165,20 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
             os.link(shared, new)
         except OSError:  # a file system without links, or another run has just dropped the shared file
             save_model(network, str(new))
+
+
+def holds(file: Path, weights: Source | Delta) -> bool:
+    """Tell whether a file holds these weights, or those that a delta is for, all of them to the bit."""
+    if not file.exists():
+        return False
+    try:
+        there = source(file).fingerprints()
+    except (DeltaError, OSError):
+        return False
+    found = {weights.tied.get(name, name): fingerprint for name, fingerprint in there.items()}
+    if isinstance(weights, Delta):  # a new head stands in the base too
+        return weights.base.items() <= found.items() and found.keys() <= weights.base.keys() | weights.moved.keys()
+    return found == weights.fingerprints()
 
 
 def drop_base(folder: Path, outputs: Path) -> None:

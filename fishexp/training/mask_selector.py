@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import left
 from fishexp.masks.topk import Mask, count, split, top_k
@@ -100,9 +101,21 @@ class MaskSelector:
         return top_k(self._selected(), self._paid_keep(), always=self._problem.head)
 
     def _selected(self) -> Any:
-        """Return what the method selects in the model as it is, whose weights are its own while it looks."""
+        """Return what the method selects in the model as it is, whose weights are its own while it looks.
+
+        Raises:
+            FishexpError: If the method changes a weight or a buffer.
+        """
         with plain(self._problem.model):
-            return self._select(self._problem)
+            before = source(self._problem.model).fingerprints()
+            selected = self._select(self._problem)
+            after = source(self._problem.model).fingerprints()
+        for name in before | after:
+            if before.get(name) != after.get(name):
+                raise FishexpError(
+                    f"method={self.method} has changed {name}; it may look at the model, and has to leave it as it is"
+                )
+        return selected
 
     def _paid_keep(self) -> float:
         assert self._keep is not None  # check_settings: only a method with a mask goes without

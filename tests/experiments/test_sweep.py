@@ -18,7 +18,7 @@ from experiments.lib import sweep
 from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
 from fishexp.run import record
-from fishexp.run.settings import run_id
+from fishexp.run.identity import run_id
 
 
 class Runner:

@@ -17,7 +17,7 @@ from experiments.lib.plan import plan
 from experiments.lib.settings import composed_run
 from experiments.table2.cells import Cell
 from experiments.table2.profiles import PROFILES
-from fishexp.run.settings import run_id
+from fishexp.run.identity import run_id
 from tests.support.tables import chosen, figures, reported, rows, words, write_records
 
 (CPU,) = PROFILES["cpu"]

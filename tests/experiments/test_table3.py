@@ -21,7 +21,7 @@ from experiments.table3 import report
 from experiments.table3.cells import Cell, methods
 from experiments.table3.profiles import PROFILES
 from fishexp.run import record
-from fishexp.run.settings import run_id
+from fishexp.run.identity import run_id
 from tests.support.cli import fishexp
 from tests.support.tables import chosen, figures, reported, rows, words, write_records
 

@@ -27,7 +27,7 @@ from experiments.table4.plot import draw
 from experiments.table4.profiles import PROFILES
 from fishexp.errors import FishexpError
 from fishexp.run import config, record
-from fishexp.run.settings import run_id
+from fishexp.run.identity import run_id
 from tests.support.cli import fishexp
 from tests.support.tables import chosen, figures, line, reported, rows, words, write_records
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fishexp.run.settings import run_id
+from fishexp.run.identity import run_id
 from tests.support.cli import QUICK, fishexp, records
 
 

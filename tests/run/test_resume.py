@@ -183,7 +183,7 @@ def test_other_threads_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
             fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP)
     before = torch.get_num_threads()
     monkeypatch.setattr("fishexp.run.runner._THREADS", before + 1)
-    assert "other threads, device or torch" in fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP).out
+    assert f"threads {before} -> {before + 1}" in fishexp(*SMALL, "threads=null", "regime.epochs=2", *EVERY_STEP).out
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_state(monkeypatch: pytest.MonkeyPatch) -> None:

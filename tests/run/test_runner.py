@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import fishexp as library
 from fishexp.models import resnet
+from fishexp.run.identity import run_id
 from fishexp.run.record import STREAMS, append, read
-from fishexp.run.settings import run_id
 from fishexp.training.streams import seed_torch
 from tests.support.cli import QUICK, fishexp, records
 from tests.support.launched import wait_for

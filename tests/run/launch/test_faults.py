@@ -161,6 +161,15 @@ def test_what_a_restart_cannot_mend_is_said_once(fault: str, status: int, line: 
     assert (run_folder(tmp_path) / "workers" / "1.txt").read_text().count("workers on") == 1  # started once
 
 
+def test_workers_with_other_examples_do_not_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path)
+    monkeypatch.setenv("OTHER_EXAMPLES", "1")
+    status, _, err = launched.run_to_end(tmp_path)
+    assert status == 2
+    assert err.startswith("fishexp: worker 1 has examples=")
+    assert [record["status"] for record in records(tmp_path)] == ["failed"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["static", "c10d"])
 def test_torchrun_starts_them_again(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

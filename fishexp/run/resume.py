@@ -1,0 +1,46 @@
+"""What a run that resumes finds on record: whether it is done, and whether that was by the code of today."""
+
+from pathlib import Path
+from typing import Any
+
+from fishexp.run.identity import own_code, run_id
+from fishexp.run.record import commit, finished, same_code, versions
+from fishexp.run.settings import Config
+
+
+def done_already(config: Config, folder: Path) -> tuple[bool, str]:
+    """Tell whether a run need not run again.
+
+    Args:
+        config: Settings of the run. ``resume=true`` asks for a record that says finished; ``resume=strict`` asks for
+            the run's folder too, and for a record of the same code and packages.
+        folder: The folder of the run.
+
+    Returns:
+        Whether it is done, and what is no longer as it was when it finished; empty if everything is.
+    """
+    record = finished(Path(config["records"])).get(run_id(config)) if config["resume"] else None
+    if record is None:
+        return False, ""
+    changes = code_changes(record, commit(), versions() | own_code(config))
+    if not (folder / "record.json").exists():
+        changes.append(f"{folder} is gone")
+    return config["resume"] is True or not changes, ", ".join(changes)
+
+
+def code_changes(record: dict[str, Any], now: str | None, packages: dict[str, str]) -> list[str]:
+    """List what is other than it was when a record was written: code and packages.
+
+    Args:
+        record: The record; what it does not say counts as changed.
+        now: Commit of the code of today.
+        packages: Name -> version of the packages of today, and digests of the user's own modules.
+    """
+    before = {"commit": record.get("commit"), **(record.get("versions") or {})}
+    today = {"commit": now, **packages}
+    names = [name for name in sorted({*before, *today}) if before.get(name) != today.get(name)]
+    changes = [f"{name} {before.get(name)} -> {today.get(name)}" for name in names if name != "commit"]
+    if not same_code(before["commit"], now):
+        same_commit = before["commit"] == now
+        changes.insert(0, "code that is not committed" if same_commit else f"commit {before['commit']} -> {now}")
+    return changes

@@ -1,0 +1,300 @@
+"""What decides the numbers of a run is its identity, wherever it lies, and what no longer holds is said."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fishexp as library
+from fishexp.delta.fingerprint import fingerprint
+from fishexp.run import record as recorded
+from fishexp.run.identity import run_id, shareable
+from tests.support.cli import QUICK, Result, fishexp, records
+from tests.support.resuming import SMALL, Cut, cut_after, run_folder
+
+BEFORE, AFTER = "a" * 12, "b" * 12  # commits
+EVERY_STEP = ("snapshot_minutes=0", "resume=true")
+OWN_DATA = '''
+import os
+from pathlib import Path
+import torch
+from fishexp.data.datasets import Dataset
+from fishexp.data.images import Images
+from fishexp.data.metrics import accuracy
+
+
+def load(*, table: str, other: str | None) -> Dataset:
+    """Make images of a file of numbers."""
+    generator = torch.Generator().manual_seed(int(Path(table).read_text()) + int(os.environ.get("SHIFT", 0)))
+    part = Images(torch.randint(0, 200, (64, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(64) % 2,
+                  mean=(0.5,), std=(0.3,))
+    return Dataset(part, {"": part}, classes=2, channels=1, metrics=accuracy)
+'''
+OWN_METHOD = '''
+import torch
+
+
+def scores(problem):
+    """Score at random, and not without a trace."""
+    with torch.no_grad():
+        TRACE
+    return {name: torch.rand(p.shape) for name, p in problem.model.named_parameters()}
+'''
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own_and_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("fishexp.run.record", "fishexp.run.resume"):
+        monkeypatch.setattr(f"{module}.commit", lambda: BEFORE)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Write a data set of one's own, which reads the file numbers/table.txt; return the options that choose it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("conf/data", "conf/method", "numbers"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "own_table.py").write_text(OWN_DATA)
+    (tmp_path / "conf/data/own.yaml").write_text("name: own_table\ntable: ???\nother: null\n")
+    (tmp_path / "numbers/table.txt").write_text("1")
+    return ("--config-dir=conf", "data=own", "data.table=numbers/table.txt", "regime.epochs=1", "method=random")
+
+
+def glue(root: Path, lines: int = 8) -> Path:
+    """Write SST-2 of a few lines."""
+    (root / "SST-2").mkdir(parents=True, exist_ok=True)
+    for name in ("train", "dev"):
+        rows = "".join(f"the cat sees a {'dog' if i % 3 else 'cat'} .\t{i % 2}\n" for i in range(lines))
+        (root / "SST-2" / f"{name}.tsv").write_text(f"sentence\tlabel\n{rows}")
+    return root
+
+
+def on_glue(root: Path, model: Path) -> tuple[str, ...]:
+    return (
+        "data=glue", "data.task=sst2", f"data.root={root}", "model=bert_base", "model.pretrained=false",
+        f"model.path={model}", "data.max_length=16", "regime.epochs=1", "regime.batch_size=4", "method=random",
+        "keep=0.2", "resume=true",
+    )  # fmt: skip
+
+
+def test_the_same_examples_elsewhere_are_the_same_run_and_others_are_not(tmp_path: Path, bert_folder: Path) -> None:
+    first = on_glue(glue(tmp_path / "here"), bert_folder)
+    assert fishexp(*first).status == 0
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "glue")
+    (tmp_path / "there" / "glue" / "SST-2" / "test.tsv").write_text("not read")
+    assert "is done already\n" in fishexp(*on_glue(tmp_path / "there" / "glue", bert_folder)).out
+    dev = tmp_path / "here" / "SST-2" / "dev.tsv"
+    dev.write_text(dev.read_text().replace("dog", "cat"))
+    assert "is done already" not in fishexp(*first).out
+    assert len({record["run_id"] for record in records(tmp_path)}) == 2
+
+
+@pytest.mark.parametrize("edited", ["vocab.txt", "config.json"])
+def test_another_tokenizer_or_config_is_another_run(tmp_path: Path, bert_folder: Path, edited: str) -> None:
+    options = on_glue(glue(tmp_path / "glue"), bert_folder)
+    assert fishexp(*options).status == 0
+    (bert_folder / "README.md").write_text("No run reads this.")
+    assert "is done already\n" in fishexp(*options).out
+    file = bert_folder / edited
+    file.write_text(file.read_text().replace("cat", "cow").replace('"hidden_size": 8', '"hidden_size": 16'))
+    assert "is done already" not in fishexp(*options).out
+
+
+def test_a_file_that_an_option_of_ones_own_names_is_part_of_the_identity(tmp_path: Path, own: tuple[str, ...]) -> None:
+    """So is a folder, but not the outputs that lie in it."""
+    for options in (own, (*own, "data.other=.")):
+        assert fishexp(*options).status == 0
+    assert len({record["run_id"] for record in records(tmp_path)}) == 2
+    (tmp_path / "moved.txt").write_text("1")
+    for options in ((*own, "data.table=moved.txt"), (*own[:2], "data.table=moved.txt", *own[3:])):
+        assert "is done already" in fishexp(*options, "resume=true").out
+    (tmp_path / "numbers/table.txt").write_text("2")
+    assert "is done already" not in fishexp(*own, "resume=true").out
+    assert [record["config"]["data"]["table"][0] for record in records(tmp_path)] == ["@"] * 3
+
+
+def test_examples_that_changed_unseen_are_not_gone_on_with(
+    tmp_path: Path, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        cut_after(2, patch)
+        with pytest.raises(Cut):
+            fishexp(*own, "regime.batch_size=8", *EVERY_STEP)
+    monkeypatch.setenv("SHIFT", "1")
+    message = fishexp(*own, "regime.batch_size=8", *EVERY_STEP).mistake()
+    assert message == "the examples of this run are other ones than when it was interrupted; resume=false begins anew"
+    monkeypatch.delenv("SHIFT")
+    assert "continued from a snapshot" in fishexp(*own, "regime.batch_size=8", *EVERY_STEP).out
+
+
+def test_a_record_names_no_folder_of_this_machine_and_no_password(tmp_path: Path, own: tuple[str, ...]) -> None:
+    options = (*own, "data.other=https://me:secret@host/data.csv")
+    assert fishexp(*options).status == 0
+    assert fishexp(*own, f"data.table={tmp_path}/gone.txt").status == 1
+    assert fishexp(*own, f"data.table={tmp_path}/numbers/table.txt").status == 0
+    first, missing, third = records(tmp_path)
+    assert first["config"]["data"]["other"] == "https://host/data.csv"
+    assert missing["config"]["data"]["table"] == "gone.txt"
+    for found in (first, missing, third):
+        text = json.dumps(found["config"])
+        assert str(tmp_path) not in text
+        assert "secret" not in text
+        assert run_id(found["config"]) == found["run_id"]
+        assert shareable(found["config"]) == found["config"]
+
+
+def test_what_is_done_says_what_changed_since_and_strict_runs_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fishexp(*QUICK).status == 0
+    assert fishexp(*QUICK, "resume=strict").out.endswith("is done already\n")
+
+    shutil.rmtree(run_folder("outputs"))
+    said = fishexp(*QUICK, "resume=true").out
+    assert " is done already; since then: " in said
+    assert said.endswith(" is gone; resume=strict runs it again\n")
+    again = fishexp(*QUICK, "resume=strict").out
+    assert " runs again, since then: " in again
+    assert len(records(tmp_path)) == 2
+    library.load_run(run_folder("outputs"))
+
+    monkeypatch.setattr("fishexp.run.resume.commit", lambda: AFTER)
+    changed = f"commit {BEFORE} -> {AFTER}"
+    assert f"since then: {changed}; resume=strict" in fishexp(*QUICK, "resume=true").out
+    assert f"runs again, since then: {changed}\n" in fishexp(*QUICK, "resume=strict").out
+    assert len(records(tmp_path)) == 3
+
+
+def test_code_of_ones_own_that_changed_is_said_too(tmp_path: Path, own: tuple[str, ...]) -> None:
+    assert fishexp(*own).status == 0
+    assert records(tmp_path)[0]["versions"]["own_table"]
+    (tmp_path / "own_table.py").write_text(OWN_DATA.replace("0, 200", "0, 100"))
+    assert "own_table" in fishexp(*own, "resume=true").out
+
+
+@pytest.mark.parametrize(("resume", "goes_on"), [("true", True), ("strict", False)])
+def test_a_snapshot_of_other_code(resume: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "regime.epochs=2", "snapshot_minutes=0")
+    monkeypatch.setattr(recorded, "commit", lambda: AFTER)
+    result = fishexp(*SMALL, "regime.epochs=2", f"resume={resume}")
+    assert result.status == 0
+    assert f"commit {BEFORE} -> {AFTER}" in result.out
+    assert ("continued from a snapshot" in result.out) == goes_on
+    assert ("begun anew" in result.out) == (not goes_on)
+
+
+def test_commits_of_the_same_code() -> None:
+    head = recorded._git("rev-parse", "HEAD")
+    first = recorded._git("rev-list", "--max-parents=0", "HEAD").splitlines()[0]
+    assert recorded.same_code(head, head)
+    assert not recorded.same_code(f"{head}+", f"{head}+")  # whatever it was that was not committed
+    assert not recorded.same_code(first, head)
+    assert not recorded.same_code("0" * 12, head)
+    assert not recorded.same_code(None, head)
+    assert recorded.same_code(None, None)  # from wheels, whose versions are compared
+
+
+@pytest.mark.parametrize(
+    ("trace", "named"),
+    [
+        ("problem.model.fc.weight.data.mul_(2)", "fc.weight"),
+        ("problem.model.train(); problem.model(torch.rand(2, 1, 8, 8))", "stem.norm.running_mean"),
+    ],
+)
+def test_scores_leave_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: str, named: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "conf/method").mkdir(parents=True)
+    (tmp_path / "leaves_traces.py").write_text(OWN_METHOD.replace("TRACE", trace))
+    (tmp_path / "conf/method/traces.yaml").write_text("name: leaves_traces\n")
+    monkeypatch.delitem(__import__("sys").modules, "leaves_traces", raising=False)
+    message = fishexp("--config-dir=conf", *QUICK[:3], "method=traces").mistake()
+    assert (
+        message == f"method=leaves_traces has changed {named}; it may look at the model, and has to leave it as it is"
+    )
+    assert [record["status"] for record in records(tmp_path)] == ["failed"]
+
+
+def damage(file: Path) -> None:
+    """Flip a bit in the last tensor of a file, in place: whatever is linked to it is damaged too."""
+    with file.open("r+b") as opened:
+        opened.seek(-1, 2)
+        last = opened.read(1)
+        opened.seek(-1, 2)
+        opened.write(bytes([last[0] ^ 1]))
+
+
+def trained(result: Result, folder: Path) -> dict[str, Any]:
+    assert result.status == 0, result
+    model, _ = library.load_run(folder)
+    return {name: fingerprint(tensor) for name, tensor in model.state_dict().items()}
+
+
+def test_a_damaged_base_that_runs_share_is_written_anew(tmp_path: Path) -> None:
+    options = (*SMALL, "regime.epochs=1")
+    whole = trained(fishexp(*options, "outputs=whole"), run_folder("whole"))
+    assert fishexp(*options, "outputs=shared", "keep=0.01").status == 0
+    (base,) = Path("shared/bases").glob("*")
+    damage(base)
+    result = fishexp(*options, "outputs=shared")
+    (folder,) = Path("shared").glob("*/*/random-0.02/*")
+    assert (folder / "base.safetensors").exists()
+    assert trained(result, folder) == whole
+
+
+@pytest.mark.parametrize("regime", [(), ("regime=checkpointing",)])
+def test_a_damaged_base_is_written_anew_when_its_run_resumes(
+    regime: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*SMALL, *regime, "regime.epochs=2")
+    whole = trained(fishexp(*options, "outputs=whole"), run_folder("whole"))
+    with monkeypatch.context() as patch:
+        cut_after(12, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    damage(run_folder("cut") / "base.safetensors")
+    shutil.rmtree("cut/bases", ignore_errors=True)
+    result = fishexp(*options, "outputs=cut", *EVERY_STEP)
+    assert "continued from a snapshot" in result.out
+    assert trained(result, run_folder("cut")) == whole
+    assert (run_folder("cut") / "base.safetensors").exists()
+
+
+def test_a_base_that_is_damaged_while_the_run_goes_on_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(fishexp(*SMALL, "regime.epochs=1", "outputs=whole"), run_folder("whole"))
+    from fishexp.regimes import transfer
+
+    train = transfer.train
+
+    def and_damage(*arguments: Any, **options: Any) -> Any:
+        outcome = train(*arguments, **options)
+        damage(run_folder("cut") / "base.safetensors")
+        return outcome
+
+    and_damage.__annotations__ = train.__annotations__
+    and_damage.__wrapped__ = train  # type: ignore[attr-defined]
+    monkeypatch.setattr(transfer, "train", and_damage)
+    assert trained(fishexp(*SMALL, "regime.epochs=1", "outputs=cut"), run_folder("cut")) == whole
+    assert (run_folder("cut") / "model.safetensors").exists()
+
+
+def test_the_digest_of_examples_is_that_of_what_a_model_gets(own: tuple[str, ...], tmp_path: Path) -> None:
+    import importlib
+
+    module = importlib.import_module("own_table")
+    (tmp_path / "other.txt").write_text("2")
+    first, again, other = (module.load(table=str(tmp_path / name), other=None)
+                           for name in ("numbers/table.txt", "numbers/table.txt", "other.txt"))  # fmt: skip
+    assert first.digest() == again.digest() != other.digest()
+    again.train.labels = again.train.labels.clone()
+    again.train.labels[-1] ^= 1
+    assert first.digest() != again.digest()
+    assert torch.equal(first.train.pixels, again.train.pixels)
