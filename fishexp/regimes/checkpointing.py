@@ -73,7 +73,7 @@ def train(
             else:
                 checkpoints.add(epoch, trainable.delta())
             trainable.rebase()
-    checkpoints.check(epochs)
+    checkpoints.finish(epochs)
     return Outcome(trainer.metrics, bytes=checkpoints.bytes())
 
 

@@ -23,7 +23,7 @@ from fishexp.models.labels import align_classes_
 from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync
 from fishexp.system.hub import cached_only
-from fishexp.training.checkpoints import BASE, Checkpoints, holds
+from fishexp.training.checkpoints import BASE, Checkpoints, Weights
 
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
 # classes, or channels, that a run folder may claim
@@ -179,7 +179,7 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     sizes = {"dense": sum(t.nbytes for t in model.network.state_dict().values())}
     epochs = Checkpoints(folder).last
     small = delta is not None and sum(delta.values(name).nbytes for name in delta.names) < sizes["dense"] / 2
-    if delta is not None and small and not epochs and (model.source or holds(folder / BASE, delta)):
+    if delta is not None and small and not epochs and (model.source or Weights.before(delta).are_in(folder / BASE)):
         delta.save(folder / DELTA)
         sizes["delta"] = (folder / DELTA).stat().st_size
     whole = not (epochs or "delta" in sizes)

@@ -3,22 +3,59 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors.torch import load_file, save_model
 from torch import nn
 
 from fishexp.delta import Delta
-from fishexp.delta.fingerprint import digest
-from fishexp.delta.sources import Source, source
-from fishexp.errors import DeltaError, FishexpError
+from fishexp.delta.fingerprint import Fingerprint, digest
+from fishexp.delta.sources import source
+from fishexp.errors import DeltaError, FishexpError, RunFailed
 from fishexp.system.atomic import replacing, sync
 
 FOLDER = "checkpoints"  # of the epochs, in a run folder
 BASE = "base.safetensors"  # the weights that training began with, in a run folder
 SHARED = "bases"  # folder of the bases that the runs of a sweep share, in the folder of outputs
+
+
+class Weights(NamedTuple):
+    """Know weights by their fingerprints, to find out whether a file has them.
+
+    Attributes:
+        fingerprints: Name -> fingerprint of each tensor.
+        tied: Another name of a tensor -> its name in ``fingerprints``.
+        new: Names of tensors that the file may have too, whatever their values.
+    """
+
+    fingerprints: Mapping[str, Fingerprint]
+    tied: Mapping[str, str]
+    new: Collection[str] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Weights":
+        """Take the weights and buffers of a model as they are now."""
+        tensors = source(model)
+        return cls(tensors.fingerprints(), tensors.tied)
+
+    @classmethod
+    def before(cls, delta: Delta) -> "Weights":
+        """Take the weights that a delta is for; a new head stands in their file too."""
+        return cls(delta.base, delta.tied, delta.moved)
+
+    def are_in(self, file: Path) -> bool:
+        """Tell whether a file holds these weights, all of them, to the bit."""
+        if not file.exists():
+            return False
+        try:
+            there = source(file).fingerprints()
+        except (DeltaError, OSError):
+            return False
+        found = {self.tied.get(name, name): fingerprint for name, fingerprint in there.items()}
+        return self.fingerprints.items() <= found.items() and found.keys() <= {*self.fingerprints, *self.new}
 
 
 class Checkpoints:
@@ -41,11 +78,25 @@ class Checkpoints:
 
     def begin(self, model: nn.Module) -> None:
         """Write ``model`` as the base, unless the base is there, and is ``model`` to the bit."""
-        if not holds(self.base, source(model)):
+        self._initial = Weights.of(model)
+        if not self._initial.are_in(self.base):
             with replacing(self.base) as new:
                 save_model(model, str(new))
         self.folder.mkdir(exist_ok=True)
         sync(self.folder.parent)
+
+    def finish(self, epochs: int) -> None:
+        """Read the base and the file of every epoch back, once all are written.
+
+        Raises:
+            RunFailed: If one is not what was written.
+        """
+        try:
+            self.check(epochs)
+        except FishexpError as error:
+            raise RunFailed(f"{error}; somebody else was at the files; start again with resume=true") from None
+        if not self._initial.are_in(self.base):
+            raise RunFailed(f"{self.base} is not what was written; start again with resume=true")
 
     def clear(self) -> None:
         """Remove the epochs of an earlier run in the same folder."""
@@ -151,11 +202,11 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
 
     The runs of a sweep share one file by hard links.
     """
-    weights = source(network)
-    if holds(folder / BASE, weights):
+    weights = Weights.of(network)
+    if weights.are_in(folder / BASE):
         return
-    shared = outputs / SHARED / f"{digest(weights.fingerprints())[:16]}.safetensors"
-    if not holds(shared, weights):
+    shared = outputs / SHARED / f"{digest(weights.fingerprints)[:16]}.safetensors"
+    if not weights.are_in(shared):
         shared.parent.mkdir(exist_ok=True)
         with replacing(shared) as new:
             save_model(network, str(new))
@@ -165,20 +216,6 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
             os.link(shared, new)
         except OSError:  # a file system without links, or another run has just dropped the shared file
             save_model(network, str(new))
-
-
-def holds(file: Path, weights: Source | Delta) -> bool:
-    """Tell whether a file holds these weights, or those that a delta is for, all of them to the bit."""
-    if not file.exists():
-        return False
-    try:
-        there = source(file).fingerprints()
-    except (DeltaError, OSError):
-        return False
-    found = {weights.tied.get(name, name): fingerprint for name, fingerprint in there.items()}
-    if isinstance(weights, Delta):  # a new head stands in the base too
-        return weights.base.items() <= found.items() and found.keys() <= weights.base.keys() | weights.moved.keys()
-    return found == weights.fingerprints()
 
 
 def drop_base(folder: Path, outputs: Path) -> None:

@@ -12,6 +12,7 @@ import fishexp as library
 from fishexp.delta.fingerprint import fingerprint
 from fishexp.run import record as recorded
 from fishexp.run.identity import run_id, shareable
+from fishexp.training import trainer
 from tests.support.cli import QUICK, Result, fishexp, records
 from tests.support.resuming import SMALL, Cut, cut_after, run_folder
 
@@ -268,22 +269,28 @@ def test_a_damaged_base_is_written_anew_when_its_run_resumes(
     assert (run_folder("cut") / "base.safetensors").exists()
 
 
-def test_a_base_that_is_damaged_while_the_run_goes_on_is_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained(fishexp(*SMALL, "regime.epochs=1", "outputs=whole"), run_folder("whole"))
-    from fishexp.regimes import transfer
+@pytest.mark.parametrize("regime", ["transfer", "checkpointing"])
+def test_a_base_that_is_damaged_while_the_run_goes_on_is_not_relied_on(
+    regime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run leaves all weights, or fails where its epochs need the base."""
+    options = (*SMALL, f"regime={regime}", "regime.epochs=1")
+    whole = trained(fishexp(*options, "outputs=whole"), run_folder("whole"))
+    evaluate = trainer.evaluate
 
-    train = transfer.train
-
-    def and_damage(*arguments: Any, **options: Any) -> Any:
-        outcome = train(*arguments, **options)
+    def and_damage(*arguments: Any) -> Any:
         damage(run_folder("cut") / "base.safetensors")
-        return outcome
+        return evaluate(*arguments)
 
-    and_damage.__annotations__ = train.__annotations__
-    and_damage.__wrapped__ = train  # type: ignore[attr-defined]
-    monkeypatch.setattr(transfer, "train", and_damage)
-    assert trained(fishexp(*SMALL, "regime.epochs=1", "outputs=cut"), run_folder("cut")) == whole
-    assert (run_folder("cut") / "model.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", and_damage)
+        result = fishexp(*options, "outputs=cut", *EVERY_STEP)
+    if regime == "checkpointing":
+        assert result.status == 1
+        assert result.err.endswith("base.safetensors is not what was written; start again with resume=true\n")
+        result = fishexp(*options, "outputs=cut", *EVERY_STEP)
+    assert trained(result, run_folder("cut")) == whole
+    assert (run_folder("cut") / "model.safetensors").exists() == (regime == "transfer")
 
 
 def test_the_digest_of_examples_is_that_of_what_a_model_gets(own: tuple[str, ...], tmp_path: Path) -> None:
