@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from fishexp.errors import FishexpError, RunFailed
 from fishexp.system import signals
 from fishexp.system.atomic import replacing
 from fishexp.training.wandb_run import WandbMode, WandbRun
 
+METRICS = "metrics.jsonl"  # of the epochs, a line each, in a run folder
 REFRESH = 0.5  # seconds between updates of a bar: each update waits for the device
 PLAIN = 30.0  # seconds between lines where there is no terminal
 
@@ -59,6 +61,7 @@ class Logger:
         self._wandb: WandbRun | None = None
         self._wandb_id: str | None = None
         self._clocked: tuple[str, float] | None = None  # what is being clocked, and since when
+        self._metrics: list[str] = []  # lines of metrics.jsonl
         self._headline = ""
         self._bar: ProgressBar | None = None
 
@@ -83,17 +86,22 @@ class Logger:
     def begin(self, state: Mapping[str, Any]) -> None:
         """Start the metrics, and the W&B run if it is wanted, or resume those of the run that was interrupted.
 
+        The metrics of its epochs come from the snapshot, whatever has become of metrics.jsonl.
+
         Args:
             state: What :meth:`state` returned when the snapshot was taken; empty for a new run.
+
+        Raises:
+            FishexpError: If the snapshot is of another version of fishexp.
+            RunFailed: If the metrics cannot be written.
         """
         self.seconds.update(state.get("seconds", {}))
         if not self._is_first:
             return
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if state and file.exists() else []
-        done = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < state["epoch"]]
-        with replacing(file) as new:
-            new.write_text("".join(done))
+        if state and "metrics" not in state:
+            raise FishexpError("the snapshots are of another version of fishexp; resume=false begins anew")
+        self._metrics = list(state.get("metrics", ()))
+        self._write_metrics()
         self._wandb_id = state.get("wandb")
         if self._mode != "disabled":
             self._wandb = WandbRun(self.folder, self.name, self.config, self._mode, self._wandb_id)
@@ -105,23 +113,36 @@ class Logger:
         if self._clocked is not None:
             what, start = self._clocked
             seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - start
-        return {"seconds": seconds, "wandb": self._wandb_id}
+        return {"seconds": seconds, "wandb": self._wandb_id, "metrics": list(self._metrics)}
 
     def say(self, text: str) -> None:
         """Write a line to the console and to log.txt."""
         self._logger.info(text)
 
     def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
-        """Report the metrics after an epoch, counted from 1."""
+        """Report the metrics after an epoch, counted from 1.
+
+        Raises:
+            RunFailed: If they cannot be written.
+        """
         if self._is_first:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+            self._metrics.append(json.dumps({"epoch": epoch, **metrics}) + "\n")
+            self._write_metrics()
         if self._wandb is not None:
             self._wandb.log(epoch, metrics)
         self._headline = next((f"{name} {_short(metrics[name])}" for name in metrics if "loss" not in name), "")
         if self._bar is not None:
             self._bar.headline = self._headline
         self.say(f"epoch {epoch}: " + ", ".join(f"{name} {_short(value)}" for name, value in metrics.items()))
+
+    def _write_metrics(self) -> None:
+        """Write all of metrics.jsonl anew, so that it is right whatever has become of it."""
+        file = self.folder / METRICS
+        try:
+            with replacing(file) as new:
+                new.write_text("".join(self._metrics))
+        except OSError as error:
+            raise RunFailed(f"{file} cannot be written ({error.strerror}); continue with resume=true") from None
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """End the W&B run and hand it the record; to be called however the run ended."""

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import fishexp as library
 from fishexp.run.record import Record
+from fishexp.training.logger import Logger
+from fishexp.training.trainer import Trainer
 from tests.support.cli import fishexp
 from tests.support.program import Program
 from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
@@ -163,6 +165,61 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(monkeypatch: pytest.Monk
         assert "cannot be used" in result.out
         assert "continued from a snapshot after 6 steps" in result.out
         assert_alike("whole", "cut")
+
+
+def test_metrics_come_from_the_snapshot_whatever_became_of_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=3")
+    assert fishexp(*options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(24, patch)
+        with pytest.raises(Cut):
+            fishexp(*options, "outputs=cut", *EVERY_STEP)
+    lines = (run_folder("cut") / "metrics.jsonl").read_bytes()
+    assert lines.count(b"\n") == 2
+    changed = {
+        "removed": None,
+        "cut": lines[: len(lines) // 3],
+        "flipped": lines[:5] + bytes([lines[5] ^ 64]) + lines[6:],
+        "blank": b"\n\0\n" + lines,
+        "longer": lines + lines,
+        "renamed": lines.replace(b"accuracy", b"accuracx"),
+    }
+    for name, content in changed.items():
+        shutil.copytree("cut", name)
+        file = run_folder(name) / "metrics.jsonl"
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        result = fishexp(*options, f"outputs={name}", *EVERY_STEP)
+        assert "continued from a snapshot after 24 steps" in result.out, (name, result)
+        assert file.read_bytes() == (run_folder("whole") / "metrics.jsonl").read_bytes(), name
+        assert_alike("whole", name)
+
+
+def test_metrics_that_change_while_the_run_goes_on_are_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (*SMALL, "regime.epochs=3")
+    assert fishexp(*options, "outputs=whole").status == 0
+    original = Trainer.steps
+
+    def steps(self: Trainer) -> Any:
+        if self.progress.epoch == 3:
+            (run_folder("changed") / "metrics.jsonl").unlink()
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "steps", steps)
+        assert fishexp(*options, "outputs=changed").status == 0
+    assert_alike("whole", "changed")
+
+
+def test_a_snapshot_without_metrics_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        cut_after(4, patch)
+        patch.setattr(Logger, "state", lambda _: {"seconds": {}, "wandb": None})
+        with pytest.raises(Cut):
+            fishexp(*SMALL, "regime.epochs=2", *EVERY_STEP)
+    mistake = fishexp(*SMALL, "regime.epochs=2", *EVERY_STEP).mistake()
+    assert mistake == "the snapshots are of another version of fishexp; resume=false begins anew"
 
 
 def test_without_resume_a_run_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
