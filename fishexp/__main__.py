@@ -126,6 +126,11 @@ def _run(args: Namespace) -> int:
             print("\n".join(command.runs.notes), end="\n" * bool(command.runs.notes))
         try:
             config.launch(command, partial(_job, sweep=sweep), args.multirun)
+        except OSError as error:  # Hydra makes the folder of a run
+            from fishexp.run.runner import record_unstarted
+
+            record_unstarted(command.configs, error)
+            raise
         finally:
             if sweep.shown:
                 print(sweep.summary())

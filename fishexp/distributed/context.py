@@ -205,13 +205,15 @@ class Context:
             self.store.set(STATUS_KEY, status)
 
     def await_record(self) -> bool:
-        """Wait for the main process to write the record, and tell whether it did."""
+        """Wait for the main process to write the record, and tell whether it says that the run has finished."""
+        if self.store is None or self.is_main:
+            return True
         end = time.monotonic() + self.timeout
-        while self.store is not None and not self.is_main and not self.store.check([STATUS_KEY]):
+        while not self.store.check([STATUS_KEY]):
             if time.monotonic() > end or failures.find(self.store):
                 return False
             time.sleep(_POLL_INTERVAL)
-        return True
+        return self.is_finished()
 
     def root_cause(self, error: BaseException) -> BaseException:
         """Return why this run ends: the failure of another worker, or ``error``, which is reported to the others."""
@@ -237,12 +239,16 @@ def longest_start(timeout: float) -> float:
 
 
 def redirect(folder: Path, rank: int, streams: Collection[int]) -> None:
-    """Append everything that is written to these file descriptors of the process to the worker's log."""
+    """Append everything that is written to these file descriptors of the process to the worker's log, if it can be."""
     file = log_file(folder, rank)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as opened:
-        for stream in streams:
-            os.dup2(opened.fileno(), stream)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:  # what needs the folder will say so
+        opened = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(opened, stream)
+    os.close(opened)
 
 
 def _cores() -> int:

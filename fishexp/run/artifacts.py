@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from yaml import YAMLError
@@ -17,9 +18,10 @@ from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
 from fishexp.data.text import Tokens
 from fishexp.delta import Delta
-from fishexp.errors import FishexpError, first_line
+from fishexp.errors import FishexpError, RunFailed, first_line
 from fishexp.models import WEIGHTS, Model
 from fishexp.models.labels import align_classes_
+from fishexp.run.record import RECORD
 from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync
 from fishexp.system.hub import cached_only
@@ -202,6 +204,24 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     return sizes
 
 
+def check_saved(folder: Path) -> None:
+    """Check that all is there, and as long as it should be, that :func:`load_run` needs of a run that just ended.
+
+    Raises:
+        RunFailed: With what is missing or damaged.
+    """
+    for name in ("config.yaml", PREPROCESSING):
+        if not (folder / name).exists():
+            raise RunFailed(f"{folder / name} was removed while the run went on; run it again")
+    for name in (WEIGHTS, DELTA, BASE):
+        try:
+            if (folder / name).exists():
+                with safe_open(folder / name, "pt"):
+                    pass
+        except (OSError, SafetensorError) as error:
+            raise RunFailed(f"{folder / name} was not written as it should be ({first_line(error)})") from None
+
+
 def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None:
     """Refuse a run folder whose files lack what a run writes.
 
@@ -223,6 +243,7 @@ def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None
 
 def forget(folder: Path) -> None:
     """Remove what marks the folder as that of a finished run, before a run begins anew in it."""
+    (folder / RECORD).unlink(missing_ok=True)
     (folder / PREPROCESSING).unlink(missing_ok=True)
     (folder / BASE).unlink(missing_ok=True)
     Checkpoints(folder).clear()

@@ -1,5 +1,6 @@
 """Records: a JSON line for each run, failed runs too, appended and never changed."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -14,11 +15,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, RunFailed
 from fishexp.system.atomic import replacing
 
 log = logging.getLogger(__name__)
 
+RECORD = "record.json"  # in the folder of a run
 Status: TypeAlias = Literal["finished", "failed", "interrupted"]
 # version of the random streams (fishexp/training/streams.py), part of a run's identity; records without one have 1
 STREAMS = 2
@@ -83,33 +85,64 @@ class Record:
         self.kept, self.kept_per_worker = in_all, None if in_all == each else each
 
     def write(self, records: Path, folder: Path) -> None:
-        """Append the record to the file ``records``, and write it to the run's folder, stamped with the time."""
+        """Write the record to the run's folder, and append it to the file ``records``, stamped with the time.
+
+        If one cannot be written, the other is all the same. A run has not finished without a record in its folder.
+
+        Raises:
+            RunFailed: If a finished run's record cannot be written, or any cannot be appended.
+        """
         self.metrics = {
             name: value if value is not None and isfinite(value) else None for name, value in self.metrics.items()
         }
         self.ended = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps(asdict(self), allow_nan=False)
-        with replacing(folder / "record.json") as new:
-            new.write_text(line + "\n")
-        append(records, line)
+        unwritten = None
+        try:
+            with replacing(folder / RECORD) as new:
+                new.write_text(self._line() + "\n")
+        except OSError as error:
+            if self.status == "finished":
+                unwritten = f"{folder / RECORD} cannot be written ({error.strerror}); continue with resume=true"
+                self.status, self.error = "failed", unwritten
+        try:
+            append(records, self._line())
+        except RunFailed as error:
+            there = f"; it is in {folder / RECORD}, and resume=true appends it" if self.status == "finished" else ""
+            raise RunFailed(unwritten or f"{error}{there}") from None
+        if unwritten:
+            raise RunFailed(unwritten)
+
+    def _line(self) -> str:
+        return json.dumps(asdict(self), allow_nan=False)
 
 
 def append(path: Path, line: str) -> None:
     """Append a line in a single write under a lock, so that jobs at the same time cannot tear each other's lines.
 
     Raises:
-        FishexpError: If the disk is full; nothing is appended then.
+        RunFailed: If the file cannot be written, or the disk is full; nothing is appended then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = os.fstat(file.fileno()).st_size
-        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by others: keep this line out of theirs
-        data = f"{chr(10) * torn}{line}\n".encode()
-        if os.write(file.fileno(), data) != len(data):  # a full disk: leave no half line behind
-            os.ftruncate(file.fileno(), size)
-            raise FishexpError(f"{path}: no room for another record")
-        os.fsync(file.fileno())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _append(file.fileno(), line)
+    except OSError as error:
+        raise RunFailed(f"{path}: the record cannot be appended ({error.strerror})") from None
+
+
+def _append(file: int, line: str) -> None:
+    """Append a line to an open file, whole or not at all."""
+    size = os.fstat(file).st_size
+    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by others: keep this line out of theirs
+    data = f"{chr(10) * torn}{line}\n".encode()
+    try:
+        if os.write(file, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    except OSError:  # a full disk, found at once or as it is written out: leave no half line behind
+        os.ftruncate(file, size)
+        raise
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

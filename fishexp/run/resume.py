@@ -1,10 +1,16 @@
 """What a run that resumes finds on record: whether it is done, and whether that was by the code of today."""
 
+import json
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fishexp.errors import FishexpError
 from fishexp.run.identity import own_code, run_id
-from fishexp.run.record import commit, finished, same_code, versions
+from fishexp.run.record import RECORD, append, commit, finished, read, same_code, versions
+from fishexp.run.run_folder import lock
 from fishexp.run.settings import Config
 
 
@@ -19,13 +25,31 @@ def done_already(config: Config, folder: Path) -> tuple[bool, str]:
     Returns:
         Whether it is done, and what is no longer as it was when it finished; empty if everything is.
     """
+    if config["resume"] and os.environ.get("RANK", "0") == "0":  # one of torchrun's workers
+        _complete(folder, Path(config["records"]), run_id(config))
     record = finished(Path(config["records"])).get(run_id(config)) if config["resume"] else None
     if record is None:
         return False, ""
     changes = code_changes(record, commit(), versions() | own_code(config))
-    if not (folder / "record.json").exists():
+    if not (folder / RECORD).exists():
         changes.append(f"{folder} is gone")
     return config["resume"] is True or not changes, ", ".join(changes)
+
+
+def _complete(folder: Path, records: Path, run_id: str) -> None:
+    """Do for a run that its folder says is finished what was left: append its record, and remove its snapshots.
+
+    Raises:
+        RunFailed: If the record cannot be appended now either.
+    """
+    if not (folder / RECORD).exists():
+        return
+    with suppress(FishexpError), lock(folder):  # else the folder is in use or read-only, or its record is none
+        record = next(read(folder / RECORD), None)
+        if record and (record["run_id"], record["status"]) == (run_id, "finished"):
+            if run_id not in finished(records):
+                append(records, json.dumps(record))
+            shutil.rmtree(folder / "snapshots", ignore_errors=True)
 
 
 def code_changes(record: dict[str, Any], now: str | None, packages: dict[str, str]) -> list[str]:

@@ -1,14 +1,13 @@
 """One run, top to bottom: configuration -> data, model -> scores -> mask -> training -> weights and a record."""
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from omegaconf import OmegaConf
@@ -20,10 +19,11 @@ from fishexp.distributed.failures import Facts
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
-from fishexp.run.artifacts import build_model, forget, save_run
+from fishexp.run.artifacts import build_model, check_saved, forget, save_run
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
 from fishexp.run.resume import code_changes
+from fishexp.run.run_folder import check_same, lock
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component
 from fishexp.system import hardware
 from fishexp.system.atomic import replacing
@@ -58,14 +58,14 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
     settings = check_settings(config | {"resume": config["resume"] or bool(context.resume_reason)})
     torch.set_num_threads(context.threads(settings.threads, _THREADS))
     record = new_record(config)
-    with (
-        context.process_group(settings.device),
-        context.together(locked_folder, folder, context),
-        Logger(
-            folder, run_name(config), record.config, settings.wandb, resumed=bool(settings.resume), rank=context.rank
-        ) as logger,
-    ):
-        with recording(record, logger, settings, context), running_on_device(record, settings, context) as device:
+    logger = Logger(
+        folder, run_name(config), record.config, settings.wandb, resumed=bool(settings.resume), rank=context.rank
+    )
+    with context.process_group(settings.device), ExitStack() as held:
+        with (
+            recording(record, logger, settings, context, held),
+            running_on_device(record, settings, context) as device,
+        ):
             load, _, method, train = (component(group, config[group]) for group in GROUPS)
             context.check_same(facts_of(record, settings))
             collectives = context.collectives(config["regime"].get("workers", 1))
@@ -106,64 +106,101 @@ def new_record(config: Config) -> Record:
     return record
 
 
-def locked_folder(folder: Path, context: Context) -> AbstractContextManager[Any]:
-    """Make the folder of a run, and lock it, so that no other process carries out the same run.
+def record_unstarted(runs: list[Config], error: OSError) -> None:
+    """Append the record of a run among ``runs`` that could not start, as its folder cannot be made."""
+    refused = Path(error.filename).absolute() if error.filename else None
+    for config in runs if refused else []:
+        folder = Path(config["outputs"], run_name(config)).absolute()
+        if len(runs) == 1 or refused in (folder, *folder.parents):
+            record = new_record(config)
+            record.error = f"{error.filename}: {error.strerror}"
+            with suppress(RunFailed):  # the first error says what to do
+                record.write(Path(config["records"]), folder)
+            return
 
-    Returns:
-        The lock; it is held until its context ends, by the main process for all workers.
+
+def locked_folder(folder: Path, context: Context) -> IO[str] | None:
+    """Make the folder of a run, and lock it for all workers as the main process.
 
     Raises:
-        BusyError: If another process holds it.
+        BusyError: If another process holds the lock.
+        FishexpError: If the folder cannot be written.
     """
+    if context.is_main:
+        return lock(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not context.is_main:
-        return nullcontext()
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
-    return file
+    return None
 
 
 @contextmanager
-def recording(record: Record, logger: Logger, settings: Settings, context: Context) -> Iterator[None]:
-    """Write the record when the block ends: as finished if it ends by itself, else as failed or interrupted, and why.
+def recording(record: Record, logger: Logger, settings: Settings, context: Context, held: ExitStack) -> Iterator[None]:
+    """Lock the run's folder and log what the block does; write the record when it ends.
 
-    The main process writes it, to ``settings.records`` and to the run's folder, and tells the other workers. It leaves
-    that to a later start where the workers are going to be restarted. The W&B run ends here too.
+    The record says finished if the block ends by itself, else failed or interrupted, and why. The main process writes
+    it, to ``settings.records`` and to the run's folder, and tells the other workers. It leaves that to a later start
+    where the workers are going to be restarted, and writes none where another process is at this run. The W&B run ends
+    here too.
+
+    Args:
+        held: Keeps the lock and the log when the block has ended.
 
     Raises:
         BaseException: What the block raised, or the failure of another worker that was the cause of it.
-        OSError: If a finished run's record cannot be written.
+        RunFailed: If the folder was removed or moved meanwhile, or a finished run's record cannot be written.
     """
-    due = context.is_main
+    locked = None
     try:
+        if locked := context.together(locked_folder, logger.folder, context):
+            held.enter_context(locked)
+        held.enter_context(logger)
         yield
+        check_same(logger.folder, locked)
         record.status = "finished"
     except BaseException as error:
-        reason = context.root_cause(error)
-        due = due and not (context.may_restart and isinstance(reason, RECOVERABLE))
+        reason = context.root_cause(_moved(error, logger.folder, locked) or error)
+        later = isinstance(reason, BusyError) or (context.may_restart and isinstance(reason, RECOVERABLE))
         record.status = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
         known = isinstance(reason, FishexpError | RunFailed)
         record.error = str(reason) if known else f"{type(reason).__name__}: {reason}"
         log.debug("the run ended here", exc_info=True)
+        if context.is_main and not later:
+            try:
+                _write(record, logger, settings, context)
+            except RunFailed as second:  # the first says what to do
+                log.warning("the record could not be written either: %s", second)
         if reason is error:
             raise
         raise reason from error
+    else:
+        if context.is_main:
+            _write(record, logger, settings, context)
     finally:
-        record.seconds = {what: round(logger.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
+        logger.finish(asdict(record))
+
+
+def _moved(error: BaseException, folder: Path, locked: IO[str] | None) -> RunFailed | None:
+    """Tell whether a run broke down because its folder was removed or moved."""
+    if isinstance(error, Exception) and not isinstance(error, RECOVERABLE):
         try:
-            if due:
-                record.write(Path(settings.records), logger.folder)
-                context.announce_record(record.status)
-        except OSError as error:
-            if record.error is None:
-                raise
-            log.warning("the record could not be written either: %s", error)  # the first error says what to do
-        finally:
-            logger.finish(asdict(record))
+            check_same(folder, locked)
+        except RunFailed as moved:
+            return moved
+    return None
+
+
+def _write(record: Record, logger: Logger, settings: Settings, context: Context) -> None:
+    """Write the record, and tell the other workers whether the run has finished and that is on record.
+
+    Raises:
+        RunFailed: If it cannot be written.
+    """
+    record.seconds = {what: round(logger.seconds[what], 3) for what in ("data", "scores", "train", "evaluate")}
+    try:
+        record.write(Path(settings.records), logger.folder)
+    except RunFailed:
+        context.announce_record("failed")
+        raise
+    context.announce_record(record.status)
 
 
 @contextmanager
@@ -328,4 +365,5 @@ def _save(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Out
     sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
     if (folder / WEIGHTS).exists():
         drop_base(folder, outputs)
+    check_saved(folder)
     return sizes

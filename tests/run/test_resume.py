@@ -178,7 +178,7 @@ def test_metrics_come_from_the_snapshot_whatever_became_of_their_file(monkeypatc
     assert lines.count(b"\n") == 2
     changed = {
         "removed": None,
-        "cut": lines[: len(lines) // 3],
+        "torn": lines[: len(lines) // 3],
         "flipped": lines[:5] + bytes([lines[5] ^ 64]) + lines[6:],
         "blank": b"\n\0\n" + lines,
         "longer": lines + lines,

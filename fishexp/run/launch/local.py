@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from fishexp.distributed import failures
 from fishexp.distributed.context import STATUS_KEY, Context, redirect
 from fishexp.errors import BusyError, RunFailed, WorkerLost
+from fishexp.run.record import RECORD
 from fishexp.run.runner import new_record, run
 from fishexp.run.settings import Config
 from fishexp.run.sweep import labelled
 from fishexp.system import signals
+
+log = logging.getLogger(__name__)
 
 # exit status of a worker that ends because another worker is gone
 EXIT_WORKER_LOST = 75
@@ -128,7 +131,7 @@ def _outcome(agent: "Agent", store: Store, config: Config, folder: Path) -> dict
     """Return the record, or write a record if the workers could not, and raise why the run ended."""
     status = store.get(STATUS_KEY).decode() if store.check([STATUS_KEY]) else None
     if status == "finished":
-        return json.loads((folder / "record.json").read_text())
+        return json.loads((folder / RECORD).read_text())
     if failure := failures.find(store):
         error = failures.to_error(failure)
     else:
@@ -138,8 +141,12 @@ def _outcome(agent: "Agent", store: Store, config: Config, folder: Path) -> dict
         record = new_record(config)
         record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         record.error = str(error) or type(error).__name__
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write(Path(config["records"]), folder)
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            record.write(Path(config["records"]), folder)
+        except RunFailed as second:  # the first says what to do
+            log.warning("the record could not be written either: %s", second)
     raise error
 
 
