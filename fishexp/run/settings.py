@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ GROUPS = {
 ABOUT = ("name", "module", "ignores_keep")
 # name in a component's module of a TypedDict: settings in its yaml that are used before its function is called
 BEFORE = "LAUNCH_SETTINGS"
+# CPU threads for each core, at most: far more than any use, and fewer than a machine cannot start
+MAX_THREADS = 64
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -63,6 +66,11 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
         check_keep(settings.keep)
     elif not config["method"].get("ignores_keep"):
         raise FishexpError(f"method={config['method']['name']} needs keep, the fraction of all weights that may move")
+    cores = os.cpu_count() or 1
+    if settings.threads is not None and settings.threads > MAX_THREADS * cores:
+        raise FishexpError(
+            f"threads={settings.threads}: this machine has {cores} cores; give at most {MAX_THREADS * cores}"
+        )
     return settings
 
 

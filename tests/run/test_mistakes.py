@@ -1,5 +1,6 @@
 """Each mistake of a user gets a clear line and exit status 2, no traceback, before anything is trained."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ COMPOSITION = {
     "keep=null": "method=fish needs keep, the fraction of all weights that may move",
     "seed=-1": "seed=-1 should be greater than or equal to 0",
     "seed=1.5": "seed=1.5 should be a valid integer",
+    "threads=1099511627776": f"this machine has {os.cpu_count()} cores; give at most {64 * (os.cpu_count() or 1)}",
+    f"threads={64 * (os.cpu_count() or 1) + 1}": f"this machine has {os.cpu_count()} cores; give at most",
     "threads=0": "threads=0 should be greater than or equal to 1",
     "device=gpu": "device=gpu should be 'auto', 'cpu', 'cuda' or 'mps'",
     "precision=fp16": "precision=fp16 should be 'fp32' or 'bf16'",
