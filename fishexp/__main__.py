@@ -32,6 +32,8 @@ from fishexp.run.yamls import CONF
 from fishexp.system import signals
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
+# variables that W&B reads, of a single run
+WANDB_OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME")
 # what a run goes through that Hydra's own launcher starts, here and one after another
 _ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 # variables that torchrun sets for each worker
@@ -185,6 +187,9 @@ def _prepare(runs: list[Config], multirun: bool) -> None:
         # the same group when an interrupted sweep resumes
         ids = ",".join(sorted({run_id(run) for run in runs}))
         os.environ.setdefault("WANDB_RUN_GROUP", f"sweep-{hashlib.sha256(ids.encode()).hexdigest()[:8]}")
+        of_one_run = [name for name in WANDB_OF_ONE_RUN if os.environ.pop(name, None)]
+        if of_one_run and any(run["wandb"] != "disabled" for run in runs) and os.environ.get("RANK", "0") == "0":
+            print(f"{', '.join(of_one_run)} ignored: all runs of the sweep would have the same")
 
 
 def _check_folder(key: str, folder: Path) -> None:

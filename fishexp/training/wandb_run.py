@@ -35,7 +35,7 @@ class WandbRun:
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "fishexp"),
-                name=name,
+                name=os.environ.get("WANDB_NAME", name),
                 group=os.environ.get("WANDB_RUN_GROUP"),  # W&B itself looks only once in a process
                 dir=folder,
                 config=dict(config),

@@ -1,6 +1,7 @@
 """W&B offline: what its own reader finds in the runs we leave behind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.cli import QUICK, fishexp, records
+from tests.support.program import Program
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_RUN_GROUP", "WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
+    for name in ("WANDB_RUN_GROUP", "WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no credentials of whoever runs the tests
 
@@ -59,6 +61,38 @@ def test_a_sweep_leaves_runs_of_one_group_that_do_not_bleed_into_each_other(tmp_
         assert [entry["exit_code"] for entry in only(log, "exit")] == [0]
     assert len(groups) == 1
     assert len(ids) == 2
+
+
+ONE_RUN = {"WANDB_RUN_ID": "mine1234", "WANDB_NAME": "my name"}
+
+
+def started(*arguments: str) -> tuple[str, str]:
+    """Run a command in a process of its own, as W&B reads the environment once in a process; what it printed."""
+    with Program("fishexp", *QUICK, "wandb=offline", *arguments, environment={**os.environ, **ONE_RUN}) as process:
+        out, err = process.communicate(timeout=200)
+        assert process.wait() == 0, err
+    return out, err
+
+
+def names(tmp_path: Path) -> list[tuple[str, str]]:
+    found = [only(inspect(folder), "run")[0] for folder in sorted(tmp_path.glob("outputs/digits/resnet8/*/*"))]
+    return [(run["run_id"], run["display_name"]) for run in found]
+
+
+def test_an_id_and_a_name_in_the_environment_are_not_those_of_every_run_of_a_sweep(tmp_path: Path) -> None:
+    out, err = started("-m", "seed=0,1")
+    assert err == ""
+    assert out.count("WANDB_RUN_ID, WANDB_NAME ignored: all runs of the sweep would have the same\n") == 1
+    (first, its_name), (second, other_name) = names(tmp_path)
+    assert first != second
+    assert ONE_RUN["WANDB_RUN_ID"] not in (first, second)
+    assert (its_name[:20], other_name[:20]) == ("digits/resnet8/rando", "digits/resnet8/rando")
+
+
+def test_an_id_and_a_name_in_the_environment_are_those_of_a_single_run(tmp_path: Path) -> None:
+    out, _ = started()
+    assert "WANDB" not in out
+    assert names(tmp_path) == [("mine1234", "my name")]
 
 
 def test_a_failed_run_is_ended_as_failed(tmp_path: Path) -> None:
