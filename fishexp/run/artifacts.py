@@ -242,10 +242,9 @@ def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None
 
 
 def forget(folder: Path) -> None:
-    """Remove what marks the folder as that of a finished run, before a run begins anew in it."""
-    (folder / RECORD).unlink(missing_ok=True)
-    (folder / PREPROCESSING).unlink(missing_ok=True)
-    (folder / BASE).unlink(missing_ok=True)
+    """Remove what an earlier run left, before a run begins anew in its folder: nobody is to take it for this run's."""
+    for name in (RECORD, PREPROCESSING, DELTA, WEIGHTS, BASE):
+        (folder / name).unlink(missing_ok=True)
     Checkpoints(folder).clear()
 
 

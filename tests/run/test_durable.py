@@ -1,10 +1,8 @@
-"""Run folders that are full, read-only, removed or moved, and kills at the very end: what is on record and what is left."""
+"""Full, read-only, removed and moved run folders, and kills at the very end: what is on record and what is left."""
 
 import errno
 import json
-import resource
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from fishexp.run.record import Record, read
 from fishexp.training.trainer import Trainer
 from tests.support.cli import QUICK, Result, fishexp
 from tests.support.program import Program
+from tests.support.records import full_records
 from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
 
 RECORDS = "records=records.jsonl"
@@ -76,18 +75,10 @@ def test_a_record_that_does_not_fit_into_the_run_folder_is_on_record(monkeypatch
     assert_alike("whole", "cut")
 
 
-def fill(records: Path, size: int) -> None:
-    """Write a file of records that is larger than ``size`` bytes, to which nothing can be added under that limit."""
-    line = {"run_id": "of others", "status": "failed", "config": {}, "metrics": {}, "error": "x" * size}
-    records.parent.mkdir(exist_ok=True)
-    records.write_text(json.dumps(line) + "\n")
-
-
 def test_records_on_a_full_disk_lose_no_finished_run() -> None:
     """Its folder has all of it, and with resume=true its record is appended and nothing is trained."""
     size = 2_000_000  # bytes: more than any file of the run
-    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
-    fill(Path("records.jsonl"), size)
+    limit = full_records(Path("records.jsonl"), size)
     before = Path("records.jsonl").read_bytes()
     with Program("fishexp", *OPTIONS, RECORDS, prepare=limit) as process:
         _, err = process.communicate(timeout=200)
@@ -158,6 +149,7 @@ def test_a_repetition_that_is_cut_short_is_not_what_the_record_of_before_says(mo
         patch.setattr(Record, "write", lambda *_: None)
         with pytest.raises(Cut):
             fishexp(*OPTIONS, "outputs=cut")
+    assert not list(run_folder("cut").glob("delta.safetensors"))  # nor are the weights of before there to start from
     assert "continued from a snapshot after 4 steps" in fishexp(*OPTIONS, "outputs=cut", "resume=true").out
     assert_alike("whole", "cut")
 

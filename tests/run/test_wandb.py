@@ -68,7 +68,7 @@ ONE_RUN = {"WANDB_RUN_ID": "mine1234", "WANDB_NAME": "my name"}
 
 def started(*arguments: str) -> tuple[str, str]:
     """Run a command in a process of its own, as W&B reads the environment once in a process; what it printed."""
-    with Program("fishexp", *QUICK, "wandb=offline", *arguments, environment={**os.environ, **ONE_RUN}) as process:
+    with Program("fishexp", *arguments, *QUICK, "wandb=offline", environment={**os.environ, **ONE_RUN}) as process:
         out, err = process.communicate(timeout=200)
         assert process.wait() == 0, err
     return out, err

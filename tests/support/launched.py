@@ -100,13 +100,21 @@ def lay_out(folder: Path) -> None:
 
 
 @contextmanager
-def started(folder: Path, *arguments: str, command: Sequence[str] = ("fishexp",)) -> Iterator[Program]:
+def started(
+    folder: Path,
+    *arguments: str,
+    command: Sequence[str] = ("fishexp",),
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[Program]:
     """Start ``python -m command`` in ``folder``; in the end kill it, with all that it started.
 
     What it starts are new processes with imports of their own.
+
+    Args:
+        prepare: Called first in the new process.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with Program(*command, *TINY, *arguments, folder=folder, environment=environment) as process:
+    with Program(*command, *TINY, *arguments, folder=folder, environment=environment, prepare=prepare) as process:
         try:
             yield process
         finally:

@@ -2,7 +2,10 @@
 
 import copy
 import json
-from collections.abc import Mapping
+import resource
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fishexp.report import table
@@ -63,6 +66,16 @@ def record(
         "commit": commit,
     }
     return made if streams is None else made | {"streams": streams}
+
+
+def full_records(file: Path, size: int) -> Callable[[], None]:
+    """Write a file of records to which nothing can be added in a process that first calls what is returned.
+
+    Such a process writes no file beyond ``size`` bytes, as if the disk of the records alone was full.
+    """
+    line = {"run_id": "of others", "status": "failed", "config": {}, "metrics": {}, "error": "x" * size}
+    file.write_text(json.dumps(line) + "\n")
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def held_out(score, lr, **settings):

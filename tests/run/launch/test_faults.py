@@ -1,6 +1,8 @@
 """Workers and launchers that are killed, stopped, interrupted: a run goes on from its snapshot, and nobody is left."""
 
+import json
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -8,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fishexp.run.record import read
 from tests.support import launched
 from tests.support.cli import fishexp
 from tests.support.launched import TINY, ended, gone, kill, lay_out, records, run_folder, started, wait_for
+from tests.support.records import full_records
 
 PAUSED = "model.pause=0.25"  # seconds a batch: there is time for a kill
 
@@ -168,6 +172,37 @@ def test_workers_with_other_examples_do_not_train_together(tmp_path: Path, monke
     assert status == 2
     assert err.startswith("fishexp: worker 1 has examples=")
     assert [record["status"] for record in records(tmp_path)] == ["failed"]
+
+
+def test_records_on_a_full_disk_lose_no_finished_run(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    limit = full_records(tmp_path / "records.jsonl", 1_000_000)
+    status, _, err = launched.run_to_end(tmp_path, "records=records.jsonl", prepare=limit)
+    assert status == 1
+    assert err == (
+        "fishexp: records.jsonl: the record cannot be appended (File too large); "
+        f"it is in {run_folder(tmp_path)}/record.json, and resume=true appends it\n"
+    )
+    assert json.loads((run_folder(tmp_path) / "record.json").read_text())["status"] == "finished"
+    status, out, _ = launched.run_to_end(tmp_path, "records=records.jsonl", "resume=true")
+    assert (status, "is done already" in out) == (0, True)
+    assert not (run_folder(tmp_path) / "snapshots").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    """And the others' logs with it; a folder where a file is to be stands for a disk that is full or read-only."""
+    lay_out(tmp_path)
+    assert launched.run_to_end(tmp_path, "records=records.jsonl")[0] == 0
+    folder = run_folder(tmp_path)
+    shutil.rmtree(folder)
+    for name in (".lock", "log.txt", "workers"):
+        (folder / name).mkdir(parents=True)
+    (folder / "workers" / "1.txt").mkdir()
+    status, _, err = launched.run_to_end(tmp_path, "records=records.jsonl")
+    record = list(read(tmp_path / "records.jsonl"))[-1]
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{folder} cannot be written (Is a directory); choose another with outputs=" in err
+    assert (record["status"], err) == ("failed", f"fishexp: {record['error']}\n")
 
 
 @pytest.mark.slow
