@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks.merge.report import dense_seconds
 from benchmarks.records import Record
-from fishexp.report.plot import STYLE
+from fishexp.report.style import STYLE
 
 # Okabe and Ito's colours, or close to them: of the numbers of workers on the left, of the shares kept on the right
 _COLOURS = ("#868B90", "#0072B2", "#D98200", "#009E73", "#CC79A7")

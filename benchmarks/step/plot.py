@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from benchmarks.records import Record, by_machine
 from benchmarks.relative import Row, rows
 from benchmarks.step.report import title
-from fishexp.report.plot import STYLE
+from fishexp.report.style import STYLE
 
 # contender -> colour (Okabe and Ito's, or close to them), marker, distance below the middle of its row
 _MARKS = {

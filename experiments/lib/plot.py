@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from experiments.lib.report import METHOD_NAMES
 from fishexp.report.group import Group
-from fishexp.report.plot import COLOURS, GRID, QUIET, STYLE, Series, canvas
+from fishexp.report.majority import majority_of
+from fishexp.report.style import COLOURS, GRID, QUIET, STYLE, canvas
 
 # group -> bytes
 Size: TypeAlias = Callable[[Group], float]
@@ -19,6 +20,8 @@ Size: TypeAlias = Callable[[Group], float]
 LOOKS: Sequence[tuple[Any, str, bool]] = (("-", "o", True), ((0, (4, 2)), "s", False), ((0, (1, 1.5)), "^", True))
 # MB
 _TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+# names in a line of the legend
+_LEGEND_COLUMNS = 3
 # number of ticks with room for their labels
 _MANY = 9
 
@@ -55,8 +58,8 @@ def draw_score_against_bytes(lines: Sequence[Line], size: Size, xlabel: str, tit
 def _figure(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]) -> Figure:
     groups = [group for line in lines for group in line.groups]
     marks = "Mean ± sample standard deviation." if any(group.std for group in groups) else "One seed, so no spread."
-    series = [Series(line.method, line.detail, COLOURS[line.method], line.groups) for line in lines]
-    fig, axes = canvas(5, series, title, marks)
+    majority = majority_of(groups)
+    fig, axes = canvas(5, groups, title, f"{marks}{majority.beyond}")
     axes.set_xscale("log")
     for line in lines:
         _line(axes, line, size)
@@ -64,7 +67,9 @@ def _figure(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]
     axes.grid(color=GRID)
     axes.set_xlabel(f"{xlabel} (log scale)")
     axes.set_title(groups[0].header, loc="left", size=10.5, color=QUIET)
-    axes.legend(frameon=False)
+    if majority.drawn is not None:
+        axes.axhline(majority.drawn, color=QUIET, linestyle=(0, (1, 2)), linewidth=1.4, label=majority.label, zorder=1)
+    fig.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False)  # beside the axes: it hides nothing
     return fig
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.lib.results import Result, Section
 from experiments.lib.study import C
 from fishexp.report.group import about_streams
+from fishexp.report.marks import footnotes, marked_score
 from fishexp.system.text_table import markdown_table
 
 MISSING = "missing"
@@ -48,7 +49,7 @@ def score(result: Result[Any]) -> str:
         return ", ".join([MISSING, *failed])
     seeds = len(result.group.runs)
     counts = ", ".join(["one seed" if seeds == 1 else f"{seeds} seeds", *failed])
-    return f"{result.group.score}{' †' if result.group.uncommitted else ''} ({counts})"
+    return f"{marked_score(result.group, result.group.metric)} ({counts})"
 
 
 def rate(result: Result[Any]) -> str:
@@ -56,10 +57,9 @@ def rate(result: Result[Any]) -> str:
     return MISSING if result.lr is None else f"{result.lr:g}"
 
 
-def uncommitted(results: Sequence[Result[Any]]) -> list[str]:
-    """Explain the daggers of a table, if it has any."""
-    run_ids = [run_id for result in results if result.group for run_id in result.group.uncommitted]
-    return [f"† with uncommitted code: {', '.join(run_ids)}"] if run_ids else []
+def signs(results: Sequence[Result[Any]]) -> list[str]:
+    """Explain the signs behind the scores of a table, if it has any."""
+    return footnotes([result.group for result in results if result.group])
 
 
 def about_logs(logs: Mapping[str, Any]) -> str:

@@ -16,14 +16,14 @@ from experiments.lib.report import (
     about_logs,
     section_name,
     side_by_side,
-    uncommitted,
+    signs,
     write_readme,
 )
 from experiments.lib.results import Result, Section
 from experiments.lib.settings import agrees
 from experiments.table2.cells import METHODS, Cell
 from fishexp.report.group import Group, settings_of
-from fishexp.report.plot import save
+from fishexp.report.style import save
 from fishexp.system.text_table import markdown_table
 
 _INTRO = f"""# Table 2: workers that merge rarely, on GLUE
@@ -58,7 +58,7 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
             save(fig, folder / picture)
             parts.append(f"![{task}: score against bytes sent]({picture})")
     parts += [_table(section), *_second(section), findings(section, lambda cell: (cell.task, cell.sync))]
-    parts += uncommitted(section.results)
+    parts += signs(section.results)
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
 
 

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, findings, score_table
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.plot import Line, draw_score_against_bytes
-from experiments.lib.report import METHOD_NAMES, about_logs, section_name, side_by_side, uncommitted, write_readme
+from experiments.lib.report import METHOD_NAMES, about_logs, section_name, side_by_side, signs, write_readme
 from experiments.lib.results import Section
 from experiments.lib.settings import agrees
 from experiments.table3.cells import METHODS, Cell
 from experiments.table3.profiles import LOGS
 from fishexp.report.group import Group, settings_of
-from fishexp.report.plot import save
+from fishexp.report.style import save
 
 _INTRO = f"""# Table 3: workers that merge rarely, on CIFAR-10
 
@@ -45,7 +45,7 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         picture = f"{section_name(section)}.png"
         save(fig, folder / picture)
         parts.append(f"![Accuracy against bytes sent]({picture})")
-    parts += [*_tables(section), findings(section, lambda cell: (cell.keep, cell.sync)), *uncommitted(section.results)]
+    parts += [*_tables(section), findings(section, lambda cell: (cell.keep, cell.sync)), *signs(section.results)]
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
 
 

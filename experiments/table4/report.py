@@ -14,7 +14,7 @@ from experiments.lib.report import (
     score,
     section_name,
     side_by_side,
-    uncommitted,
+    signs,
     write_readme,
 )
 from experiments.lib.results import Result, Section
@@ -24,7 +24,7 @@ from experiments.table4.findings import SCHEDULE_NAMES, findings, sizes, variant
 from experiments.table4.plot import draw
 from experiments.table4.profiles import LOGS
 from fishexp.report.group import settings_of
-from fishexp.report.plot import save
+from fishexp.report.style import save
 from fishexp.system.text_table import markdown_table
 
 # (method, keep, schedule) -> accuracy
@@ -73,7 +73,7 @@ def _tables(section: Section[Cell]) -> list[str]:
             # with no weights outside the mask, dense training is in the setting of the logs whatever becomes of those
             parts.append(_dense_table(dense, _logs(section, LOGS["settings"]["decay"])))
         parts.append(" ".join(findings([*masked, *dense], len(section.study.seeds))))
-    parts += uncommitted(section.results)
+    parts += signs(section.results)
     if any(_logs(section, variant.decay) for variant in variants):
         return [*parts, about_logs(LOGS)]
     return [

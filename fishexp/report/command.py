@@ -19,8 +19,10 @@ def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[
     Returns:
         Exit status: 0, or 2 if the records cannot be used.
     """
-    parser.add_argument("records", nargs="+", type=Path, help="files that runs appended their records to")
-    parser.add_argument("--uncommitted", action="store_true", help="take runs of uncommitted code too, marked")
+    parser.add_argument("records", nargs="+", type=Path, help="files of records, such as outputs/records.jsonl")
+    parser.add_argument(
+        "--uncommitted", action="store_true", help="take runs whose code was not committed, too, and mark them"
+    )
     options = parser.parse_args(arguments)
     try:
         work(pool(load(options.records), uncommitted=options.uncommitted), options)

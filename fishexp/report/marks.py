@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fishexp.report.group import Group
+from fishexp.report.scores import Scores
 
 # of runs of uncommitted code
 DAGGER = "†"
@@ -16,9 +17,15 @@ def marked_score(group: Group, metric: str) -> str:
     Where only some of the runs predicted a single class, their number follows: ``71.2 ± 1.3 ‡ (1 of 3)``.
     """
     scores = group.scores(metric)
-    signs = [f"{ONE_CLASS}{_part(scores.one_class, len(group.runs))}"] if scores.one_class else []
-    signs += [DAGGER] if group.uncommitted else []
-    return " ".join([scores.text, *signs])
+    return f"{scores.text}{one_class_sign(scores)}{f' {DAGGER}' if group.uncommitted else ''}"
+
+
+def one_class_sign(scores: Scores) -> str:
+    """Write the sign of runs that predicted a single class, with a space before it; nothing if none did."""
+    if not scores.one_class:
+        return ""
+    some = f" ({scores.one_class} of {len(scores.values)})" if scores.one_class < len(scores.values) else ""
+    return f" {ONE_CLASS}{some}"
 
 
 def footnotes(groups: Sequence[Group]) -> list[str]:
@@ -32,7 +39,3 @@ def footnotes(groups: Sequence[Group]) -> list[str]:
     if dirty := [run_id for group in groups for run_id in group.uncommitted]:
         notes.append(f"{DAGGER} with uncommitted code: {', '.join(dirty)}")
     return notes
-
-
-def _part(count: int, all_of: int) -> str:
-    return "" if count == all_of else f" ({count} of {all_of})"

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,18 @@ class Pool:
     reported: list[Group]
     held_out: list[Group]
     unfinished: Counter[str]
+
+    def measured_by(self, metric: str) -> "Pool":
+        """Return this pool with ``metric`` as the headline of the reported groups.
+
+        Raises:
+            FishexpError: If a group does not have it; says which all have.
+        """
+        if any(metric not in group.metrics for group in self.reported):
+            common = [name for name in self.reported[0].metrics if all(name in g.metrics for g in self.reported)]
+            there = f"all have {', '.join(common)}" if common else "there is none that all have"
+            raise FishexpError(f"--metric {metric}: not all of these runs have it; {there}")
+        return replace(self, reported=[replace(group, metric=metric) for group in self.reported])
 
 
 def load(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The command lines of table and plot: files in, a line for a mistake, and no import that takes long."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,8 +54,26 @@ def test_command_line_reads_several_files_in_order(written, capsys):
     assert "|      60.0 † |" in capsys.readouterr().out
 
 
-def test_reports_need_no_torch_and_the_table_no_matplotlib():
+def test_reports_need_no_torch_and_their_help_no_matplotlib():
     code = "import sys, fishexp.report.{}; print([m for m in ('torch', 'hydra', 'matplotlib') if m in sys.modules])"
-    for name, needs in (("table", "[]"), ("plot", "['matplotlib']")):
+    for name, needs in (("table", "[]"), ("plot", "[]"), ("picture", "['matplotlib']")):
         done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == needs
+
+
+def test_a_picture_needs_no_backend_that_a_notebook_names(written, tmp_path):
+    command = [sys.executable, "-m", "fishexp.report.plot", str(written([record()])), "-o", str(tmp_path / "x.png")]
+    environment = os.environ | {"MPLBACKEND": "module://a_notebook.of_another_environment"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("module", [table, plot])
+def test_help_says_what_to_type(module, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"example: python -m fishexp.report.{module.__name__.rpartition('.')[2]} outputs/records.jsonl" in out
+    assert module is table or "--metric NAME what to draw, such as f1" in out

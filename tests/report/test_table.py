@@ -172,7 +172,7 @@ def test_held_out_runs_have_a_table_of_their_own():
 
 
 def test_settings_that_all_rows_share_stand_above_the_table_and_others_in_columns():
-    limits = {"data__train_limit": 6000, "data__valid_limit": 500, "regime__batch_size": 64}
+    limits: dict[str, Any] = {"data__train_limit": 6000, "data__valid_limit": 500, "regime__batch_size": 64}
     records = [record(method=name, **limits) for name in ("fish", "random")] + [record(keep=0.02, **limits)]
     text = above(records)
     for shared in (
