@@ -28,6 +28,8 @@ def check_finished(record: Mapping[str, Any]) -> None:
         raise FishexpError(f"the record of run {record['run_id']} says finished but has no metrics")
     for group in ("metrics", "seconds"):
         for name, value in record[group].items():
+            if not _is_text(name):
+                raise _refusal(record, f"{group} has {_short(name)}, not a name")
             undefined = group == "metrics" and (
                 value is None or (isinstance(value, float) and not math.isfinite(value))
             )
@@ -53,7 +55,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -27,6 +27,6 @@ def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[
     try:
         work(pool(load(options.records), uncommitted=options.uncommitted), options)
     except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
+        print(f"fishexp: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

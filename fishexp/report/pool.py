@@ -98,8 +98,8 @@ def differing(groups: Sequence[Group]) -> list[str]:
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         name = f"{key.partition('.')[0]}.name"
-        owners = {group.settings.get(name) for group in groups if key in group.settings}
-        values = {group.setting(key) for group in groups if group.settings.get(name) in owners}
+        owners = {group.setting(name) for group in groups if key in group.settings}
+        values = {group.setting(key) for group in groups if group.setting(name) in owners}
         if len(values) > 1 and key not in (*SHOWN, *IMPLIED):
             found.append(key)
     return found

@@ -61,8 +61,8 @@ def shared_text(groups: Sequence[Group], *more: str) -> str:
     owned = [key for key in keys if key not in common and key not in SHOWN]
     texts = [_item(groups[0], key) for key in common]
     for component in ("data", "model", "regime", "method"):
-        for name in dict.fromkeys(group.settings.get(f"{component}.name") for group in groups):
-            owner = next(group for group in groups if group.settings.get(f"{component}.name") == name)
+        for name in dict.fromkeys(group.setting(f"{component}.name") for group in groups):
+            owner = next(group for group in groups if group.setting(f"{component}.name") == name)
             items = [_item(owner, key) for key in owned if key.startswith(f"{component}.") and key in owner.settings]
             texts += [f"{name} ({', '.join(filter(None, items))})"] if any(items) else []
     line = f"All rows: {'; '.join(filter(None, [*texts, *_facts(groups), *more]))}."

@@ -85,10 +85,10 @@ def test_decay_is_always_told():
 
 def test_text_does_not_break_the_table():
     names = ["a|b", "c\n d", "魚"]
-    (text,) = tables([record(data__name=name) for name in names])
-    assert [cells(text, row)[0] for row in range(2, 5)] == ["a\\|b", "c d", "魚"]
-    first, *_, last = text.splitlines()
-    assert len(last) == len(first) - 1  # that character takes two columns of a terminal
+    (text,) = tables([record(note=name) for name in names])
+    assert [cells(text, row)[2] for row in range(2, 5)] == ["魚", "a\\|b", "c d"]
+    header, _, wide, *_ = text.splitlines()
+    assert len(wide) == len(header) - 1  # that character takes two columns of a terminal
 
 
 def test_uncommitted_code_is_marked_where_it_is_allowed():
