@@ -11,6 +11,8 @@ from fishexp.report.scores import Scores, scores_of, success_metrics
 
 # methods in the order of a table; others follow
 _METHODS = ("fish", "random", "magnitude", "bitfit", "full")
+# name of the digest of the examples among the settings
+EXAMPLES = "data.examples"
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,15 @@ def single(record: Mapping[str, Any]) -> Group:
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run without its seed, and the version of its random streams: dotted key -> value."""
+    """Return the settings of a run without its seed: dotted key -> value.
+
+    The version of its random streams counts as one, and so does the digest of its examples if the record has it.
+    """
     settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
     settings.pop("seed", None)
-    return settings
+    inputs = record.get("inputs")
+    examples = inputs.get("examples") if isinstance(inputs, Mapping) else None
+    return settings if examples is None else settings | {EXAMPLES: examples}
 
 
 def number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.errors import FishexpError
-from fishexp.report.group import Group, single
+from fishexp.report.group import EXAMPLES, Group, single
 from fishexp.run.record import read
 
 # settings for which reports have a place of their own
@@ -93,16 +93,21 @@ def pool(records: Iterable[Mapping[str, Any]], *, uncommitted: bool = False) -> 
 def differing(groups: Sequence[Group]) -> list[str]:
     """Return the keys of settings that tell ``groups`` apart, beyond those that every report shows.
 
-    A setting that a method or regime has, and another has not, is no difference of its own.
+    A setting that a method or regime has, and another has not, is no difference of its own. The digest of the examples
+    follows from data set, limits and tokenizer, so that it tells only groups apart that agree in all settings.
     """
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         name = f"{key.partition('.')[0]}.name"
         owners = {group.setting(name) for group in groups if key in group.settings}
         values = {group.setting(key) for group in groups if group.setting(name) in owners}
-        if len(values) > 1 and key not in (*SHOWN, *IMPLIED):
+        if len(values) > 1 and key not in (*SHOWN, *IMPLIED, EXAMPLES):
             found.append(key)
-    return found
+    alike: dict[str, set[str]] = {}  # the other settings -> the examples of groups that have them
+    for group in groups:
+        others = json.dumps({**group.settings, EXAMPLES: None}, sort_keys=True)
+        alike.setdefault(others, set()).add(group.setting(EXAMPLES))
+    return [*found, *([EXAMPLES] if any(len(examples) > 1 for examples in alike.values()) else [])]
 
 
 def _check_commits(groups: Iterable[Group]) -> None:

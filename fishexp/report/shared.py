@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from fishexp.report.group import Group, seeds_text, span
+from fishexp.report.group import EXAMPLES, Group, seeds_text, span
 from fishexp.report.pool import IMPLIED, SHOWN, differing
 
 # characters of a line
@@ -28,6 +28,7 @@ _WORDS = {
     "data.name": "data set",
     "model.name": "model",
     "regime.name": "regime",
+    "data.root": "files",
 }
 # settings that change no number, and those told elsewhere
 _SILENT = (
@@ -35,6 +36,7 @@ _SILENT = (
     "device",
     "threads",
     "data.task",
+    EXAMPLES,
     "regime.evaluation_batch_size",
     "model.activation_checkpointing",
 )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fishexp.errors import FishexpError
-from fishexp.report.pool import pool
-from tests.support.records import record
+from fishexp.report.pool import differing, pool
+from tests.support.records import above, column, record
 
 
 def test_std_is_the_sample_standard_deviation_and_seconds_the_median():
@@ -33,6 +33,15 @@ def test_runs_that_differ_in_more_than_the_seed_do_not_pool(other):
         [1, 2],
         [2, 1],
     )
+
+
+def test_runs_on_other_examples_do_not_pool_whatever_their_settings():
+    runs = [record(seed=seed) | {"inputs": {"examples": digest}} for seed, digest in enumerate("aab")]
+    assert [len(group.runs) for group in pool(runs).reported] == [2, 1]
+    assert column(runs, "data.examples") == ["a", "b"]
+    assert "; examples a" not in above(runs[:2])
+    limited = record(data__train_limit=9) | {"inputs": {"examples": "c"}}  # of which the limit tells enough
+    assert differing(pool([*runs[:2], limited]).reported) == ["data.train_limit"]
 
 
 def test_records_without_a_version_of_the_random_streams_are_of_version_1():
