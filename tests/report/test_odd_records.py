@@ -52,7 +52,7 @@ def places(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def changed(path: tuple[str, ...], odd: Any) -> dict[str, Any]:
     """Return a record that has something odd at a place."""
     made = copy.deepcopy(RECORD)
-    place = made
+    place: Any = made
     for key in path[:-1]:
         place = place[key]
     if odd is GONE:
