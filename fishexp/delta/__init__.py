@@ -30,5 +30,6 @@ from fishexp.delta.apply import Undo
 from fishexp.delta.combine import Overlap, merge
 from fishexp.delta.delta import Delta
 from fishexp.delta.stack import Stack
+from fishexp.delta.tasks import MergedTasks, merge_tasks
 
-__all__ = ["Delta", "Overlap", "Stack", "Undo", "merge"]
+__all__ = ["Delta", "MergedTasks", "Overlap", "Stack", "Undo", "merge", "merge_tasks"]

@@ -19,6 +19,7 @@ from fishexp.delta.model_folder import same_labels
 from fishexp.delta.names import plainer
 from fishexp.delta.patch import patch
 from fishexp.delta.sources import Source
+from fishexp.delta.tasks import merge_tasks, write_tasks
 from fishexp.errors import DeltaError, FishexpError
 
 MODEL = "a .safetensors file or the folder of a Hugging Face model"
@@ -104,9 +105,13 @@ def _merge(options: argparse.Namespace) -> None:
     _check_new(options.out)
     base = checkpoint.read(options.base)
     deltas = with_same_names([Delta.load(file) for file in options.files], base.tensors)
-    known = {name for delta in deltas for name in delta.all_names}
-    named = base.named_as(deltas[0].all_names).tensors
-    tensors = {name: tensor for name, tensor in named.items() if name in known}
+    known = {name for delta in deltas for name in (*delta.base, *delta.tied)}
+    base = base.named_as(deltas[0].all_names)
+    tensors = {name: tensor for name, tensor in base.tensors.items() if name in known}
+    if options.keep_heads:
+        tasks = merge_tasks(deltas, Source(tensors), options.how)
+        print("\n".join([*write_tasks(base, tasks, options.files, options.out), str(tasks.overlap)]))
+        return
     merged, overlap = merge(deltas, Source(tensors), options.how)
     _patch(options, merged, True, same_labels([file.parent for file in options.files]))
     print(overlap)
@@ -148,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     difference.add_argument("tuned", metavar="TUNED", type=Path, help=MODEL)
     merger = command("merge", _merge, "the model with what several deltas of one base change", FORM)
     merger.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas for BASE")
+    merger.add_argument(
+        "--keep-heads", action="store_true", help="one backbone, and a head for each delta in OUT/heads"
+    )
     merger.add_argument("--how", choices=get_args(MergeRule), default="sum", help="of entries that several change")
     return parser
 

@@ -228,7 +228,8 @@ def _merged(base: TensorReader | None, deltas: Sequence[TensorDelta], how: Merge
     shapes = {moved.shape for moved in deltas if base is None or moved.after.entries > len(new)}
     if len(shapes) > 1:
         raise DeltaError(
-            f"the deltas make its shape {' and '.join(map(str, sorted(shapes)))}; one of them has to change"
+            f"the deltas make its shape {' and '.join(map(str, sorted(shapes)))}; one of them has to change, or "
+            "--keep-heads (merge_tasks) keeps a head for each"
         )
     shape = next(iter(shapes), deltas[0].shape)
     found = [_moves(new, moved) for moved in deltas]
@@ -275,7 +276,8 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
     if count := int((differ & ~has_sum).sum()):
         raise DeltaError(
             f"the deltas have different values for {count} of its entries, which have no {how}, being no floats or not "
-            "in the base; make them equal, or take the tensor out of one"
+            "in the base; make them equal, or take the tensor out of one; --keep-heads (merge_tasks) keeps new ones "
+            "apart"
         )
     wide = torch.complex128 if old.is_complex() else torch.float64
     start = torch.zeros(len(entries), dtype=wide)

@@ -48,6 +48,7 @@ _READERS = (
     "distilbert",
     "electra",
 )  # types of models whose heads are told apart here
+_UNPOOLED = ("distilbert", "electra")  # those of them whose models without a head have no pooler
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Others:
 
     Attributes:
         base: The folder of the base, from which everything else comes.
-        config: Text of the configuration; None to take the base's, if any.
+        config: Text of the configuration; None to take the base's, if any; empty if there is none that suits.
         tokenizer: The folder that has the tokenizer; None if there is none that suits.
         notes: Lines for whoever made the folder: what it lacks, and why.
     """
@@ -68,19 +69,29 @@ class Others:
 
     def write(self, folder: Path) -> None:
         """Write all of it into ``folder``."""
-        skipped = {*TOKENIZER, *([] if self.config is None else [CONFIG])}
 
         def ignored(directory: str, names: list[str]) -> list[str]:
-            top = Path(directory) == self.base
-            found = [name for name in names if name.startswith(".") or name.endswith((*WEIGHTS, ".index.json"))]
-            return found + ([name for name in names if name in skipped] if top else [])
+            own = (CONFIG, *TOKENIZER) if Path(directory) == self.base else ()
+            skipped = (*WEIGHTS, ".index.json")
+            return [name for name in names if name in own or name.startswith(".") or name.endswith(skipped)]
 
         shutil.copytree(self.base, folder, ignore=ignored, dirs_exist_ok=True)
-        if self.config:
+        self.write_own(folder)
+
+    def write_own(self, folder: Path) -> None:
+        """Write configuration and tokenizer into ``folder``, and nothing else."""
+        if self.config is None:
+            _copy(self.base / CONFIG, folder)
+        elif self.config:
             (folder / CONFIG).write_text(self.config, encoding="utf-8")
-        for name in TOKENIZER:
-            if self.tokenizer is not None and (self.tokenizer / name).is_file():
-                shutil.copyfile(self.tokenizer / name, folder / name)
+        if self.tokenizer is not None:
+            for name in TOKENIZER:
+                _copy(self.tokenizer / name, folder)
+
+
+def _copy(file: Path, folder: Path) -> None:
+    if file.is_file():
+        shutil.copyfile(file, folder / file.name)
 
 
 def others(base: Path, before: Kinds, after: Kinds, left_out: Sequence[str], beside: Path | None) -> Others:
@@ -258,12 +269,17 @@ def _changed(config: dict[str, Any] | None, change: _Change) -> tuple[str | None
 
 def _architecture(config: Mapping[str, Any], change: _Change) -> str | None:
     """Return the class of transformers that has the result's tensors; None if it is not sure."""
-    family = re.match(r"(\w+?)(Model|For[A-Z]\w*)$", next(iter(_architectures(config)), ""))
-    if family is None or config.get("model_type") not in _READERS:
+    kind, family = (
+        config.get("model_type"),
+        re.match(r"(\w+?)(Model|For[A-Z]\w*)$", next(iter(_architectures(config)), "")),
+    )
+    if family is None or kind not in _READERS:
         return None
     ends = {end for name in change.after for end in [".".join(name.split(".")[-i:]) for i in (2, 3)]}
     if "qa_outputs.weight" in ends:
         return f"{family[1]}ForQuestionAnswering"
+    if all("pooler" in name for name in change.after if _HEAD.search(name)):
+        return f"{family[1]}Model" if "pooler.dense.weight" in ends or kind in _UNPOOLED else None
     pooled = "classifier.weight" in ends and ends & {"pooler.dense.weight", "pre_classifier.weight"}
     if (pooled or "classifier.out_proj.weight" in ends) and (change.labels or 0) > 1:  # one row: or a multiple choice
         return f"{family[1]}ForSequenceClassification"

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fishexp.delta.apply import ALREADY_APPLIED, OtherValues, check_hashes, wron
 from fishexp.delta.checkpoint import Checkpoint, StoredTensor, header_bytes, write_index
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.fingerprint import Fingerprint, raw
-from fishexp.delta.model_folder import others
+from fishexp.delta.model_folder import Others, others
 from fishexp.delta.sources import read_fingerprint
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import new_folder, replacing
@@ -46,15 +45,72 @@ class TensorPatch:
         return ((piece, piece) for piece in stored) if self.moved is None else self.moved.patched(stored)
 
 
-def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True, beside: Path | None = None) -> list[str]:
-    """Write the result of ``delta`` to ``out``, in the form of ``base``, whole or not at all.
+@dataclass(frozen=True)
+class NewCheckpoint:
+    """Hold all that a new checkpoint is made of; nothing of it is written yet.
+
+    Attributes:
+        base: The checkpoint that it is made from.
+        tensors: name -> what becomes of the tensor.
+        others: What is to lie beside the weights; None if ``base`` is a file.
+        notes: Lines that say what of ``base`` is left out, and what the new one lacks.
+    """
+
+    base: Checkpoint
+    tensors: Mapping[str, TensorPatch]
+    others: Others | None
+    notes: tuple[str, ...]
+
+    def write_file(self, path: Path, strict: bool) -> None:
+        """Write all tensors into one file."""
+        (metadata,) = self.base.metadata.values()
+        _write(self.tensors, metadata, path, strict)
+
+    def write_folder(self, folder: Path, strict: bool) -> None:
+        """Write the files of tensors that ``base`` has, and what is to lie beside them."""
+        files: dict[Path, dict[str, TensorPatch]] = {file: {} for file in self.base.metadata}
+        for name, tensor in self.tensors.items():
+            files[tensor.stored.file if tensor.stored else list(files)[-1]][name] = tensor
+        for source, tensors in files.items():
+            _write(tensors, self.base.metadata[source], folder / source.name, strict)
+        where = {name: file for file, tensors in files.items() for name in tensors}
+        write_index(self.base, where, sum(tensor.kind.nbytes for tensor in self.tensors.values()), folder)
+        if self.others:
+            self.others.write(folder)
+
+
+def new_checkpoint(base: Checkpoint, delta: Content, beside: Path | None = None) -> NewCheckpoint:
+    """Find what ``delta`` makes of ``base``; values are not looked at.
 
     Args:
         base: Renamed as the delta has its tensors, see :meth:`Checkpoint.named_as`.
         delta: To apply.
+        beside: The folder in which the delta lies, where the configuration and the tokenizer of the result may be.
+
+    Raises:
+        DeltaError: If names, types or shapes are not those of the delta's base, or what lies beside the delta is not of
+            its result.
+    """
+    patches, extra = _patches(base, delta)
+    notes = [f"left out, since the delta's base does not have it: {', '.join(extra)}"] if extra else []
+    if not base.path.is_dir():
+        return NewCheckpoint(base, patches, None, tuple(notes))
+    before = {name: tensor.stored.kind for name, tensor in patches.items() if tensor.stored and tensor.base}
+    before |= {name: base.tensors[name].kind for name in delta.removed if name in base.tensors}
+    after = {name: tensor.kind for name, tensor in patches.items()}
+    rest = others(base.path, before, after, extra, beside)
+    return NewCheckpoint(base, patches, rest, (*notes, *rest.notes))
+
+
+def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True, beside: Path | None = None) -> list[str]:
+    """Write the result of ``delta`` to ``out``, in the form of ``base``, whole or not at all.
+
+    Args:
+        base: As for :func:`new_checkpoint`.
+        delta: To apply.
         out: A folder if ``base`` is one, with what is to lie beside the weights; otherwise a file.
         strict: Check all values of the base and of the result; if false, only names, types and shapes have to fit.
-        beside: The folder in which the delta lies, where the configuration and the tokenizer of the result may be.
+        beside: As for :func:`new_checkpoint`.
 
     Returns:
         Lines that say what of ``base`` is left out, and what the result lacks.
@@ -63,33 +119,19 @@ def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True, besi
         DeltaError: If ``base`` is not the delta's, or what lies beside the delta is not of its result.
         OSError: If a file cannot be read or written.
     """
-    patches, extra = _patches(base, delta)
-    notes = [f"left out, since the delta's base does not have it: {', '.join(extra)}"] if extra else []
-    rest = None
-    if base.path.is_dir():
-        before = {name: tensor.stored.kind for name, tensor in patches.items() if tensor.stored and tensor.base}
-        before |= {name: base.tensors[name].kind for name in delta.removed if name in base.tensors}
-        after = {name: tensor.kind for name, tensor in patches.items()}
-        rest = others(base.path, before, after, extra, beside)
-        notes += rest.notes
-    files: dict[Path, dict[str, TensorPatch]] = {file: {} for file in base.metadata}
-    for name, tensor in patches.items():
-        files[tensor.stored.file if tensor.stored else list(files)[-1]][name] = tensor
+    new = new_checkpoint(base, delta, beside)
     try:
-        with ExitStack() as stack:
-            folder = stack.enter_context(new_folder(out)) if rest else None
-            for source, tensors in files.items():
-                target = folder / source.name if folder else stack.enter_context(replacing(out))
-                _write(tensors, base.metadata[source], target, strict)
-            if folder and rest:
-                where = {name: file for file, tensors in files.items() for name in tensors}
-                write_index(base, where, sum(tensor.kind.nbytes for tensor in patches.values()), folder)
-                rest.write(folder)
+        if base.path.is_dir():
+            with new_folder(out) as folder:
+                new.write_folder(folder, strict)
+        else:
+            with replacing(out) as file:
+                new.write_file(file, strict)
     except OtherValues:
         if _is_result(base, delta):
             raise DeltaError(ALREADY_APPLIED) from None
         raise
-    return notes
+    return list(new.notes)
 
 
 def _patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], list[str]]:
