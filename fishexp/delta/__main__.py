@@ -16,8 +16,7 @@ from fishexp.delta.delta import Delta
 from fishexp.delta.file import POSITIONS, SEED, VERSION, WHOLE, DeltaHeader, TensorEntry, read_beginning
 from fishexp.delta.fingerprint import CODES
 from fishexp.delta.model_folder import same_labels
-from fishexp.delta.names import plainer
-from fishexp.delta.patch import patch
+from fishexp.delta.patch import find_patches, patch
 from fishexp.delta.sources import Source
 from fishexp.delta.tasks import merge_tasks, write_tasks
 from fishexp.errors import DeltaError, FishexpError
@@ -90,8 +89,12 @@ def _percent(count: int, total: int) -> str:
 
 def _apply(options: argparse.Namespace) -> None:
     _check_new(options.out)
-    delta = chain([Delta.load(file) for file in options.files], not options.force)
-    _patch(options, delta, not options.force, options.files[-1].parent)
+    deltas = [Delta.load(file) for file in options.files]
+    base = checkpoint.read(options.base)
+    first, *rest = with_same_names(deltas, base.tensors)
+    base = base.named_as(first.all_names)
+    find_patches(base, first)  # what does not fit costs no more than this
+    _patch(options, base, chain([first, *rest], not options.force), not options.force, options.files[-1].parent)
 
 
 def _diff(options: argparse.Namespace) -> None:
@@ -113,14 +116,14 @@ def _merge(options: argparse.Namespace) -> None:
         print("\n".join([*write_tasks(base, tasks, options.files, options.out), str(tasks.overlap)]))
         return
     merged, overlap = merge(deltas, Source(tensors), options.how)
-    _patch(options, merged, True, same_labels([file.parent for file in options.files]))
+    _patch(options, base, merged, True, same_labels([file.parent for file in options.files]))
     print(overlap)
 
 
-def _patch(options: argparse.Namespace, delta: Content, strict: bool, beside: Path | None) -> None:
-    base = checkpoint.read(options.base)
-    delta = delta.named_as(plainer(delta.all_names, base.tensors))
-    for note in patch(base.named_as(delta.all_names), delta, options.out, strict, beside):
+def _patch(
+    options: argparse.Namespace, base: checkpoint.Checkpoint, delta: Content, strict: bool, beside: Path | None
+) -> None:
+    for note in patch(base, delta, options.out, strict, beside):
         print(note)
     print(f"{options.out}: {Delta.of(delta)}")
 

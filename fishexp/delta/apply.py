@@ -1,5 +1,6 @@
 """Apply a delta in place, to the model that it is for: all of it or nothing, and take it back to the bit."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -63,24 +64,26 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
     found = named(target)
     if delta.removed and isinstance(target, nn.Module):
         raise DeltaError(f"the delta removes {delta.removed[0]}, which a model cannot; apply it to a dict or a file")
-    alike = match(found, delta.all_names)
+    alike, gone = match(found, delta.all_names), set(delta.removed)
     tensors: list[TargetTensor] = []
     removed: list[str] = []
     seen: set[str] = set()
     for names in tied_names(found):
         known = _delta_names(delta, names, alike.names)
         seen.update(known)
-        if known[0] in delta.removed:
+        if known[0] in gone:
             removed += names
         tensors.append(_target_tensor(delta, known[0], names, found[names[0]], not isinstance(target, nn.Module)))
     for name in [*delta.base, *delta.moved]:
         if name not in seen and (name in delta.base or isinstance(target, nn.Module)):
             raise DeltaError(f"the delta is for another base: it has {name}, which is missing here")
+    others: dict[str, list[str]] = defaultdict(list)
+    for other, first in delta.tied.items():
+        others[first].append(other)
     for name, moved in delta.moved.items():
         if name not in seen:
-            others = (other for other, first in delta.tied.items() if first == name)
             new = torch.empty(moved.shape, dtype=moved.values.dtype)
-            names = tuple(alike.back(own) for own in (name, *others))
+            names = tuple(alike.back(own) for own in (name, *others[name]))
             tensors.append(TargetTensor(names, new, None, moved, added=True))
     _check_memory(tensors)
     return Fit(tensors, removed)
@@ -148,6 +151,11 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
+def contradiction(name: str) -> DeltaError:
+    """Return the error that the values of a tensor are not those of which the delta's digest was made."""
+    return DeltaError(f"the delta contradicts itself: its values of {name} do not give its result")
+
+
 def check_hashes(
     name: str, base: Fingerprint | None, moved: TensorDelta | None, before: str, after: str, override: str
 ) -> None:
@@ -171,7 +179,7 @@ def check_hashes(
             f"{override} applies it all the same"
         )
     if moved is not None and moved.sha256 != after:
-        raise DeltaError(f"the delta contradicts itself: its values of {name} do not give its result")
+        raise contradiction(name)
 
 
 def _check_values(tensors: Sequence[TargetTensor]) -> None:
@@ -248,6 +256,12 @@ class Undo:
                 del target[name]
         for tensor in named(target).values():
             _last_applied[tensor] = self._number
+
+    def write_originals_(self, name: str, tensor: Tensor) -> None:
+        """Write the original values of a tensor of the target into a copy of it."""
+        for own, moved, original in self._originals:
+            if own == name:
+                moved.write_(tensor, original)
 
     def revert_(self) -> None:
         """Bring the original values back, in place: all of them, or nothing if there is an error.

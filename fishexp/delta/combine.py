@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fishexp.delta.apply import contradiction
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.delta import Delta
 from fishexp.delta.diff import by_common_name, change, common_ties, whole
@@ -165,8 +166,8 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
         The delta, and how many entries of each tensor several deltas move.
 
     Raises:
-        DeltaError: If a delta is for another base; or several move an integer, a bool or an entry that the base does
-            not have, and do not agree.
+        DeltaError: If a delta is for another base, or contradicts itself; or several move an integer, a bool or an
+            entry that the base does not have, and do not agree.
         OSError: If a file cannot be read.
     """
     if how not in ("sum", "mean"):
@@ -184,6 +185,8 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
 
     def merged(name: str) -> tuple[TensorDelta | None, int]:
         here = [moved[name] for moved in several if name in moved]
+        for moved in here:
+            _check_result(name, tensors.get(name), moved)
         if name in removed and here:
             raise DeltaError(f"{name} has new values in one delta and is removed by another")
         try:
@@ -197,6 +200,12 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
     collisions = {name: count for name, (_, count) in results.items() if count}
     total = sum(len(entries.values) for entries in moved.values())
     return Delta(fingerprints, moved, tuple(sorted(removed)), tied), Overlap(collisions, total)
+
+
+def _check_result(name: str, base: TensorReader | None, moved: TensorDelta) -> None:
+    """Check that the new values of a tensor give the result that the delta says."""
+    if moved.hashes(() if base is None else base.pieces(), 0)[1] != moved.sha256:
+        raise contradiction(name)
 
 
 def _on_common_base(

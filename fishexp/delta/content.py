@@ -205,7 +205,8 @@ class Content:
     @cached_property
     def result(self) -> dict[str, Fingerprint]:
         """Return the fingerprint that each tensor has afterwards, by name."""
-        found = {name: tensor for name, tensor in self.base.items() if name not in self.removed}
+        gone = set(self.removed)
+        found = {name: tensor for name, tensor in self.base.items() if name not in gone}
         return found | {name: moved.after for name, moved in self.moved.items()}
 
     @cached_property

@@ -112,8 +112,11 @@ def common_ties(before: Source, after: Source, *more: Mapping[str, str]) -> dict
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
+        way = []
         while name in parent:
+            way.append(name)
             name = parent[name]
+        parent.update(dict.fromkeys(way, name))  # or a file of chained names would be quadratic work
         return name
 
     for other, first in (pair for tied in (after.tied, before.tied, *more) for pair in tied.items()):

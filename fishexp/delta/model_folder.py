@@ -8,6 +8,7 @@ it, one with a wrong configuration may be read wrongly.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from fishexp.delta.fingerprint import Fingerprint
 from fishexp.errors import DeltaError
 
 CONFIG = "config.json"
+DELTA = "delta.safetensors"  # in a folder below the base's: the head of a task
+LONGEST = 10_000_000  # bytes of a configuration at most
+MOST = 20  # links that a line names
+MOST_LABELS = 100_000  # of a classifier at most
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -58,40 +63,79 @@ class Others:
     Attributes:
         base: The folder of the base, from which everything else comes.
         config: Text of the configuration; None to take the base's, if any; empty if there is none that suits.
+        files: What else is copied, as paths in ``base``.
         tokenizer: The folder that has the tokenizer; None if there is none that suits.
         notes: Lines for whoever made the folder: what it lacks, and why.
     """
 
     base: Path
     config: str | None
+    files: tuple[str, ...]
     tokenizer: Path | None
     notes: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write all of it into ``folder``."""
-
-        def ignored(directory: str, names: list[str]) -> list[str]:
-            own = (CONFIG, *TOKENIZER) if Path(directory) == self.base else ()
-            skipped = (*WEIGHTS, ".index.json")
-            return [name for name in names if name in own or name.startswith(".") or name.endswith(skipped)]
-
-        shutil.copytree(self.base, folder, ignore=ignored, dirs_exist_ok=True)
+        for name in self.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.base / name, folder / name)
         self.write_own(folder)
 
     def write_own(self, folder: Path) -> None:
         """Write configuration and tokenizer into ``folder``, and nothing else."""
         if self.config is None:
-            _copy(self.base / CONFIG, folder)
+            _copy(self.base, CONFIG, folder)
         elif self.config:
             (folder / CONFIG).write_text(self.config, encoding="utf-8")
         if self.tokenizer is not None:
             for name in TOKENIZER:
-                _copy(self.tokenizer / name, folder)
+                _copy(self.tokenizer, name, folder)
 
 
-def _copy(file: Path, folder: Path) -> None:
-    if file.is_file():
-        shutil.copyfile(file, folder / file.name)
+def _copy(source: Path, name: str, folder: Path) -> None:
+    if _is_own(source / name, source):
+        shutil.copy2(source / name, folder / name)
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Tell whether there is such a file, and it is the folder's own: no link that leads out of it.
+
+    The hub's cache has its files as links to ``blobs``, two folders above: these are the folder's own as well.
+    """
+    try:
+        target, folder = path.resolve(strict=True), folder.resolve()
+    except (OSError, RuntimeError):  # a link to nowhere, or to itself
+        return False
+    roots = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    return target.is_file() and any(
+        target.is_relative_to(root) and not any(part.startswith(".") for part in target.relative_to(root).parts)
+        for root in roots
+    )
+
+
+def _files(base: Path) -> tuple[list[str], list[str]]:
+    """List what lies beside the weights, but for configuration and tokenizer: files to copy, and links to leave out.
+
+    Weights of any form, hidden files and heads of tasks are left out as well. No link to a folder is followed.
+    """
+    found, links = [], []
+    for folder, names, files in os.walk(base):
+        links += [os.path.relpath(Path(folder, name), base) for name in names if Path(folder, name).is_symlink()]
+        if DELTA in files and Path(folder) != base:
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        own = (CONFIG, *TOKENIZER) if Path(folder) == base else ()
+        for name in sorted(files):
+            if name in own or name.startswith(".") or name.endswith((*WEIGHTS, ".index.json")):
+                continue
+            path = Path(folder, name)
+            if _is_own(path, base):
+                found.append(os.path.relpath(path, base))
+            elif path.is_symlink():
+                links.append(os.path.relpath(path, base))
+    links += [name for name in (CONFIG, *TOKENIZER) if (base / name).is_symlink() and not _is_own(base / name, base)]
+    return found, sorted(name for name in links if not name.startswith("."))
 
 
 def others(base: Path, before: Kinds, after: Kinds, left_out: Sequence[str], beside: Path | None) -> Others:
@@ -117,23 +161,27 @@ def others(base: Path, before: Kinds, after: Kinds, left_out: Sequence[str], bes
         text, notes, its_own = (beside / CONFIG).read_text(encoding="utf-8"), [], _has_tokenizer(beside)
     else:
         text, notes, its_own = *_changed(own, change), False
-    if its_own:
-        return Others(base, text, beside, tuple(notes))
-    if grown is not None and _has_tokenizer(base):
+    files, links = _files(base)
+    if links:
+        notes.append(f"left out links to folders or out of BASE: {', '.join(map(repr, links[:MOST]))}")
+    tokenizer = beside if its_own else base
+    if not its_own and grown is not None and _has_tokenizer(base):
         notes.append(f"left out the tokenizer: BASE's is for {grown[0]:,} tokens, and the model has {grown[1]:,} now")
-        return Others(base, text, None, tuple(notes))
-    return Others(base, text, base, tuple(notes))
+        tokenizer = None
+    return Others(base, text, tuple(files), tokenizer, tuple(notes))
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER)
+    return any(_is_own(folder / name, folder) for name in TOKENIZER)
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
     """Read the configuration in a folder; None if there is none."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not _is_own(path, folder):
         return None
+    if path.stat().st_size > LONGEST:
+        raise DeltaError(f"{path} has more than {LONGEST:,} bytes; it is no configuration")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -248,6 +296,8 @@ def _changed(config: dict[str, Any] | None, change: _Change) -> tuple[str | None
     if config is None or not (change.new or change.gone or change.grown):
         return None, []
     try:
+        if (change.labels or 0) > MOST_LABELS:
+            raise DeltaError(f"{change.labels:,} labels are too many")
         if change.elsewhere:
             raise DeltaError(f"BASE's says nothing of {change.elsewhere[0]}, which the delta adds or removes")
         config = config | change.sizes(config)

@@ -16,6 +16,8 @@ from fishexp.delta.sources import read_fingerprint
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import new_folder, replacing
 
+MOST_NAMES = 20  # that a line names
+
 
 @dataclass(frozen=True)
 class TensorPatch:
@@ -91,8 +93,10 @@ def new_checkpoint(base: Checkpoint, delta: Content, beside: Path | None = None)
         DeltaError: If names, types or shapes are not those of the delta's base, or what lies beside the delta is not of
             its result.
     """
-    patches, extra = _patches(base, delta)
-    notes = [f"left out, since the delta's base does not have it: {', '.join(extra)}"] if extra else []
+    patches, extra = find_patches(base, delta)
+    more = f" and {len(extra) - MOST_NAMES:,} more" if len(extra) > MOST_NAMES else ""
+    names = ", ".join(extra[:MOST_NAMES]) + more
+    notes = [f"left out, since the delta's base does not have it: {names}"] if extra else []
     if not base.path.is_dir():
         return NewCheckpoint(base, patches, None, tuple(notes))
     before = {name: tensor.stored.kind for name, tensor in patches.items() if tensor.stored and tensor.base}
@@ -134,7 +138,7 @@ def patch(base: Checkpoint, delta: Content, out: Path, strict: bool = True, besi
     return list(new.notes)
 
 
-def _patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], list[str]]:
+def find_patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], list[str]]:
     """Find which tensor becomes what, by name, and the names of those of ``base`` that the delta does not know.
 
     Raises:
@@ -142,7 +146,7 @@ def _patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], 
     """
     patches: dict[str, TensorPatch] = {}
     extra: list[str] = []
-    seen = set(delta.removed)
+    gone, seen = set(delta.removed), set[str]()
     for name, stored in base.tensors.items():
         key = delta.tied.get(name, name)
         old, moved = delta.base.get(key), delta.moved.get(key)
@@ -150,7 +154,7 @@ def _patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatch], 
         if old is None and moved is None:
             extra.append(name)
             continue
-        if key in delta.removed:
+        if key in gone:
             continue
         known = [kind for kind in (old, moved and moved.kind) if kind]
         here = stored.kind

@@ -1,17 +1,18 @@
 """Several deltas on a model that stays in memory: put on, taken off and exchanged in milliseconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSet, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 from torch import nn
 
-from fishexp.delta.apply import Fit, Undo, fit, write_
+from fishexp.delta.apply import Fit, TargetTensor, Undo, contradiction, fit, write_
 from fishexp.delta.combine import Overlap, find_overlap
 from fishexp.delta.content import TensorDelta
 from fishexp.delta.delta import Delta
-from fishexp.delta.fingerprint import Fingerprint, flat, sha256
+from fishexp.delta.fingerprint import Fingerprint, flat, in_threads, pieces, sha256
 from fishexp.delta.sources import named, source
 from fishexp.errors import DeltaError
 
@@ -39,6 +40,7 @@ class Stack:
         self._model = model
         self._base: State = source(model).fingerprints()
         self._levels: list[Level] = []
+        self._checked: MutableSet[Delta] = WeakSet()  # those that give the result that they say, on this model
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -52,8 +54,10 @@ class Stack:
         pushes does not matter, to the bit, as long as no two deltas have different values for an entry. If they do,
         ``refuse`` raises an error, and with ``last`` this delta's values hold until it is popped.
 
+        The first time that it is pushed, its result is computed and compared with the one that it says.
+
         Raises:
-            DeltaError: If ``delta`` is for another base, or overlaps.
+            DeltaError: If ``delta`` is for another base, overlaps, or contradicts itself.
         """
         if overlap not in ("refuse", "last"):
             raise DeltaError(f"overlap={overlap!r} is neither 'refuse' nor 'last'")
@@ -65,6 +69,9 @@ class Stack:
                 raise DeltaError(f"{found}; pop the others, merge them, or say overlap='last' for this one to win")
         elif not self._levels or _difference(fitted, self._hashed_state()):
             raise DeltaError(f"the delta is for another base: {other} is neither what it was nor what it is now")
+        if delta not in self._checked:
+            self._check(fitted, self._levels if other is None else [])
+            self._checked.add(delta)
         self._push(delta, fitted)
 
     def pop(self) -> Delta:
@@ -98,6 +105,27 @@ class Stack:
         """Find the entries for which several deltas on the stack have different values."""
         moved = [level.moved for level in self._levels]
         return find_overlap(combinations(moved, 2), sum(level.delta.kept for level in self._levels))
+
+    def _check(self, fitted: Fit, above: Sequence[Level]) -> None:
+        """Check that a delta gives its result.
+
+        Args:
+            fitted: The delta on the model as it is.
+            above: The deltas that are on the model, and not on the delta's base.
+        """
+
+        def check(target: TargetTensor) -> None:
+            if target.moved is None:
+                return
+            before = target.tensor.detach()
+            if any(target.names[0] in level.moved for level in above):
+                before = before.clone()
+                for level in reversed(above):
+                    level.undo.write_originals_(target.names[0], before)
+            if target.moved.hashes(pieces(before), 0)[1] != target.moved.sha256:
+                raise contradiction(target.names[0])
+
+        in_threads(check, fitted.tensors)
 
     def _push(self, delta: Delta, fitted: Fit) -> None:
         state = dict(self._state)

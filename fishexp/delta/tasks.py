@@ -8,26 +8,26 @@ own with the configuration and the tokenizer of its task::
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from fishexp.delta.apply import contradiction
 from fishexp.delta.checkpoint import SINGLE, Checkpoint
 from fishexp.delta.combine import MergeRule, Overlap, chain, merge, with_same_names
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.delta import Delta
 from fishexp.delta.diff import by_common_name, whole
-from fishexp.delta.fingerprint import Fingerprint
-from fishexp.delta.model_folder import others
+from fishexp.delta.model_folder import DELTA, others
 from fishexp.delta.names import match
 from fishexp.delta.patch import new_checkpoint
 from fishexp.delta.sources import Source, TensorReader, Tensors, read_fingerprint, source
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import new_folder
 
-HEADS, DELTA = "heads", "delta.safetensors"  # the folder of all heads, and the file of one
+HEADS = "heads"  # the folder of all heads
 
 # heads that a base may have already, of transformers' classifiers and of torchvision's
 _HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|score|qa_outputs)\.|^(fc|head)\.")
@@ -78,10 +78,12 @@ def merge_tasks(deltas: Sequence[Content], base: Tensors | Source, how: MergeRul
     if not heads:
         raise DeltaError("no delta has a head of its own, so there is none to keep; merge without --keep-heads")
     own = by_common_name(found, {})
+    for number, delta in enumerate(deltas, 1):
+        _check_heads(delta, heads, own, number)
     rest = {name: tensor for name, tensor in found.tensors.items() if name not in heads and not _HEAD.search(name)}
     tied = {name: first for name, first in found.tied.items() if name not in heads and first in rest}
     merged, overlap = merge([_without(delta, heads) for delta in deltas], Source(rest, tied), how)
-    kept = (_only(delta, heads, own, number) for number, delta in enumerate(deltas, 1))
+    kept = (_only(delta, heads, own) for delta in deltas)
     return MergedTasks(merged, tuple(Delta(merged.result, moved, (), ties) for moved, ties in kept), overlap)
 
 
@@ -96,41 +98,36 @@ def _without(delta: Content, heads: Iterable[str]) -> Content:
     )
 
 
+def _check_heads(delta: Content, heads: Iterable[str], base: Mapping[str, TensorReader], number: int) -> None:
+    """Refuse a delta that is for another head; what the merge of the backbones looks at is not looked at here."""
+    for name in sorted({*heads} & delta.base.keys()):
+        here, its = base.get(name), delta.base[name]
+        if here is None or replace(its, sha256=None) != here.kind:
+            found = "missing" if here is None else str(here.kind)
+            raise DeltaError(f"delta {number} is for another base: {name} is {found}, the delta's base has {its}")
+        if its.sha256 not in (None, read_fingerprint(here).sha256):
+            raise DeltaError(f"delta {number} is for another base: {name} has other values than in the delta's base")
+
+
 def _only(
-    delta: Content, heads: Iterable[str], base: dict[str, TensorReader], number: int
+    delta: Content, heads: Iterable[str], base: Mapping[str, TensorReader]
 ) -> tuple[dict[str, TensorDelta], dict[str, str]]:
     """Return the head of the delta's result, each tensor whole, and the ties in it."""
     moved = {}
     for name in sorted({*heads} & delta.result.keys()):
-        here = base.get(name) if name in delta.base else None
-        moved[name] = _whole(name, here, delta.base.get(name), delta.moved.get(name), number)
+        moved[name] = _whole(name, base.get(name) if name in delta.base else None, delta.moved.get(name))
     return moved, {name: first for name, first in delta.tied.items() if first in moved}
 
 
-def _whole(
-    name: str, here: TensorReader | None, base: Fingerprint | None, moved: TensorDelta | None, number: int
-) -> TensorDelta:
-    """Return all of a tensor with its new values.
-
-    Args:
-        name: Of the tensor.
-        here: The tensor of the base, if it has one.
-        base: What that is to be; None for a new one.
-        moved: The new values, if any.
-        number: Of the delta, for the message.
-    """
-    if base is not None and (here is None or replace(base, sha256=None) != here.kind):
-        raise DeltaError(f"delta {number} is for another base: it has {name}, {base}, which is missing here")
-    if base is not None and here is not None and base.sha256 not in (None, read_fingerprint(here).sha256):
-        raise DeltaError(f"delta {number} is for another base: the values of {name} are not those of the delta's base")
+def _whole(name: str, base: TensorReader | None, moved: TensorDelta | None) -> TensorDelta:
+    """Return all of a tensor with its new values, if any."""
     if moved is None:
-        assert here is not None
-        return whole(here)
-    pieces = [new for _, new in moved.patched(() if here is None else here.pieces())]
-    values = torch.cat(pieces) if pieces else moved.values
-    found = TensorDelta(moved.shape, None, values, moved.sha256)
+        assert base is not None
+        return whole(base)
+    pieces = [new for _, new in moved.patched(() if base is None else base.pieces())]
+    found = TensorDelta(moved.shape, None, torch.cat(pieces) if pieces else moved.values, moved.sha256)
     if found.hashes((), 0)[1] != moved.sha256:
-        raise DeltaError(f"delta {number} contradicts itself: its values of {name} do not give its result")
+        raise contradiction(name)
     return found
 
 

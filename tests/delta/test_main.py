@@ -214,8 +214,10 @@ def test_a_chain_with_new_and_removed_tensors(tmp_path: Path, capsys: pytest.Cap
     assert mistake(capsys, "apply", files[0], *deltas, "-o", tmp_path / "no") == words
     words = "delta 2 does not follow on the one before: a is not in its base"
     assert mistake(capsys, "apply", files[0], deltas[0], deltas[3], "-o", tmp_path / "no") == words
-    words = "delta 2 does not follow on the one before: n is only in its base"
+    words = "the delta is for another base: it has m, which is missing here"
     assert mistake(capsys, "apply", files[0], deltas[2], deltas[2], "-o", tmp_path / "no", "--force") == words
+    words = "delta 2 does not follow on the one before: n is only in its base"
+    assert mistake(capsys, "apply", files[2], deltas[2], deltas[2], "-o", tmp_path / "no", "--force") == words
     assert not (tmp_path / "no").exists()
 
 

@@ -193,12 +193,12 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     words = "no delta has a head of its own, so there is none to keep; merge without --keep-heads"
     assert refusal(merge_tasks, [Delta.diff(below, moved)], below) == words
     other = state | {"classifier.bias": torch.ones(2)}
-    words = "delta 2 is for another base: the values of classifier.bias are not those of the delta's base"
+    words = "delta 2 is for another base: classifier.bias has other values than in the delta's base"
     assert refusal(merge_tasks, [Delta.diff(other, other), delta], other) == words
-    words = "delta 1 is for another base: it has classifier.bias, float32 (2,), which is missing here"
+    words = "delta 1 is for another base: classifier.bias is missing, the delta's base has float32 (2,)"
     assert refusal(merge_tasks, [delta], below) == words
     delta.values("classifier.bias")[0] += 1
-    words = "delta 1 contradicts itself: its values of classifier.bias do not give its result"
+    words = "the delta contradicts itself: its values of classifier.bias do not give its result"
     assert refusal(merge_tasks, [delta], base) == words
     save_file(state, tmp_path / "base")
     delta.save(tmp_path / "d")
