@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
 from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
@@ -30,6 +31,8 @@ from fishexp.training.checkpoints import BASE, Checkpoints, Weights
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
 # classes, or channels, that a run folder may claim
 MAX_CLASSES = 1_000_000
+# bytes of a run's config.yaml, which has a few thousand
+MAX_CONFIG = 100_000
 
 
 def build_model(
@@ -222,6 +225,23 @@ def check_saved(folder: Path) -> None:
             raise RunFailed(f"{folder / name} was not written as it should be ({first_line(error)})") from None
 
 
+def _read_config(path: Path) -> Any:
+    """Read the configuration of a run; aliases, which take a few bytes to stand for billions, are none of ours.
+
+    Raises:
+        FishexpError: If it is longer than a run's, or has aliases.
+        OSError, YAMLError, UnicodeDecodeError, ValueError, RecursionError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_CONFIG + 1)
+    if len(data) > MAX_CONFIG:
+        raise FishexpError(f"{path} has more than {MAX_CONFIG:,} bytes; it is not what a run writes")
+    text = data.decode("utf-8")
+    if any(isinstance(token, AliasToken) for token in scan(text)):
+        raise FishexpError(f"{path} has aliases, such as *name; it is not what a run writes")
+    return OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+
+
 def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None:
     """Refuse a run folder whose files lack what a run writes.
 
@@ -273,9 +293,11 @@ def load_run(
     folder = Path(folder)
     try:
         (folder / PREPROCESSING).stat()
-        options: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        options = _read_config(folder / "config.yaml")
     except OSError as error:
         raise FishexpError(f"{folder} is not the folder of a finished run: {error.filename} is missing") from None
+    except FishexpError:
+        raise
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
     about = _preprocessing(folder)

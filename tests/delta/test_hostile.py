@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from fishexp.delta import Delta, Stack, merge, merge_tasks
 from fishexp.delta.__main__ import main
+from fishexp.delta.apply import fit
+from fishexp.delta.checkpoint import Checkpoint, StoredTensor
 from fishexp.delta.content import Content, SeededPositions, SeedMask, TensorDelta
+from fishexp.delta.diff import common_ties
 from fishexp.delta.fingerprint import Fingerprint, fingerprint
+from fishexp.delta.patch import find_patches
+from fishexp.delta.sources import Source
 from fishexp.masks.random_masks import STEPS, ScoredParameter, SeedRecipe
 from tests.support.checks import refusal
 from tests.support.delta_cases import dumped, joined, same_bits, snapshot, split, tuned
@@ -54,7 +59,7 @@ def test_names_of_many_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """Each way to cut a name is looked at once at most, and a name has an end."""
     long = ".".join("a" * 20_001)
     save_file({long: torch.zeros(2)}, tmp_path / "long")
-    many = {f"{i}.{'b.' * 2040}": torch.zeros(1) for i in range(2000)}
+    many = {f"{i}.{'b.' * 2040}": torch.zeros(1) for i in range(300)}
     save_file(many, tmp_path / "many")
     other = {f"x.{name[:-1]}": tensor for name, tensor in many.items()}
     save_file(other, tmp_path / "other")
@@ -110,32 +115,32 @@ def test_a_head_that_is_not_there_is_not_drawn(tmp_path: Path) -> None:
         assert refusal(merge_tasks, [delta], {"bias": torch.zeros(3)}).startswith(words)
 
 
-MANY = 20_000
+MANY = 30_000
 
 
-def test_many_names_that_are_new_tied_removed_or_chained(tmp_path: Path) -> None:
+def test_many_names_that_are_new_tied_removed_or_chained() -> None:
+    """Twice as many cost twice as much, not four times."""
     one = torch.ones(1)
-    new = {f"n{i}": new_values(one * i) for i in range(MANY)}
-    delta = Delta.of(Content({}, new, (), {f"t{i}": f"n{i}" for i in range(MANY)}))
-    delta.save(tmp_path / "d")
-    with soon(20):
-        target: dict[str, Tensor] = {}
-        Delta.load(tmp_path / "d").apply_(target)
-        assert len(target) == 2 * MANY
-        assert target["t7"] is target["n7"]
-    base = {f"b{i}": fingerprint(one) for i in range(MANY)}
-    delta = Delta.of(Content(base, {}, tuple(sorted(base))))
-    with soon(20):
-        target = {name: one.clone() for name in base}
-        delta.apply_(target)
-        assert not target
+    new = Content(
+        {}, dict.fromkeys((f"n{i}" for i in range(MANY)), new_values(one)), (), {f"t{i}": f"n{i}" for i in range(MANY)}
+    )
+    target: dict[str, Tensor] = {}
+    with soon():
+        found = fit(new, target).tensors
+    assert [tensor.names for tensor in found[:2]] == [("n0", "t0"), ("n1", "t1")]
+
+    base = dict.fromkeys((f"b{i}" for i in range(MANY)), fingerprint(one))
+    less = Content(base, {}, tuple(sorted(base)))
+    stored = Checkpoint(Path("f"), {}, dict.fromkeys(base, StoredTensor(Path("f"), torch.float32, (1,), 0, 4)))
+    with soon(3):
+        assert not less.result
+        assert find_patches(stored, less) == ({}, [])
+        assert fit(less, {name: one.clone() for name in base}).removed == list(base)
+
     names = [f"{i:05}" for i in range(MANY)]
-    base = dict.fromkeys(names, fingerprint(one))
     chains = [{f"t{name}": first for name, first in zip(names, names[i:], strict=False)} for i in (0, 1)]
-    deltas = [Content(base, {}, (), tied) for tied in chains]
-    with soon(30):
-        merged, _ = merge(deltas, {name: one.clone() for name in names})
-        assert len(merged.base) == 1  # all are tied to one another
+    with soon():
+        assert len(set(common_ties(Source({}), Source({}), *chains).values())) == 1
 
 
 def test_a_tensor_that_a_file_could_not_be_read_with(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -369,10 +370,19 @@ def test_a_run_that_began_with_itself_ends(tmp_path: Path, long: bool) -> None:
         load_run(folders[0])
 
 
+# a few hundred bytes that stand for nine to the ninth words
+BILLION_LAUGHS = "a0: &a0 lol\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
+
+
 @pytest.mark.parametrize(
     ("config", "about", "message"),
     [
         ("model: [", {}, "config.yaml is damaged"),
+        (BILLION_LAUGHS, {}, "config.yaml has aliases, such as [*]name; it is not what a run writes"),
+        ("a: &a [*a]", {}, "config.yaml has aliases, such as [*]name; it is not what a run writes"),
+        ("a: &a {b: 1}\nc: {<<: *a}", {}, "config.yaml has aliases, such as [*]name; it is not what a run writes"),
+        ("a: 1 # " + 100_000 * "a", {}, "config.yaml has more than 100,000 bytes; it is not what a run writes"),
+        ("a: " + 900 * "[", {}, "config.yaml is damaged"),
         ("\0", {}, "config.yaml is damaged"),
         ("- 1", {}, "config.yaml names no model"),
         ("model: {name: 3}", {}, "config.yaml names no model"),
@@ -388,5 +398,7 @@ def test_a_run_that_began_with_itself_ends(tmp_path: Path, long: bool) -> None:
 def test_run_folders_that_no_run_has_written(tmp_path: Path, config: str, about: dict[str, Any], message: str) -> None:
     (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    start = time.process_time()
     with pytest.raises(FishexpError, match=message):
         load_run(tmp_path)
+    assert time.process_time() - start < 10
