@@ -204,11 +204,8 @@ def _check_folder(key: str, folder: Path) -> None:
 _finished: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
 
 
-def _job(cfg: DictConfig, sweep: Sweep) -> float | None:
-    """Carry out one run of a sweep, or the only run, and return its headline metric, for sweepers that look for the best.
-
-    How it ended is noted in ``sweep``.
-    """
+def _job(cfg: DictConfig, sweep: Sweep) -> None:
+    """Carry out one run of a sweep, or the only run, and note how it ended."""
     os.chdir(HydraConfig.get().runtime.cwd)  # which hydra.job.chdir left: paths are from where the user started
     resolved, hydra = config.resolved(cfg), HydraConfig.get()
     name, multirun = run_name(resolved), hydra.mode == RunMode.MULTIRUN
@@ -226,7 +223,6 @@ def _job(cfg: DictConfig, sweep: Sweep) -> float | None:
             outcome = _failed(error, name, resolved["debug"], multirun)
         finally:
             sweep.end(Ended(number, name, time.monotonic() - start, outcome))
-    return next(iter(outcome.metrics.values()), None)
 
 
 def _failed(error: Exception, name: str, debug: bool, multirun: bool) -> Outcome:

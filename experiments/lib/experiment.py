@@ -45,7 +45,7 @@ def run_experiment(experiment: Experiment[C], environment: Mapping[str, str], re
     if name not in profiles:
         raise FishexpError(f"PROFILE={name}: no such profile; there are {', '.join(profiles)}")
     if environment.get("DRY", "0") not in ("", "0"):
-        print(experiment.cost_table(plan(profiles[name], records), finished(records)))
+        print(experiment.cost_table(plan(profiles[name], records), set(finished(records))))
         return 0
     python = environment.get("PYTHON") or sys.executable
     status = carry_out(lambda: plan(profiles[name], records), python, outputs, records)

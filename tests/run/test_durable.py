@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.distributed_c10d import HashStore
 
 import fishexp as library
 from fishexp.distributed.context import Context
@@ -206,7 +207,7 @@ def test_a_file_that_goes_while_the_run_goes_on_is_not_missing_in_the_end(
 
 def test_other_workers_keep_their_snapshots_unless_the_run_has_finished() -> None:
     for status in ("failed", "finished"):
-        store = torch.distributed.HashStore()
+        store = HashStore()
         store.set("recorded", status)
         other = Context(rank=1, world_size=2, local_rank=1, local_world_size=2, store=store, timeout=5)
         assert other.await_record() == (status == "finished")
