@@ -108,6 +108,8 @@ def _target_tensor(delta: Content, name: str, names: list[str], tensor: Tensor, 
     here = kind(tensor)
     if (here.dtype, here.shape) == (after.dtype, after.shape):
         return TargetTensor(tuple(names), tensor, base, moved)
+    if base is None and moved is not None and may_grow:  # another head in the place of the base's
+        return TargetTensor(tuple(names), tensor.new_empty(moved.shape, dtype=after.dtype), None, moved, added=True)
     if base is None:
         raise DeltaError(f"the delta is for another model: {names[0]} is {here}, the delta has {after}")
     if (here.dtype, here.shape) != (base.dtype, base.shape):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -156,10 +156,11 @@ def find_patches(base: Checkpoint, delta: Content) -> tuple[dict[str, TensorPatc
             continue
         if key in gone:
             continue
-        known = [kind for kind in (old, moved and moved.kind) if kind]
         here = stored.kind
-        if all((here.dtype, here.shape) != (kind.dtype, kind.shape) for kind in known):
-            raise wrong_kind(name, here, known[0])
+        if old is None and moved is not None and here != moved.kind:  # another head in the place of the base's
+            stored = None
+        elif all(here != kind for kind in (old and replace(old, sha256=None), moved and moved.kind)):
+            raise wrong_kind(name, here, old or here)
         patches[name] = TensorPatch(stored, old, moved)
     for name in delta.base:
         if name not in seen:

@@ -238,6 +238,22 @@ def test_new_rows_without_entries_are_a_change_too() -> None:
     assert same_bits(before, after)
 
 
+def test_a_tensor_that_the_base_has_not_takes_the_place_of_one_of_another_shape() -> None:
+    """A head that was trained anew, on a base that has one of more rows; a model has it already, or is refused."""
+    below, head = {"w": torch.randn(4, 3)}, {"head": torch.randn(5, 3)}
+    delta = Delta.diff(below, {"w": below["w"] + 1, "head": torch.ones(2, 3)})
+    target = snapshot(below | head)
+    undo = delta.apply_(target)
+    assert same_bits(target, {"w": below["w"] + 1, "head": torch.ones(2, 3)})
+    undo.revert_()
+    assert same_bits(target, below | head)
+    model = nn.Module()
+    for name, tensor in target.items():
+        model.register_buffer(name, tensor)
+    words = "the delta is for another model: head is float32 (5, 3), the delta has float32 (2, 3)"
+    assert refusal(delta.apply_, model) == words
+
+
 def test_more_than_new_rows_is_refused() -> None:
     def why(before: Tensor, after: Tensor) -> str:
         return refusal(Delta.diff, {"x": before}, {"x": after})
