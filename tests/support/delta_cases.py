@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import random
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -120,3 +121,102 @@ def joined(header: dict[str, Any], about: Any, vectors: bytes, repair: bool = Tr
     text = about if isinstance(about, str) else dumped(about)
     encoded = json.dumps(header | {"__metadata__": {"fishexp.delta": text}}).encode()
     return struct.pack("<Q", len(encoded)) + encoded + vectors
+
+
+# what a hostile file may call a tensor
+NAMES = ["__metadata__", "a." * 2000, "a" * 5000, "_orig_mod", ".", "..", "a.", "LayerNorm.gamma", "classifier.weight"]
+PREFIXES = ["_orig_mod.", "module.", "bert.", "x.", "module._orig_mod."]
+
+
+def renamed(rng: random.Random, name: str) -> str:
+    """Another name, or a name that a wrapper may have made of it."""
+    return rng.choice([name, name + "x", name[:-1], *NAMES, *(prefix + name for prefix in PREFIXES)])
+
+
+def bent(rng: random.Random, value: Any) -> Any:
+    """Something else in the place of a piece of JSON."""
+    others = [-1, 0, 1, 2, 255, 2**31, 2**59, 2**63, 10**30, True, None, "", "whole", "gaps", "F32", "U8", [], {}, 1.5]
+    others += [[0, 2**40], [2**40, 0], NAMES[0], NAMES[1]]
+    if type(value) is int:
+        others += [value - 1, value + 1, 2 * value, -value, value + 8] * 3
+    elif isinstance(value, str):
+        others += [value[:-1], value + "A", value.swapcase(), value[::-1], value[:3] + "x" + value[4:]] * 3
+        others += ["holes", "runs", "runs by column", "gaps by column", "holes by column", "seed"]
+    elif isinstance(value, list):
+        others += [value[:-1], value + value[-1:], value[::-1], [value]] * 3
+    return rng.choice(others)
+
+
+def edited(rng: random.Random, value: Any, depth: int = 0) -> Any:
+    """The same JSON with one piece changed, left out, renamed or exchanged with another."""
+    if not isinstance(value, dict | list) or not value or (depth and rng.random() < 0.15):
+        return bent(rng, value)
+    result = value.copy()
+    key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+    chance = rng.random()
+    if chance < 0.04:
+        result.pop(key)
+    elif chance < 0.08 and isinstance(result, dict):
+        result[renamed(rng, rng.choice(list(value)))] = result.pop(key)
+    elif chance < 0.12:
+        other = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        result[key], result[other] = result[other], result[key]
+    else:
+        result[key] = edited(rng, value[key], depth + 1)
+    return result
+
+
+def wrapped(rng: random.Random, about: dict[str, Any]) -> dict[str, Any]:
+    """The same delta, with a prefix before all names."""
+    prefix = rng.choice(PREFIXES)
+    found = about | {key: {prefix + n: piece for n, piece in about[key].items()} for key in ("base", "moved")}
+    tied = {prefix + other: prefix + first for other, first in about["tied"].items()}
+    return found | {"removed": [prefix + name for name in about["removed"]], "tied": tied}
+
+
+def battered(rng: random.Random, data: bytes) -> bytes:
+    """The same bytes but for some that are turned, lost, doubled, exchanged or new."""
+    result = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        a, b = sorted(rng.randrange(len(result) + 1) for _ in range(2))
+        b = min(b, a + rng.choice([1, 2, 8, 100]))
+        match rng.randrange(6):
+            case 0 if a < len(result):
+                result[a] ^= 1 << rng.randrange(8)
+            case 1:
+                del result[a:b]
+            case 2:
+                result[a:a] = result[a:b]
+            case 3:
+                result[a:b] = rng.randbytes(b - a)
+            case 4:
+                result[a:b] = bytes(b - a) if rng.random() < 0.5 else b"\xff" * (b - a)
+            case 5 if rng.random() < 0.3:
+                del result[a:]
+    return bytes(result)
+
+
+def mutation(rng: random.Random, data: bytes) -> bytes:
+    """Anything, of which a half has the right checksum again."""
+    header, about, vectors = split(data)
+    match rng.randrange(9):
+        case 8:
+            about = wrapped(rng, about)
+        case 0 | 1:
+            return battered(rng, data)
+        case 2:  # of the vectors alone, as many bytes as before: what the checksum would have seen
+            spoilt = battered(rng, vectors)[: len(vectors)]
+            return joined(header, about, spoilt + bytes(len(vectors) - len(spoilt)))
+        case 3:
+            return joined(edited(rng, header), about, vectors)
+        case 4:
+            text = battered(rng, json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
+            return joined(header, text.decode("latin-1"), vectors)
+        case 5:
+            about = edited(rng, edited(rng, about))
+        case _:
+            about = edited(rng, about)
+    try:
+        return joined(header, about, vectors)
+    except (ValueError, TypeError, RecursionError):
+        return battered(rng, data)
