@@ -17,6 +17,7 @@ from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
 from fishexp.training.evaluate import evaluate
+from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
@@ -99,6 +100,7 @@ class Trainer:
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
         self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
+        check_last_batch(problem, self._examples, recipe["batch_size"])
         self.epoch_steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
         self._warmup, epochs = recipe["warmup"], recipe["epochs"]
         if self._warmup > epochs / 4:

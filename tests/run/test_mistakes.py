@@ -83,6 +83,12 @@ MISFITS = {
     ("data.holdout=1437",): "data.holdout=1437 leaves nothing to train on: there are 1437 training examples",
     ("data=cifar10", "data.root=nowhere"): "data.root=nowhere does not hold cifar-10-batches-py/",
     ("data=glue", "model=minilm", "data.root=nowhere"): "nowhere/SST-2/train.tsv is missing",
+    (
+        "model=resnet18",
+        "batch_size=127",
+        "drop_last=false",
+    ): "regime.batch_size=127 leaves a last batch, of 128 examples,",
+    ("model=resnet18", "batch_size=1"): "regime.batch_size=1 leaves batches of 1, whose variance BatchNorm cannot take",
     ("model=minilm",): "this model reads text, but the data set is images",
     ("model.path=nowhere",): "model.path=nowhere",
 }

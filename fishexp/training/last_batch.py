@@ -1,0 +1,44 @@
+"""Whether a model can train on the last batch of an epoch, if that has a single example."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from fishexp.errors import FishexpError
+from fishexp.fisher.batches import logits_of
+from fishexp.training.problem import Problem
+
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def check_last_batch(problem: Problem, examples: int, batch_size: int) -> None:
+    """Try a batch of one example on a copy of the model, if an epoch has one and the model a BatchNorm.
+
+    A BatchNorm whose input has a single value per channel has no variance to divide by. Whether it comes to that is
+    decided by the model, where an image has shrunk to one pixel.
+
+    Args:
+        examples: Training examples of an epoch.
+
+    Raises:
+        FishexpError: If the model refuses the batch.
+    """
+    alone = examples % batch_size == 1 or batch_size == 1
+    if not alone or not any(isinstance(module, _BATCH_NORM) for module in problem.model.modules()):
+        return
+    ((inputs, _),) = problem.batches_of(torch.tensor([0]), 1)
+    streams = problem.random_streams()
+    try:
+        with torch.no_grad(), problem.autocast():
+            logits_of(deepcopy(problem.model).train(), inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        batches = "batches" if batch_size == 1 else f"a last batch, of {examples} examples,"
+        raise FishexpError(
+            f"regime.batch_size={batch_size} leaves {batches} of 1, whose variance BatchNorm cannot take; "
+            "take another batch_size, or regime.drop_last=true"
+        ) from None
+    finally:
+        problem.set_random_streams(streams)
