@@ -58,7 +58,8 @@ def main() -> int:
             return 0
         return _run(args)
     except FishexpError as error:
-        if not _of_torchrun() or os.environ.get("LOCAL_RANK", "0") == "0":  # its other workers here say the same
+        rank = os.environ.get("LOCAL_RANK", "0")
+        if not _of_torchrun() or rank == "0" or not rank.isdecimal():  # torchrun's other workers here say the same
             print(f"fishexp: {error}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:  # the reader, `| head` say, has seen enough

@@ -1,47 +1,96 @@
 """The page that ``--help`` prints, made from conf/ itself."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fishexp.run.settings import GROUPS
+from fishexp.run.settings import ABOUT, GROUPS
+from fishexp.run.yamls import options_in
 
 # the page before and after what is read from conf/
 _HEAD = """\
 fishexp trains networks by moving a small, fixed set of their weights.
 
-  python -m fishexp                                        1,797 digits on a small ResNet, in seconds
-  python -m fishexp method=fish data=cifar10 keep=0.005    ResNet-34 on CIFAR-10
-  python -m fishexp data=glue data.task=sst2 model=minilm  a pre-trained BERT on GLUE
-  python -m fishexp -m method=fish,random seed=0,1,2       a sweep: one run for each combination
+  python -m fishexp                                     1,797 digits on a small ResNet, in seconds
+  python -m fishexp method=fish data=cifar10 keep=0.5%  ResNet-34 on CIFAR-10
+  python -m fishexp data=glue task=sst2 model=minilm    a pre-trained BERT on GLUE
+  python -m fishexp -m method=fish,random seed=0-2      a sweep: one run for each combination
+
+A key needs no group where one component of the run has it: lr=0.1 is regime.lr=0.1. Where the default is a dot,
+it follows from the data set (conf/recipes.yaml) or from what the text says.
 """
 _TAIL = """\
---cfg job prints a configuration without running it, --config-dir DIR adds options of your own,
---hydra-help lists Hydra's own flags.
+Quote a value with = , ( [ { # ~ or letters beyond ASCII, and that for your shell: 'outputs="a=b"'.
+
+-m, --multirun     carry out a run for each combination of values: seed=0,1,2 or seed=0-2, method=glob(*), lr=0.1,0.2;
+                   a key that only some of the swept components have applies to those
+--cfg job          print the configuration instead, resolved; -p regime: a part of it; with -m, of each run
+--config-dir DIR   add components of your own: DIR/method/NAME.yaml, which says name: MODULE
+--config-name NAME begin with DIR/NAME.yaml: defaults: [config, _self_], then what you change
+--version          versions of fishexp, torch and Python
+--hydra-help       Hydra's own flags
 """
+# characters before a comment: of a key, and of a component
+_KEY_WIDTH, _NAME_WIDTH = 34, 16
 
 
-def help_page(folders: list[Path]) -> str:
-    """Write the page: commands, groups with their options and keys, settings with their meaning.
+def help_page(folders: Sequence[Path]) -> str:
+    """Write the page: commands, groups with their components and the keys of each, settings with their meaning.
 
     Args:
         folders: The folder conf/, and the folder that ``--config-dir`` names, if any.
+
+    Raises:
+        FishexpError: If a yaml cannot be read.
     """
-    lines = [_HEAD]
+    lines = [_HEAD.rstrip()]
     for group in GROUPS:
         files = {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
-        lines.append(f"{group}= {' | '.join(files)}")
-        keys = dict.fromkeys(key for file in files.values() for key in _keys(file))
-        lines += [f"    {group}.{key}" for key in keys]
-    lines += ["", "settings:"]
-    text = (folders[0] / "config.yaml").read_text()
-    return "\n".join([*lines, *(f"  {line}" for line in _between(text, "keep:", "hydra:")), "", _TAIL])
+        lines += ["", f"{group}= {' | '.join(files)}", *_components(files), *_keys(group, files)]
+    settings = _commented(folders[0] / "config.yaml")
+    lines += ["", "settings of any run:"]
+    lines += [_line(key, *settings[key]) for key in settings if key not in ("defaults", "hydra")]
+    return "\n".join([*lines, "", _TAIL.rstrip()])
 
 
-def _between(text: str, first: str, last: str) -> list[str]:
-    """Return the lines of ``text`` from the line that begins with ``first`` to the line before ``last``."""
-    return text[text.index(f"\n{first}") + 1 : text.index(f"\n{last}")].rstrip().splitlines()
+def _components(files: Mapping[str, Path]) -> list[str]:
+    """Write a line for each component: its name, and what it is."""
+    about = {name: file.read_text().splitlines() for name, file in files.items()}
+    texts = {name: next((line for line in lines if "#" in line), "") for name, lines in about.items()}
+    first = {name: text for name, text in texts.items() if text.startswith(("#", "name:"))}
+    return [f"  {name:<{_NAME_WIDTH}}{first.get(name, '').partition('# ')[2]}".rstrip() for name in files]
 
 
-def _keys(file: Path) -> list[str]:
-    """Return the keys of a component's yaml that are options, each as its line with its comment."""
-    lines = [line for line in file.read_text().splitlines() if line[:1].isalpha()]
-    return [line for line in lines if not line.startswith(("name:", "module:", "defaults:", "ignores_keep:"))]
+def _keys(group: str, files: Mapping[str, Path]) -> list[str]:
+    """Write the keys of a group's components, each below the names of those that have it just so."""
+    owners: dict[tuple[str, str, str], list[str]] = {}
+    for name, file in files.items():
+        values = options_in(file)
+        for key, (value, comment) in _with_defaults(file).items():
+            if key in values and key not in ABOUT:
+                owners.setdefault((key, value, comment), []).append(name)
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for (key, value, comment), names in owners.items():
+        blocks.setdefault(tuple(names), []).append(_line(f"{group}.{key}", value, comment))
+    ordered = sorted(blocks, key=len, reverse=True)
+    return [line for names in ordered for line in (f"  of {', '.join(names)}:", *blocks[names])]
+
+
+def _line(key: str, value: str, comment: str) -> str:
+    shown = "." if "${" in value else value
+    return f"    {f'{key}={shown}':<{_KEY_WIDTH}}  {comment}".rstrip()
+
+
+def _with_defaults(file: Path) -> dict[str, tuple[str, str]]:
+    """Return what :func:`_commented` does, and that of the yamls beside it which its defaults name."""
+    own = _commented(file)
+    beside = [
+        file.with_name(f"{name.strip()}.yaml") for name in own.get("defaults", ("", ""))[0].strip("[]").split(",")
+    ]
+    return {key: value for other in beside if other.is_file() for key, value in _with_defaults(other).items()} | own
+
+
+def _commented(file: Path) -> dict[str, tuple[str, str]]:
+    """Return key -> value and comment, as they stand in the lines of a yaml."""
+    lines = [line for line in file.read_text().splitlines() if line[:1].isalpha() and ":" in line]
+    parts = [(key, *rest.partition(" #")[::2]) for key, _, rest in (line.partition(":") for line in lines)]
+    return {key: (value.strip(), comment.strip()) for key, value, comment in parts}

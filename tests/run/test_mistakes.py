@@ -19,6 +19,37 @@ COMPOSITION = {
     "++method.smaples=3": "unknown key method.smaples; did you mean method.samples?",
     "regime.lr.peak=3": "unknown key regime.lr.peak; did you mean regime.lr?",
     "=3": "=3 is not key=value: the key is missing",
+    "outputs=a=b": "outputs=a=b: a value with = is to be quoted: 'outputs=\"a=b\"'",
+    "outputs=a(b)": "outputs=a(b): a value with ( is to be quoted: 'outputs=\"a(b)\"'",
+    "outputs=a#b": "outputs=a#b: a value with # is to be quoted: 'outputs=\"a#b\"'",
+    "outputs=a~b": "outputs=a~b: a value with ~ is to be quoted: 'outputs=\"a~b\"'",
+    "outputs=~/runs": "outputs=~/runs: your shell left the ~ as it is; write outputs=$HOME/runs",
+    "outputs=实验": "outputs=实验: a value with 实 is to be quoted: 'outputs=\"实验\"'",
+    "outputs=a,b": "outputs=a,b is 2 values: add -m to carry out a run for each, as in -m outputs=a,b; if it is one "
+    "value, quote it: 'outputs=\"a,b\"'",
+    "outputs=[a]": "outputs=['a'] should be a valid string; if it is one, quote it: 'outputs=\"[a]\"'",
+    "outputs=3": "outputs=3 should be a valid string; if it is one, quote it: 'outputs=\"3\"'",
+    "seed=0,1,2": "seed=0,1,2 is 3 values: add -m to carry out a run for each, as in -m seed=0,1,2",
+    "seed=1-5": "seed=1-5 is 5 values: add -m to carry out a run for each, as in -m seed=1-5",
+    "seed=5-1": "seed=5-1 counts down; write seed=1-5",
+    "seed=interval(0,5)": "seed=interval(0,5): a sweep lists its values; write seed=range(0,5) or seed=0,1,2",
+    "seed=range(3,3)": "seed=range(3,3) stands for no value at all",
+    "method=glob(*)": "method=glob(*) is 5 values: add -m",
+    "method=glob(x*)": "method=glob(x*) stands for no value at all; there are: bitfit, fish, full, magnitude, random",
+    "hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: write -m for a sweep, and nothing for a single run",
+    "hydra/sweeper=basic": "hydra/sweeper=basic: a sweep is every combination of the values",
+    "hydra.rundir=a": "unknown key hydra.rundir; --cfg hydra shows all",
+    "lr": "lr is not key=value",
+    "epoch=3": "unknown key epoch; did you mean epochs? --help shows all",
+    "workers=2": "unknown key workers: regime=transfer does not have it, but regime=distributed",
+    "data.lr=2": "unknown key data.lr; did you mean regime.lr?",
+    "train.lr=2": "unknown key train.lr; did you mean regime.lr?",
+    "gpu=all": "gpu=all: gpu takes numbers, as nvidia-smi shows them: gpu=0, gpu=0,1; or device=cpu",
+    "--config-name=mine": "--config-name mine: there is no mine.yaml in conf/, nor in a folder of --config-dir",
+    "--config-path=mine": "--config-path would replace conf/; --config-dir DIR adds to it",
+    "--resolve": "--resolve and --package say how --cfg prints; add --cfg job",
+    "--shell-completion": "--shell-completion takes install=SHELL or uninstall=SHELL: bash, fish or zsh",
+    "--experimental-rerun=x": "--experimental-rerun is not supported",
     "seed=[1": "seed=[1: a value with [ is to be quoted: 'seed=\"[1\"'",
     "keep=0": "keep is a fraction in (0, 1], got 0",
     "keep=1.5": "keep is a fraction in (0, 1], got 1.5; did you mean 0.015?",
@@ -50,6 +81,51 @@ def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_cannot_be_composed_is_refused(argument: str, tmp_path: Path) -> None:
     assert COMPOSITION[argument] in fishexp(argument).mistake()
     assert not (tmp_path / "outputs").exists()
+
+
+TOGETHER = {
+    ("-m", "seed=interval(0,5)"): "seed=interval(0,5): a sweep lists its values",
+    ("-m", "hydra.job.chdir=true,false"): "hydra.job.chdir=true,false: a sweep is over settings of runs",
+    ("-m", "method=random,full", "samples=3"): "unknown key samples: method=full does not have it, but method=fish",
+    (
+        "-m",
+        "method=random,full",
+        "method.samples=3",
+    ): "unknown key method.samples: method=full does not have it, but method=",
+    ("--cfg", "hydra", "-m"): "--multirun and --cfg do not go together; leave one away",
+    ("--info", "--run"): "--run and --info do not go together; leave one away",
+    ("gpu=0", "device=cpu"): "gpu=0 stands for device=cuda on that GPU; leave device=cpu away, or gpu=",
+}
+
+
+@pytest.mark.parametrize("arguments", TOGETHER, ids=" ".join)
+def test_arguments_that_do_not_go_together(arguments: tuple[str, ...]) -> None:
+    assert TOGETHER[arguments] in fishexp(*arguments).mistake()
+
+
+LAUNCHED = {
+    (
+        "RANK=0",
+        "WORLD_SIZE=2",
+    ): "RANK and WORLD_SIZE are set, as by torchrun, but LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR "
+    "MASTER_PORT not: start workers with torchrun, or unset RANK and WORLD_SIZE for a run of its own",
+    (
+        "RANK=0",
+        "WORLD_SIZE=2",
+        "LOCAL_RANK=a",
+        "LOCAL_WORLD_SIZE=1",
+        "MASTER_ADDR=a",
+        "MASTER_PORT=1",
+    ): "LOCAL_RANK=a in the environment should be a number, as torchrun sets it",
+    ("LOCAL_RANK=3", "RANK=3"): "method=fsh: no such method",
+}
+
+
+@pytest.mark.parametrize("variables", LAUNCHED, ids=" ".join)
+def test_variables_that_another_launcher_left(variables: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in variables:
+        monkeypatch.setenv(*variable.split("="))
+    assert LAUNCHED[variables] in fishexp("regime=distributed", "method=fsh").mistake()
 
 
 OPTIONS = {
@@ -130,6 +206,51 @@ def test_records_that_are_a_folder_and_a_run_folder_that_cannot_be_made(tmp_path
     assert fishexp(*QUICK, "records=folder").mistake() == "records=folder is not a file that can be written"
     (tmp_path / "outputs" / "digits").write_text("")
     assert fishexp(*QUICK).mistake().endswith("Not a directory")
+
+
+YAMLS = {
+    "- fish": "is not a table; it holds lines such as name: fish",
+    "": "has no name: NAME, which says the module with its function",
+    "name: 3": "has no name: NAME, which says the module with its function",
+    "name: fish\0": "cannot be read: unacceptable character #x0000",
+    "name: fish\nname: full": "found duplicate key name",
+    "name: [": "cannot be read: while parsing a flow",
+    "name: fish\n1: 2": "the key 1 is not a word; put it in quotes",
+    "defaults: 3\nname: fish": "defaults is a list of names, such as [fish, _self_]",
+    "defaults: [nope]\nname: fish": "its defaults name nope, and there is no method/nope.yaml",
+}
+
+
+@pytest.mark.parametrize("text", YAMLS)
+def test_a_yaml_of_the_user_that_says_no_component(text: str, tmp_path: Path) -> None:
+    """The line names the file, also where the apostrophe in its folder is one of Hydra's quotes."""
+    (tmp_path / "it's mine" / "method").mkdir(parents=True)
+    (tmp_path / "it's mine" / "method" / "odd.yaml").write_text(text)
+    mistake = fishexp("--config-dir", "it's mine", "method=odd").mistake()
+    assert mistake.startswith("it's mine/method/odd.yaml")
+    assert YAMLS[text] in mistake
+
+
+def test_yamls_of_the_user_that_would_not_be_read(tmp_path: Path) -> None:
+    """conf/ comes first: a file of the same name in another folder would be passed over without a word."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "fish.yaml").write_text("name: fish\nsamples: 7")
+    assert fishexp("--config-dir", ".", "method=fish").mistake() == (
+        "method/fish.yaml: method=fish is in conf/ already; give yours another name"
+    )
+    (tmp_path / "config.yaml").write_text("seed: 7")
+    assert fishexp("--config-dir", ".").mistake().startswith("config.yaml: conf/ has a config.yaml; give yours another")
+    (tmp_path / "config.yaml").rename(tmp_path / "bare.yaml")
+    assert fishexp("--config-dir", ".", "--config-name", "bare").mistake() == (
+        "--config-name bare chooses no data; its first line is defaults: [config, _self_]"
+    )
+
+
+def test_a_configuration_of_the_user_begins_with_ours(tmp_path: Path) -> None:
+    (tmp_path / "it's").mkdir()
+    (tmp_path / "it's" / "mine.yaml").write_text("defaults: [config, _self_]\nseed: 7\nregime: {lr: 0.3}")
+    command = ("--config-dir", "it's", "--config-name", "mine", "--cfg", "job", "-p")
+    assert (fishexp(*command, "seed").out, fishexp(*command, "regime.lr").out) == ("7\n", "0.3\n")
 
 
 def test_yamls_and_modules_of_the_user_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
