@@ -77,7 +77,7 @@ def _shareable_options(group: str, options: Mapping[str, Any], outputs: Path) ->
     shared = dict(options)
     listed = getattr(module, FILES, None)
     if listed is not None and not str(options.get("root") or "").startswith("@"):
-        files = listed(**{key: options[key] for key in options_of(listed) if key in options})
+        files = listed(**{key: options.get(key) for key in options_of(listed)})
         shared["root"] = f"@{_digest_of(files)}" if files else None
         texts -= {"root"}
     for key in texts & options.keys():

@@ -177,13 +177,13 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def _record_of(line: bytes) -> dict[str, Any] | None:
     """Return the record in a line of a file; None if it holds none."""
     try:
-        record = json.loads(line.decode("utf-8-sig").strip("\0 \r\n"))
+        record = _clean(json.loads(line.decode("utf-8-sig").strip("\0 \r\n")))
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not record.keys() >= {"run_id", "status", "config", "metrics"}:
         return None
     kinds = {"run_id": str, "status": str, "config": dict, "metrics": dict}
-    return _clean(record) if all(isinstance(record[key], kind) for key, kind in kinds.items()) else None
+    return record if all(isinstance(record[key], kind) for key, kind in kinds.items()) else None
 
 
 def _clean(value: Any) -> Any:

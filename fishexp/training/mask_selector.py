@@ -104,14 +104,15 @@ class MaskSelector:
         """Return what the method selects in the model as it is, whose weights are its own while it looks.
 
         Raises:
-            FishexpError: If the method changes a weight or a buffer.
+            FishexpError: If the method changes a weight. It may move running statistics, as the original FISH does.
         """
         with plain(self._problem.model):
-            before = source(self._problem.model).fingerprints()
+            parameters = dict(self._problem.model.named_parameters())
+            before = source(parameters).fingerprints()
             selected = self._select(self._problem)
-            after = source(self._problem.model).fingerprints()
-        for name in before | after:
-            if before.get(name) != after.get(name):
+            after = source(parameters).fingerprints()
+        for name in before:
+            if before[name] != after[name]:
                 raise FishexpError(
                     f"method={self.method} has changed {name}; it may look at the model, and has to leave it as it is"
                 )

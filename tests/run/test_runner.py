@@ -335,6 +335,7 @@ def test_lines_that_are_no_records_block_no_run(tmp_path: Path, caplog: pytest.L
         b'{"run_id": [], "status": "finished", "config": {}, "metrics": {}}',
         b'{"run_id": "a", "status": "finished", "config": [], "metrics": {}}',
         b'{"run_id": "a", "status": "finished", "config": {}, "metrics": {}',
+        b'{"run_id": "a", "status": "finished", "config": %s{}%s, "metrics": {}}' % (b'{"a": ' * 900, b"}" * 900),
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_record_is_skipped_and_named(
