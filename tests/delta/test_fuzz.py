@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -353,7 +353,7 @@ class Bench:
                 assert sorted(map(str, prints(target))) == sorted(map(str, prints(self.files.after)))
             case "chain":
                 assert found is not None
-                agree(found, Delta.load(self.second))
+                agree(found, Delta.load(self.second), tied=Delta.load(self.delta).tied)
             case "heads":
                 assert found is not None
                 for head in self.out.glob("heads/*/*.safetensors"):
@@ -392,12 +392,14 @@ def tensors_of(path: Path) -> Tensors:
     return found
 
 
-def agree(found: Tensors, delta: Delta, values: bool = True) -> None:
-    """The tensors are those of the delta's result, by any of its names, and all of those are there."""
-    names = match(found, delta.all_names).names
-    here = {delta.tied.get(names[name], names[name]): fingerprint(tensor) for name, tensor in found.items()}
-    assert here.keys() == delta.result.keys()
-    for name, wanted in delta.result.items():
+def agree(found: Tensors, delta: Delta, values: bool = True, tied: Mapping[str, str] | None = None) -> None:
+    """All tensors of the delta's result are there, by any of their names, ``tied`` ones too, and no others."""
+    first = dict(delta.tied) | dict(tied or {})
+    result = {first.get(name, name): tensor for name, tensor in delta.result.items()}
+    names = match(found, [*result, *first]).names
+    here = {first.get(names[name], names[name]): fingerprint(tensor) for name, tensor in found.items()}
+    assert here.keys() == result.keys()
+    for name, wanted in result.items():
         assert str(here[name]) == str(wanted)
         assert not values or wanted.sha256 in (None, here[name].sha256), name
 
