@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -78,7 +79,9 @@ def _arguments() -> Namespace:
     parser.add_argument("--version", action="store_true")  # ours instead of Hydra's
 
     def error(message: str) -> NoReturn:
-        raise FishexpError(f"{message}; --help shows what there is")
+        dashed = re.search(r" --?([\w.]+=.*)", message)
+        hint = f"no dashes stand before a key: {dashed[1]}" if dashed else "--help shows what there is"
+        raise FishexpError(f"{message}; {hint}")
 
     parser.error = error  # type: ignore[method-assign]
     args = parser.parse_args()

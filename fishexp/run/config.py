@@ -116,6 +116,13 @@ def _hydra(config_dir: str | None) -> Hydra:
 
 def launch(command: Command, job: Callable[[DictConfig], object], multirun: bool) -> None:
     """Have Hydra carry out the runs: by its launcher if there may be several, else here."""
+    try:
+        _launch(command, job, multirun)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _readable(error) from None
+
+
+def _launch(command: Command, job: Callable[[DictConfig], object], multirun: bool) -> None:
     hydra, name, runs, _ = command
     first = [*runs.hydra, *runs.overrides[0]]
     if not multirun:
@@ -228,8 +235,11 @@ def _readable(error: Exception) -> FishexpError:
         hydra = match[1].startswith("hydra")
         hint = "; --cfg hydra shows all" if hydra else f"; did you mean {match[1].rpartition('.')[0]}?"
         return FishexpError(f"unknown key {match[1]}{hint}")
+    if match := re.search(r"An item is already at '([\w.@]+)'", str(error)):
+        return FishexpError(f"{match[1]} is there already; leave the + away")
     if isinstance(error, YAMLError):
         return FishexpError(" ".join(str(error).split()))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error
     key = next((line.split()[-1] for line in str(cause).splitlines() if line.strip().startswith("full_key:")), None)
-    return FishexpError(f"{key}: {first_line(cause)}" if key else first_line(cause))
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", first_line(cause))
+    return FishexpError(f"{key}: {text}" if key else text)

@@ -19,6 +19,7 @@ from fishexp.run.settings import ABOUT, GROUPS, Settings
 
 # keys beside the components
 TOP = (*Settings.model_fields, *GROUPS)
+_EXAMPLES = {"data": "digits", "model": "resnet8", "method": "fish", "regime": "transfer"}
 # a character that Hydra takes for something else, or not at all, unless the value is quoted
 _SPECIAL = re.compile(r"[^\w/\\+.$%*@?|:\s-]|[^\x00-\x7f]")
 
@@ -101,6 +102,8 @@ def _why_unreadable(text: str) -> str:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[~+]*[\w./@$-]+", key):
         return f"{text} is not key=value; no space stands around the =, --help shows the keys"
+    if re.search(r"\s[\w.]+=", value):
+        return f"{text}: these are several settings in one argument; no quotes stand around them"
     if value.startswith("~"):
         return f"{text}: your shell left the ~ as it is; write {key}=$HOME{value[1:]}"
     special = _SPECIAL.search(value)
@@ -170,6 +173,10 @@ def _check_form(override: Override, multirun: bool, loader: ConfigLoader) -> Non
         raise FishexpError(f"{text}: write -m for a sweep, and nothing for a single run")
     if key.startswith(("hydra.sweeper", "hydra/sweeper")):
         raise FishexpError(f"{text}: a sweep is every combination of the values that the command line lists, no other")
+    if override.is_delete():
+        raise FishexpError(f"{text}: every key has a value; give it another, or {key}=null where its comment says so")
+    if key in GROUPS and isinstance(override.value(), list | dict):
+        raise FishexpError(f"{text}: {key} is one name, such as {key}={_EXAMPLES[key]}")
     if not override.is_sweep_override():
         return
     if override.is_hydra_override():
@@ -181,7 +188,11 @@ def _check_form(override: Override, multirun: bool, loader: ConfigLoader) -> Non
         there = f"; there are: {', '.join(loader.get_group_options(key))}" if key in GROUPS else ""
         raise FishexpError(f"{text} stands for no value at all{there}")
     if not multirun:
-        texts = isinstance(override._value, ChoiceSweep) and any(isinstance(v, str) for v in override._value.list)
+        texts = (
+            key not in GROUPS
+            and isinstance(override._value, ChoiceSweep)
+            and any(isinstance(v, str) for v in override._value.list)
+        )
         one = f"; if it is one value, quote it: {quoted(key, override.get_value_string())}" if texts else ""
         times = f"{len(values)} values" if len(values) > 1 else "a sweep"
         raise FishexpError(f"{text} is {times}: add -m to carry out a run for each, as in -m {text}{one}")
@@ -244,7 +255,8 @@ def _hint(name: str, chosen: Components, homes: Callable[[str], Sequence[str]]) 
     keys = {group: [key for key in chosen[group].keys if key not in ABOUT] for group in GROUPS}
     if owners := [owner for owner in GROUPS if group and key in keys[owner]]:
         return f"; did you mean {owners[0]}.{key}?"
-    there = [home for home in homes(key) if group not in GROUPS or home.startswith(f"{group}=")]
+    known = [] if key in ABOUT else homes(key)
+    there = [home for home in known if group not in GROUPS or home.startswith(f"{group}=")]
     if there:
         groups = dict.fromkeys(home.partition("=")[0] for home in there)
         present = " and ".join(f"{group}={chosen[group].name}" for group in groups)
@@ -252,5 +264,5 @@ def _hint(name: str, chosen: Components, homes: Callable[[str], Sequence[str]]) 
     if group in GROUPS:
         own = [f"{group}.{key}" for key in keys[group]]
         return nearest(name, own) if own else f"; {group}={chosen[group].name} has no keys"
-    close = get_close_matches(key, [*TOP, *(key for group in GROUPS for key in keys[group])], n=1)
+    close = get_close_matches(key.lower(), [*TOP, *(key for group in GROUPS for key in keys[group])], n=1)
     return f"; {f'did you mean {close[0]}? ' if close else ''}--help shows all"

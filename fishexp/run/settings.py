@@ -180,6 +180,8 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> 
             message = f"{prefix}{key}={first['input']} {first['msg'].removeprefix('Input ')}"
             if first["input"] is None:
                 message = f"{prefix}{key} has no default here; give {prefix}{key}=..."
+            elif key == "device":
+                message += "; gpu=0 is cuda on that GPU"
             elif first["type"] == "string_type":
                 text = str(first["input"]).replace("'", "")
                 message += f"; if it is one, quote it: '{prefix}{key}=\"{text}\"'"

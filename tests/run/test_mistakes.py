@@ -66,7 +66,18 @@ COMPOSITION = {
     "precision=fp16": "precision=fp16 should be 'fp32' or 'bf16'",
     "wandb=on": "wandb=on should be 'disabled', 'offline' or 'online'",
     "regime.epochs=${epoch}": "regime.epochs: Interpolation key 'epoch' not found",
-    "--keep=3": "unrecognized arguments: --keep=3; --help shows what there is",
+    "--keep=3": "unrecognized arguments: --keep=3; no dashes stand before a key: keep=3",
+    "--keep": "unrecognized arguments: --keep; --help shows what there is",
+    "keep=0.1 seed=3": "keep=0.1 seed=3: these are several settings in one argument; no quotes stand around them",
+    "+lr=3": "regime.lr is there already; leave the + away",
+    "~lr": "~lr: every key has a value; give it another",
+    "method=[fish]": "method=[fish]: method is one name, such as method=fish",
+    "method={name:fish}": "method={name:fish}: method is one name, such as method=fish",
+    "data=cifar10,digits": "data=cifar10,digits is 2 values: add -m to carry out a run for each, as in -m data=",
+    "name=x": "unknown key name; --help shows all",
+    "SEED=1": "unknown key SEED; did you mean seed? --help shows all",
+    "device=cuda:0": "device=cuda:0 should be 'auto', 'cpu', 'cuda' or 'mps'; gpu=0 is cuda on that GPU",
+    "outputs=${oc.env:NOPE}": "Environment variable 'NOPE' not found",
     "--config-dir=nowhere": "--config-dir nowhere is not a folder",
 }
 
@@ -94,6 +105,7 @@ TOGETHER = {
     ): "unknown key method.samples: method=full does not have it, but method=",
     ("--cfg", "hydra", "-m"): "--multirun and --cfg do not go together; leave one away",
     ("--info", "--run"): "--run and --info do not go together; leave one away",
+    ("hydra.run.dir=${nope}",): "hydra.run.dir: Interpolation key 'nope' not found",
     ("gpu=0", "device=cpu"): "gpu=0 stands for device=cuda on that GPU; leave device=cpu away, or gpu=",
 }
 
