@@ -254,10 +254,13 @@ def _key(name: str) -> str | None:
     return next((key for pattern, key in _ROWS if pattern.search(name)), None)
 
 
-def _labels(config: Mapping[str, Any]) -> int:
-    """Count the labels of a configuration as transformers does."""
+def _labels(config: Mapping[str, Any]) -> object:
+    """Count the labels of a configuration as transformers does; what numbers none from 0 on is returned itself."""
     names = config.get("id2label")
-    return len(names) if isinstance(names, dict) else 2
+    if names is None:
+        return config.get("num_labels", 2)
+    numbered = isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}
+    return len(names) if numbered else names
 
 
 def _check(path: Path, config: Mapping[str, Any], own: Mapping[str, Any], change: _Change) -> None:

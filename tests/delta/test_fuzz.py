@@ -373,7 +373,7 @@ class Bench:
         head = next((t for name, t in found.items() if name.endswith("classifier.bias")), None)
         words = next((t for name, t in found.items() if name.endswith("word_embeddings.weight")), None)
         if own and head is not None and words is not None and "model_type" in config:
-            assert len(config.get("id2label", "ab")) == len(head)
+            assert len(config["id2label"] if config.get("id2label") is not None else "ab") == len(head)
             assert config.get("vocab_size", len(words)) == len(words)
 
 
