@@ -26,7 +26,7 @@ from fishexp.run.resume import code_changes
 from fishexp.run.run_folder import check_same, lock
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component
 from fishexp.system import hardware
-from fishexp.system.atomic import replacing
+from fishexp.system.atomic import replacing, writing
 from fishexp.training.checkpoints import drop_base, store_base
 from fishexp.training.collectives import Collectives
 from fishexp.training.logger import Logger
@@ -273,7 +273,8 @@ def check_inputs(record: Record, resumed: list[Snapshot]) -> None:
 def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
     """Resume record and log from the snapshots, or clear what an earlier attempt left if there are none."""
     if context.is_main:
-        with replacing(logger.folder / "config.yaml") as new:
+        file = logger.folder / "config.yaml"
+        with writing(file), replacing(file) as new:
             new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
         for left in logger.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
@@ -362,7 +363,8 @@ def _problem(
 
 def _save(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome) -> dict[str, int]:
     """Write the weights to ``folder``, and measure what was stored or sent, in bytes."""
-    sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
+    with writing(folder):
+        sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
     if (folder / WEIGHTS).exists():
         drop_base(folder, outputs)
     check_saved(folder)

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from fishexp.errors import RunFailed, first_line
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -35,6 +39,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in a line that a run cannot write ``path``, be it a file or a folder, if the context ends with such an error.
+
+    Raises:
+        RunFailed: In place of an error of the system's, or of safetensors', whose errors name no file.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise RunFailed(f"{path} cannot be written ({reason}); continue with resume=true") from None
 
 
 @contextmanager

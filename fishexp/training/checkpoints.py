@@ -15,7 +15,7 @@ from fishexp.delta import Delta
 from fishexp.delta.fingerprint import Fingerprint, digest
 from fishexp.delta.sources import source
 from fishexp.errors import DeltaError, FishexpError, RunFailed
-from fishexp.system.atomic import replacing, sync
+from fishexp.system.atomic import replacing, sync, writing
 
 FOLDER = "checkpoints"  # of the epochs, in a run folder
 BASE = "base.safetensors"  # the weights that training began with, in a run folder
@@ -80,10 +80,11 @@ class Checkpoints:
         """Write ``model`` as the base, unless the base is there, and is ``model`` to the bit."""
         self._initial = Weights.of(model)
         if not self._initial.are_in(self.base):
-            with replacing(self.base) as new:
+            with writing(self.base), replacing(self.base) as new:
                 save_model(model, str(new))
-        self.folder.mkdir(exist_ok=True)
-        sync(self.folder.parent)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            sync(self.folder.parent)
 
     def finish(self, epochs: int) -> None:
         """Read the base and the file of every epoch back, once all are written.
@@ -105,7 +106,7 @@ class Checkpoints:
 
     def add(self, epoch: int, delta: Delta) -> None:
         """Write ``epoch`` as a delta against the epoch before."""
-        delta.save(self.folder / f"epoch-{epoch:04d}.safetensors")
+        self._save(delta, f"epoch-{epoch:04d}.safetensors")
 
     def add_keyframe(self, epoch: int, model: nn.Module) -> None:
         """Write ``epoch`` as a delta against the last dense epoch or the base."""
@@ -113,11 +114,20 @@ class Checkpoints:
         dense = [number for number, file in self._files().items() if file.name.startswith("dense")]
         if dense:
             self._read(max(dense), epoch).apply_(weights)
-        Delta.diff(weights, model).save(self.folder / f"keyframe-{epoch:04d}.safetensors")
+        self._save(Delta.diff(weights, model), f"keyframe-{epoch:04d}.safetensors")
 
     def add_dense(self, epoch: int, model: nn.Module) -> None:
         """Write all of the model after ``epoch``."""
-        Delta.whole(model).save(self.folder / f"dense-{epoch:04d}.safetensors")
+        self._save(Delta.whole(model), f"dense-{epoch:04d}.safetensors")
+
+    def _save(self, delta: Delta, name: str) -> None:
+        """Write the file of an epoch.
+
+        Raises:
+            RunFailed: If it cannot be written.
+        """
+        with writing(self.folder / name):
+            delta.save(self.folder / name)
 
     def restore_(self, model: nn.Module, epoch: int) -> None:
         """Give ``model``, which has the weights of the base, those of ``epoch``; 0 is the base itself.
@@ -207,10 +217,11 @@ def store_base(network: nn.Module, folder: Path, outputs: Path) -> None:
         return
     shared = outputs / SHARED / f"{digest(weights.fingerprints)[:16]}.safetensors"
     if not weights.are_in(shared):
-        shared.parent.mkdir(exist_ok=True)
-        with replacing(shared) as new:
-            save_model(network, str(new))
-    with replacing(folder / BASE) as new:
+        with writing(shared):
+            shared.parent.mkdir(exist_ok=True)
+            with replacing(shared) as new:
+                save_model(network, str(new))
+    with writing(folder / BASE), replacing(folder / BASE) as new:
         new.unlink()
         try:
             os.link(shared, new)

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from fishexp.errors import FishexpError, RunFailed
+from fishexp.errors import FishexpError
 from fishexp.system import signals
-from fishexp.system.atomic import replacing
+from fishexp.system.atomic import replacing, writing
 from fishexp.training.wandb_run import WandbMode, WandbRun
 
 METRICS = "metrics.jsonl"  # of the epochs, a line each, in a run folder
@@ -138,11 +138,8 @@ class Logger:
     def _write_metrics(self) -> None:
         """Write all of metrics.jsonl anew, so that it is right whatever has become of it."""
         file = self.folder / METRICS
-        try:
-            with replacing(file) as new:
-                new.write_text("".join(self._metrics))
-        except OSError as error:
-            raise RunFailed(f"{file} cannot be written ({error.strerror}); continue with resume=true") from None
+        with writing(file), replacing(file) as new:
+            new.write_text("".join(self._metrics))
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """End the W&B run and hand it the record; to be called however the run ended."""

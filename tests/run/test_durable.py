@@ -2,7 +2,9 @@
 
 import errno
 import json
+import resource
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,25 @@ def test_a_record_that_does_not_fit_into_the_run_folder_is_on_record(monkeypatch
     assert_failed(result, "record.json cannot be written (No space left on device); continue with resume=true")
     assert "continued from a snapshot after 20 steps" in fishexp(*OPTIONS, "outputs=cut", "resume=true").out
     assert_alike("whole", "cut")
+
+
+@pytest.mark.parametrize("regime", ["transfer", "checkpointing"])
+def test_weights_that_do_not_fit_on_the_disk_are_named(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base before training, whose writer names no file; an epoch and the last weights after it."""
+    size = 1_000_000  # bytes: less than the base
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    with Program("fishexp", *OPTIONS, RECORDS, f"regime={regime}", prepare=limit) as process:
+        _, err = process.communicate(timeout=200)
+        assert_failed(Result(process.wait(), "", err), "safetensors cannot be written (Error while serializing: I/O ")
+    assert err.endswith("; continue with resume=true\n")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fishexp.delta.delta.save" if regime == "checkpointing" else "fishexp.run.artifacts.sync", full)
+        result = fishexp(*SMALL, "regime.epochs=2", RECORDS, f"regime={regime}")
+    assert_failed(result, f"{run_folder('outputs').resolve()}", "cannot be written (No space left on device)")
 
 
 def test_records_on_a_full_disk_lose_no_finished_run() -> None:
