@@ -31,9 +31,9 @@ def test_tests_mirror_the_package_and_import_no_other_test() -> None:
         assert not [line for line in imported if "test_" in "".join(line)], path
 
 
-def test_hydra_is_known_to_two_files_only() -> None:
+def test_hydra_is_known_to_the_command_line_only() -> None:
     users = {path for path in PACKAGE.rglob("*.py") if re.search(r"^(import|from) hydra", path.read_text(), re.M)}
-    assert users == {PACKAGE / "run" / "config.py", PACKAGE / "__main__.py"}
+    assert users == {PACKAGE / "run" / "config.py", PACKAGE / "run" / "overrides.py", PACKAGE / "__main__.py"}
 
 
 def test_no_file_and_no_function_is_long() -> None:

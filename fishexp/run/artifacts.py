@@ -144,7 +144,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     file = folder / PREPROCESSING
     try:
         about = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise FishexpError(f"{file} is damaged: it is not what a run writes; train again")

@@ -244,7 +244,7 @@ def test_a_run_of_an_older_version_has_its_data_sets_order(images: tuple[Path, M
     assert same_weights(load_run(folder)[0], model.network)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", "[" * 100_000], ids=["cut", "list", "bytes", "deep"])
 def test_a_run_whose_notes_are_damaged(images: tuple[Path, Model, Dataset], content: str) -> None:
     file = images[0] / "preprocessing.json"
     file.write_text(content)
