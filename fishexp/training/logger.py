@@ -133,7 +133,9 @@ class Logger:
         self._headline = next((f"{name} {_short(metrics[name])}" for name in metrics if "loss" not in name), "")
         if self._bar is not None:
             self._bar.headline = self._headline
-        self.say(f"epoch {epoch}: " + ", ".join(f"{name} {_short(value)}" for name, value in metrics.items()))
+        shown = [f"{name} {_short(value)}" for name, value in metrics.items() if not name.startswith("largest_")]
+        single = any(name.startswith("largest_predicted") and value == 1 for name, value in metrics.items())
+        self.say(f"epoch {epoch}: {', '.join(shown)}" + "; it predicts the same class for all examples" * single)
 
     def _write_metrics(self) -> None:
         """Write all of metrics.jsonl anew, so that it is right whatever has become of it."""
