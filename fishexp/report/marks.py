@@ -1,9 +1,11 @@
 """Signs behind a score, and the footnotes that explain them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fishexp.report.group import Group
 from fishexp.report.scores import Scores
+from fishexp.run.record import same_code
 
 # of runs of uncommitted code
 DAGGER = "†"
@@ -38,4 +40,22 @@ def footnotes(groups: Sequence[Group]) -> list[str]:
         notes.append(f"{ONE_CLASS} {text}; the largest class is {', '.join(shares) or 'unknown'}")
     if dirty := [run_id for group in groups for run_id in group.uncommitted]:
         notes.append(f"{DAGGER} with uncommitted code: {', '.join(dirty)}")
+    if code := _codes([run for group in groups for run in group.runs]):
+        text = "Runs of different code stand together"
+        notes.append(f"{text}: {'; '.join(code)}; resume=strict runs the older ones again")
     return notes
+
+
+def _codes(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the commits and the versions of packages in which runs differ; commits of the same code are one."""
+    commits: list[str] = []
+    for commit in dict.fromkeys(commit.rstrip("+") for run in runs if (commit := run.get("commit"))):
+        if not any(same_code(commit, other) for other in commits):
+            commits.append(commit)
+    found = [f"commits {', '.join(commits)}"] if len(commits) > 1 else []
+    versions = [run["versions"] for run in runs if isinstance(run.get("versions"), Mapping)]
+    for name in dict.fromkeys(name for packages in versions for name in packages):
+        values = list(dict.fromkeys(str(packages[name]) for packages in versions if name in packages))
+        if len(values) > 1:
+            found.append(f"{name} {', '.join(values)}")
+    return found

@@ -94,7 +94,7 @@ def test_text_does_not_break_the_table():
 def test_uncommitted_code_is_marked_where_it_is_allowed():
     records = [record(run_id="dirty", commit="abc+"), record(seed=1), record(method="random")]
     assert column(records, "accuracy, %", uncommitted=True) == ["80.0 ± 0.0 †", "80.0"]
-    assert table.markdown(pool(records, uncommitted=True)).endswith("† with uncommitted code: dirty")
+    assert "\n\n† with uncommitted code: dirty" in table.markdown(pool(records, uncommitted=True))
 
 
 def test_learning_rates_come_from_the_held_out_runs_of_the_same_question():
@@ -264,3 +264,11 @@ def test_each_set_of_examples_has_a_mark_of_its_own():
     records = [record(0.6, metric="accuracy_matched", more=more)]
     assert column(records, "accuracy_matched, %") == ["60.0"]
     assert column(records, "accuracy_mismatched, %") == ["40.0 ‡"]
+
+
+def test_runs_of_different_code_are_said_to_stand_together() -> None:
+    one = {"versions": {"torch": "2.11.0", "numpy": "2.3"}}
+    other = {"versions": {"torch": "2.15.0", "numpy": "2.3"}}
+    assert "different code" not in table.markdown(pool([record(seed=0) | one, record(seed=1) | one]))
+    text = table.markdown(pool([record(seed=0) | one, record(seed=1, commit="ffff") | other]))
+    assert "Runs of different code stand together: commits 0123456789ab, ffff; torch 2.11.0, 2.15.0; resume" in text
