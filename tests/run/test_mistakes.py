@@ -103,6 +103,7 @@ TOGETHER = {
         "method=random,full",
         "method.samples=3",
     ): "unknown key method.samples: method=full does not have it, but method=",
+    ("-m", "hydra/launcher=submitit"): "hydra/launcher=submitit: no such hydra/launcher; there are: basic",
     ("--cfg", "hydra", "-m"): "--multirun and --cfg do not go together; leave one away",
     ("--info", "--run"): "--run and --info do not go together; leave one away",
     ("hydra.run.dir=${nope}",): "hydra.run.dir: Interpolation key 'nope' not found",
