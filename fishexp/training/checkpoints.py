@@ -95,7 +95,7 @@ class Checkpoints:
         try:
             self.check(epochs)
         except FishexpError as error:
-            raise RunFailed(f"{error}; somebody else was at the files; start again with resume=true") from None
+            raise RunFailed(f"{error}; somebody else was at the files; run it again") from None
         if not self._initial.are_in(self.base):
             raise RunFailed(f"{self.base} is not what was written; start again with resume=true")
 

@@ -245,7 +245,7 @@ def test_a_run_does_not_resume_on_an_epoch_that_is_not_whole(how: str, monkeypat
     result = fishexp(*options)
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert "-0001.safetensors" in result.err
-    assert result.err.endswith("; somebody else was at the files; start again with resume=true\n")
+    assert result.err.endswith("; somebody else was at the files; run it again\n")
 
 
 def test_runs_that_differ_in_their_last_epochs_are_two_places_to_start_from(tmp_path: Path) -> None:

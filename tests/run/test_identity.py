@@ -193,14 +193,24 @@ def test_a_snapshot_of_other_code(resume: str, goes_on: bool, monkeypatch: pytes
     assert ("begun anew" in result.out) == (not goes_on)
 
 
-def test_commits_of_the_same_code() -> None:
-    head = recorded._git("rev-parse", "HEAD")
-    first = recorded._git("rev-list", "--max-parents=0", "HEAD").splitlines()[0]
-    assert recorded.same_code(head, head)
-    assert not recorded.same_code(f"{head}+", f"{head}+")  # whatever it was that was not committed
-    assert not recorded.same_code(first, head)
-    assert not recorded.same_code("0" * 12, head)
-    assert not recorded.same_code(None, head)
+def test_commits_of_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that changes neither package nor configuration has the same code."""
+    monkeypatch.setattr(recorded, "_ROOT", tmp_path)
+    recorded._git("init", "-q")
+    commits = []
+    for name in ("fishexp/a.py", "README.md", "conf/b.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+        recorded._git("add", "-A")
+        recorded._git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", name)
+        commits.append(recorded._git("rev-parse", "HEAD"))
+    package, readme, configuration = commits
+    assert recorded.same_code(package, package)
+    assert recorded.same_code(package, readme)
+    assert not recorded.same_code(readme, configuration)
+    assert not recorded.same_code(f"{readme}+", f"{readme}+")  # whatever it was that was not committed
+    assert not recorded.same_code("0" * 12, readme)
+    assert not recorded.same_code(None, readme)
     assert recorded.same_code(None, None)  # from wheels, whose versions are compared
 
 
