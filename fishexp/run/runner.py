@@ -75,6 +75,8 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             resumed = resumable(snapshots, record, settings, logger) if settings.resume else []
             context.together(begin, record, logger, snapshots, resumed, context)
             logger.say(_headline(config, settings, device, context))
+            if (settings.precision, device.type) == ("bf16", "cpu") and (ratio := hardware.bf16_slowdown()) > 1:
+                logger.say(f"this CPU emulates bf16: a product takes {ratio:.1f} times as long as with precision=fp32")
 
             model, data = context.together(build, config, load.function, settings, logger, device, context)
             record.inputs = {"examples": data.digest(), "initial weights": _weights_digest(model)}

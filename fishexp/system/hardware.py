@@ -8,9 +8,11 @@ import platform
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -18,6 +20,8 @@ from fishexp.errors import FishexpError
 
 # options of mallopt(3), from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# tokens, and inputs and outputs of a layer, of the product that is timed, and how often it is
+_TOKENS, _WIDTH, _REPEATS = 256, 384, 7
 # bytes: the largest values, or nearly, that these options take
 _MAX_TRIM_THRESHOLD, _MAX_MMAP_THRESHOLD = (1 << 31) - 1, 1 << 30
 
@@ -84,6 +88,21 @@ def name(device: torch.device) -> str:
         lines = cpuinfo.read_text().splitlines()
         return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
     return platform.processor() or device.type
+
+
+def bf16_slowdown() -> float:
+    """Measure how many times as long a matrix product takes in bf16 as in fp32 on this CPU; it takes some milliseconds.
+
+    Where bf16 is emulated, as on processors without AVX-512 or AMX instructions for it, that is more than 1.
+    """
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(_REPEATS):
+        for dtype, taken in seconds.items():
+            tokens, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
+            start = time.perf_counter()
+            tokens @ weight
+            taken.append(time.perf_counter() - start)
+    return median(seconds[torch.bfloat16]) / median(seconds[torch.float32])
 
 
 def keep_freed_memory() -> None:

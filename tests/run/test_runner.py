@@ -189,6 +189,15 @@ def test_threads_of_one_run_are_not_those_of_the_next(tmp_path: Path) -> None:
     assert [record["threads"] for record in records(tmp_path)] == [before + 1, before]
 
 
+@pytest.mark.parametrize(("precision", "ratio", "said"), [("bf16", 4.25, 1), ("bf16", 0.3, 0), ("fp32", 4.25, 0)])
+def test_bf16_that_is_emulated_is_said_to_be(
+    precision: str, ratio: float, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fishexp.system.hardware.bf16_slowdown", lambda: ratio)
+    out = fishexp(*QUICK, f"precision={precision}").out
+    assert out.count("this CPU emulates bf16: a product takes 4.2 times as long as with precision=fp32\n") == said
+
+
 def test_a_failed_repetition_takes_no_finished_run_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fishexp(*QUICK).status == 0
     with monkeypatch.context() as patch:

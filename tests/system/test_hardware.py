@@ -18,3 +18,10 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert line.startswith("4 workers on a machine with 3 GPUs: each needs one of its own; take fewer workers")
     with hardware.device("cpu", 0, 4) as device:
         assert device.type == "cpu"
+
+
+def test_the_slowdown_of_bf16_is_that_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each repeat reads the clock before and after the product in fp32, then in bf16."""
+    moments = iter([t for i in range(100) for t in (10.0 * i, 10.0 * i + 1, 10.0 * i + 2, 10.0 * i + 5)])
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(moments))
+    assert hardware.bf16_slowdown() == 3
