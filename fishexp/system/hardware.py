@@ -100,7 +100,7 @@ def bf16_slowdown() -> float:
         for dtype, taken in seconds.items():
             tokens, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
             start = time.perf_counter()
-            tokens @ weight
+            torch.mm(tokens, weight)
             taken.append(time.perf_counter() - start)
     return median(seconds[torch.bfloat16]) / median(seconds[torch.float32])
 
