@@ -229,7 +229,8 @@ def _keys(cfg: DictConfig, group: str) -> list[str]:
 def _readable(error: Exception) -> FishexpError:
     """Turn an error of Hydra's into a line: what was given, what is wrong, what there is."""
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        missing = error.missing_cfg_file or ""
+        group, _, choice = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
         return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}")
     if match := re.search(r"Could not override '(?:\w+@\w+\.)?([\w.@]+)'", f"{error}\n{error.__cause__}"):
         hydra = match[1].startswith("hydra")
