@@ -1,6 +1,6 @@
 """The yamls of components: which file an option names, and the keys in it."""
 
-from collections.abc import Sequence
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,8 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def homes_of(key: str, config_dir: str | None) -> list[str]:
-    """Return the options, such as ``method=fish``, that have a key; files that cannot be read have none."""
+    """Return the options, such as ``method=fish``, whose own yaml has a line with a key; none is parsed."""
     folders = [Path(folder, group) for folder in (CONF, config_dir) if folder for group in GROUPS]
-    files: Sequence[Path] = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
-    return [f"{file.parent.name}={file.stem}" for file in files if _has(file, key)]
-
-
-def _has(file: Path, key: str) -> bool:
-    try:
-        return key in options_in(file)
-    except FishexpError:
-        return False
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    has = re.compile(rf"^{re.escape(key)} *:", re.MULTILINE)
+    return [f"{file.parent.name}={file.stem}" for file in files if has.search(file.read_text(errors="replace"))]
