@@ -59,7 +59,7 @@ def test_a_percentage_is_read_as_a_decimal() -> None:
 
 def test_the_record_of_a_run_in_short_words_is_that_of_the_full_ones(tmp_path: Path) -> None:
     assert fishexp("epochs=1", "train_limit=128", "valid_limit=64", "method=random", "keep=2%").status == 0
-    assert fishexp(*QUICK, "keep=0.02", "resume=true").out.endswith(" is done already\n")
+    assert " is done already" in fishexp(*QUICK, "keep=0.02", "resume=true").out
     assert fishexp(*QUICK, "keep=0.02").status == 0
     short, full = records(tmp_path)
     assert (short["run_id"], short["config"], short["metrics"]) == (full["run_id"], full["config"], full["metrics"])
