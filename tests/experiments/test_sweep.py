@@ -116,7 +116,7 @@ def test_a_sweep_that_writes_tracked_records_stays_clean(tmp_path: Path, monkeyp
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(record, "__file__", str(files[0]))
+    monkeypatch.setattr(record, "_ROOT", tmp_path)
     commits = []
     for file in reversed(files):
         file.write_text("2\n")
