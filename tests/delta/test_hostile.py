@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.delta import Delta, Stack, merge, merge_tasks
-from fishexp.delta.__main__ import main
 from fishexp.delta.apply import fit
 from fishexp.delta.checkpoint import Checkpoint, StoredTensor
 from fishexp.delta.content import Content, SeededPositions, SeedMask, TensorDelta
@@ -26,6 +25,7 @@ from fishexp.delta.sources import Source
 from fishexp.masks.random_masks import STEPS, ScoredParameter, SeedRecipe
 from tests.support.checks import refusal
 from tests.support.delta_cases import dumped, joined, same_bits, snapshot, split, tuned
+from tests.support.delta_commands import mistake, run
 
 
 @contextmanager
@@ -34,21 +34,6 @@ def soon(seconds: float = 10.0) -> Iterator[None]:
     start = time.process_time()
     yield
     assert time.process_time() - start < seconds
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that is refused."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("fishexp.delta: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("fishexp.delta: ").rstrip("\n")
 
 
 def new_values(values: Tensor) -> TensorDelta:
@@ -64,10 +49,12 @@ def test_names_of_many_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     other = {f"x.{name[:-1]}": tensor for name, tensor in many.items()}
     save_file(other, tmp_path / "other")
     with soon():
-        assert " has no valid name" in line(capsys, "diff", tmp_path / "long", tmp_path / "long", "-o", tmp_path / "d")
+        assert " has no valid name" in mistake(
+            capsys, "diff", tmp_path / "long", tmp_path / "long", "-o", tmp_path / "d"
+        )
         assert refusal(Delta.diff, {long: torch.zeros(2)}, {}).endswith("or has characters without a shape")
         assert run("diff", tmp_path / "many", tmp_path / "other", "-o", tmp_path / "d") == 0
-        assert line(capsys, "apply", tmp_path / "other", tmp_path / "d", "-o", tmp_path / "out").endswith(
+        assert mistake(capsys, "apply", tmp_path / "other", tmp_path / "d", "-o", tmp_path / "out").endswith(
             "missing here"
         )
 
@@ -96,9 +83,9 @@ def test_nothing_is_drawn_for_a_base_that_is_not_there(tmp_path: Path, capsys: p
         for files in ["d"], ["d", "then"]:
             paths = [tmp_path / name for name in files]
             for more in [], ["--force"]:
-                assert line(capsys, "apply", tmp_path / "base", *paths, "-o", tmp_path / "out", *more) == words
+                assert mistake(capsys, "apply", tmp_path / "base", *paths, "-o", tmp_path / "out", *more) == words
             for more in [], ["--keep-heads"]:
-                found = line(capsys, "merge", tmp_path / "base", *paths, "-o", tmp_path / "out", *more)
+                found = mistake(capsys, "merge", tmp_path / "base", *paths, "-o", tmp_path / "out", *more)
                 assert "delta 1 is for another base: " in found or "no delta has a head" in found
         delta = Delta.load(tmp_path / "d")
         stack = Stack(model)
@@ -265,7 +252,7 @@ def test_a_configuration_beside_a_delta_that_is_a_link_or_huge(
     (tmp_path / "d" / "config.json").unlink()
     with (tmp_path / "d" / "config.json").open("wb") as file:
         file.truncate(1 << 40)
-    found = line(capsys, "apply", base, tmp_path / "d" / "delta", "-o", tmp_path / "no")
+    found = mistake(capsys, "apply", base, tmp_path / "d" / "delta", "-o", tmp_path / "no")
     assert found == f"{tmp_path / 'd' / 'config.json'} has more than 10,000,000 bytes; it is no configuration"
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, BertModel
 
 from fishexp.delta import Delta, merge
-from fishexp.delta.__main__ import main
 from fishexp.delta.checkpoint import Checkpoint, StoredTensor
 from fishexp.delta.combine import chain
 from fishexp.masks import top_k
@@ -23,6 +22,7 @@ from fishexp.sparse import sparsify
 from fishexp.sparse.parameter import weights
 from tests.support.cases import tiny_bert
 from tests.support.delta_cases import Tied, disturbed, noise, same_bits, tuned
+from tests.support.delta_commands import mistake, run
 
 Model = dict[str, Tensor]
 
@@ -79,21 +79,6 @@ FORMS = {"file": single, "folder": folder, "sharded": lambda path, tensors: fold
 def tensors_of(path: Path) -> Model:
     files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a command that fails."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("fishexp.delta: ")
-    assert err.count("\n") == 1
-    return err[len("fishexp.delta: ") : -1]
 
 
 @pytest.mark.usefixtures("_pieces")

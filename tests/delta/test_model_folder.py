@@ -2,8 +2,6 @@
 
 import copy
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,13 @@ from fishexp.sparse import sparsify
 from fishexp.sparse.parameter import weights
 from tests.support.delta_cases import same_bits, tuned
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
     "max_position_embeddings": 20,
 }  # fmt: skip
 INPUTS = {"input_ids": torch.tensor([[2, 7, 9, 4, 3]])}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Transformers' own reports are no part of what is tested."""
-    level = hf.utils.logging.get_verbosity()
-    hf.utils.logging.set_verbosity(logging.CRITICAL)
-    yield
-    hf.utils.logging.set_verbosity(level)
 
 
 def new(kind: str, **options: Any) -> Any:

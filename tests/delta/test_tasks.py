@@ -2,8 +2,6 @@
 
 import copy
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,10 @@ from fishexp.sparse.parameter import weights
 from tests.support.checks import refusal
 from tests.support.delta_cases import same_bits, snapshot
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
 INPUTS = {"input_ids": torch.tensor([[2, 7, 9, 4, 3], [2, 5, 5, 8, 3]])}
 LABELS = [["no", "yes"], ["contradiction", "neutral", "entailment"], ["yes", "no"]]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Transformers' own reports are no part of what is tested."""
-    level = hf.utils.logging.get_verbosity()
-    hf.utils.logging.set_verbosity(logging.CRITICAL)
-    yield
-    hf.utils.logging.set_verbosity(level)
 
 
 def config(**options: Any) -> hf.BertConfig:
