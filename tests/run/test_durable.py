@@ -137,7 +137,10 @@ def test_a_line_that_cannot_be_brought_onto_the_disk_is_not_left_half(monkeypatc
     assert path.read_text() == '{"a": 1}\n'
 
 
-@pytest.mark.parametrize("where", ["before the line", "after it", "before the snapshots go"])
+@pytest.mark.parametrize(
+    "where",
+    ["before the line", pytest.param("after it", marks=pytest.mark.slow), "before the snapshots go"],
+)
 def test_a_kill_at_the_very_end_leaves_a_finished_run(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> None:
         raise Cut
@@ -177,8 +180,10 @@ def test_a_repetition_that_is_cut_short_is_not_what_the_record_of_before_says(mo
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
-@pytest.mark.parametrize("minutes", [0, 10])
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize(
+    ("minutes", "epoch"),
+    [(0, 2), (10, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1), (10, 2)))],
+)
 def test_a_run_whose_folder_goes_while_it_runs_has_failed(
     how: str, minutes: int, epoch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
