@@ -29,9 +29,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param((), id="random"),
+        pytest.param((), id="random", marks=pytest.mark.slow),
         pytest.param(("method=fish", "method.samples=8", "regime.masks=disjoint", "regime.wire=bf16"), id="disjoint"),
-        pytest.param(("regime.warmup_epochs=1", "regime.merge=sum"), id="warm-up"),
+        pytest.param(("regime.warmup_epochs=1", "regime.merge=sum"), id="warm-up", marks=pytest.mark.slow),
         pytest.param(
             ("method=full", "regime.optimiser=adamw", "regime.lr=0.01", "regime.shard=false"),
             id="full",

@@ -20,7 +20,9 @@ SETTINGS = {
 
 
 @pytest.mark.filterwarnings("ignore:a library has something to say")  # the model of LIGHT warns
-@pytest.mark.parametrize("name", ["disjoint", "ordered", pytest.param("ring", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["disjoint", pytest.param("ordered", marks=pytest.mark.slow), pytest.param("ring", marks=pytest.mark.slow)]
+)
 def test_processes_are_simulated_to_the_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -109,6 +109,7 @@ def test_all_rows_of_the_cpu_profile_merge_several_times() -> None:
     assert f"has {steps} steps and merges {times[0]}, {times[1]} and {times[2]} times" in CPU.about
 
 
+@pytest.mark.slow
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
     one_seed = replace(table2.EXPERIMENT, profiles={"cpu": [replace(CPU, seeds=(0,))]})

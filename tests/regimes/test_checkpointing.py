@@ -221,7 +221,7 @@ def test_a_run_of_before_that_does_not_say_how_many_epochs_it_has_loads() -> Non
             library.load_run(folder())
 
 
-@pytest.mark.parametrize("how", ["removed", "flipped", "cut"])
+@pytest.mark.parametrize("how", ["removed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("flipped", "cut"))])
 def test_a_run_does_not_resume_on_an_epoch_that_is_not_whole(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it end as finished with such an epoch, which a later keyframe would hide."""
     options = (*SMALL, *RANDOM, "regime.epochs=4", "regime.keyframe_every=3", "snapshot_minutes=0")

@@ -26,6 +26,7 @@ def changed(folder: Path, before: torch.nn.Module) -> int:
     return sum(int((after[name] != p).sum()) for name, p in before.named_parameters())
 
 
+@pytest.mark.slow
 def test_resnet9_learns_from_a_little_of_cifar10(tmp_path: Path) -> None:
     """Guessing is right in 10 %; 0.5 % of the weights, 24 steps of Nesterov SGD with weight decay.
 

@@ -35,12 +35,18 @@ def every_regime() -> list[Any]:
     compat = ("compat=fish", "method=fish", "method.samples=8")
     return [
         pytest.param(("regime.epochs=3",), id="transfer"),
-        pytest.param(("regime.epochs=3", "decay=all"), id="decay-all"),
-        pytest.param(("regime.epochs=3", "regime.optimiser=adamw", "regime.lr=0.01", "regime.clip=1.0"), id="adamw"),
+        pytest.param(("regime.epochs=3", "decay=all"), id="decay-all", marks=pytest.mark.slow),
+        pytest.param(
+            ("regime.epochs=3", "regime.optimiser=adamw", "regime.lr=0.01", "regime.clip=1.0"),
+            id="adamw",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("regime.epochs=3", "method=full", "regime.accumulate=2"), id="full"),
-        pytest.param(("regime.epochs=3", *compat), id="compat"),
+        pytest.param(("regime.epochs=3", *compat), id="compat", marks=pytest.mark.slow),
         pytest.param(("regime.epochs=4", *checkpointing, "regime.keyframe_every=2"), id="keyframes"),
-        pytest.param(("regime.epochs=4", *checkpointing, "regime.warmup_epochs=2"), id="warm-up"),
+        pytest.param(
+            ("regime.epochs=4", *checkpointing, "regime.warmup_epochs=2"), id="warm-up", marks=pytest.mark.slow
+        ),
         pytest.param(("regime.epochs=3", *checkpointing, "decay=all"), id="checkpointing-decay-all"),
         pytest.param(("regime.epochs=3", "regime=checkpointing", "regime.momentum=reset"), id="fixed"),
         pytest.param(

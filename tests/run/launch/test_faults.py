@@ -174,6 +174,7 @@ def test_workers_with_other_examples_do_not_train_together(tmp_path: Path, monke
     assert [record["status"] for record in records(tmp_path)] == ["failed"]
 
 
+@pytest.mark.slow
 def test_records_on_a_full_disk_lose_no_finished_run(tmp_path: Path) -> None:
     lay_out(tmp_path)
     limit = full_records(tmp_path / "records.jsonl", 1_000_000)
@@ -189,6 +190,7 @@ def test_records_on_a_full_disk_lose_no_finished_run(tmp_path: Path) -> None:
     assert not (run_folder(tmp_path) / "snapshots").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     """And the others' logs with it; a folder where a file is to be stands for a disk that is full or read-only."""
     lay_out(tmp_path)
