@@ -13,6 +13,8 @@ from fishexp.run.record import read
 
 # settings for which reports have a place of their own
 SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", "keep", "regime.lr")
+# setting that is a digest of the data set's files
+_FILES = "data.root"
 # settings that follow from a component's name
 IMPLIED = ("model.module", "model.layers", "method.ignores_keep")
 
@@ -94,13 +96,17 @@ def differing(groups: Sequence[Group]) -> list[str]:
     """Return the keys of settings that tell ``groups`` apart, beyond those that every report shows.
 
     A setting that a method or regime has, and another has not, is no difference of its own. The digest of the examples
-    follows from data set, limits and tokenizer, so that it tells only groups apart that agree in all settings.
+    follows from data set, limits and tokenizer, so that it tells only groups apart that agree in all settings; that of
+    a data set's files tells only groups of the same data set apart.
     """
     found = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         name = f"{key.partition('.')[0]}.name"
         owners = {group.setting(name) for group in groups if key in group.settings}
         values = {group.setting(key) for group in groups if group.setting(name) in owners}
+        if key == _FILES:
+            sets = {(group.data, group.setting(key)) for group in groups}
+            values = {files for data, files in sets if sum(data == other for other, _ in sets) > 1}
         if len(values) > 1 and key not in (*SHOWN, *IMPLIED, EXAMPLES):
             found.append(key)
     alike: dict[str, set[str]] = {}  # the other settings -> the examples of groups that have them

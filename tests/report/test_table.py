@@ -272,3 +272,11 @@ def test_runs_of_different_code_are_said_to_stand_together() -> None:
     assert "different code" not in table.markdown(pool([record(seed=0) | one, record(seed=1) | one]))
     text = table.markdown(pool([record(seed=0) | one, record(seed=1, commit="ffff") | other]))
     assert "Runs of different code stand together: commits 0123456789ab, ffff; torch 2.11.0, 2.15.0; resume" in text
+
+
+def test_files_of_a_data_set_are_told_where_others_of_it_stand_beside_them() -> None:
+    first = record(data__name="glue", data__task="rte", data__root="@a")
+    other_task = record(data__name="glue", data__task="sst2", data__root="@b")
+    other_files = record(data__name="glue", data__task="rte", data__root="@c")
+    assert "data.root" not in table.markdown(pool([first, other_task]))
+    assert column([first, other_files], "data.root") == ["@a", "@c"]
