@@ -1,7 +1,8 @@
 """``python -m benchmarks.ways``: time the gradient methods of a layer's kept entries, and what the cost model chooses.
 
-The constants of fishexp/sparse/cost_model.py were fitted to these figures. Each line gives the time of every method as
-a fraction of the dense method's, the method that the cost model chooses, and how much slower that is than the fastest.
+Each line gives the time of every method as a fraction of the dense method's, and the method that the cost model chooses
+by what fishexp/sparse/calibration.py measured on this machine. The last line says how much longer its choices take than
+the fastest single method.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Effort, interleave, quartiles
+from benchmarks.timing import Effort, interleave
+from fishexp.sparse.calibration import calibrated
 from fishexp.sparse.conv import ConvGeometry, conv2d_gradient
 from fishexp.sparse.linear import linear_gradient
 from fishexp.sparse.modules import sparse_parameter
@@ -62,26 +64,29 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
 def main() -> None:
     """Print a line for each layer and mask, then how much time the cost model's choices lose."""
     hardware.keep_freed_memory()
-    regrets = []
+    costs = calibrated()
     for dtype in (torch.float32, torch.bfloat16):
+        losses = []
         for label, shape, user, form in layers(dtype):
             for pattern, mask in patterns(shape):
-                kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, user, None)
+                kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, user, None, costs)
                 calls: dict[str, Callable[[], Any]] = {method: partial(_form, kept, form, method) for method in METHODS}
-                times = interleave(calls, Effort(0.0, least=7, warmup=2), torch.device("cpu"))
-                middle = {method: quartiles(times[method])[1] for method in METHODS}
+                times = interleave(calls, Effort(0.0, least=7, warmup=1), torch.device("cpu"))
+                least = {method: min(times[method]) for method in METHODS}  # other programs only add to a time
                 _form(kept, form, None)
                 chosen = kept.last_method
                 assert chosen is not None
-                regrets.append(middle[chosen] / min(middle.values()) - 1)
-                shares = ", ".join(f"{method} {middle[method] / middle['dense']:.2f}" for method in METHODS[1:])
-                ms = middle["dense"] * 1e3
+                losses.append(least[chosen] / min(least.values()))
+                shares = ", ".join(f"{method} {least[method] / least['dense']:.2f}" for method in METHODS[1:])
                 print(
-                    f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {ms:7.2f} ms, {shares}; "
-                    f"{chosen}, {regrets[-1]:.0%} slower than the best",
+                    f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {least['dense'] * 1e3:7.2f} ms, {shares}; "
+                    f"{chosen}, {losses[-1]:.2f} of the best",
                     flush=True,
                 )
-    print(f"regret: median {median(regrets):.1%}, mean {sum(regrets) / len(regrets):.1%}, worst {max(regrets):.0%}")
+        print(
+            f"{str(dtype)[6:]}: of {len(losses)} choices, the worst takes {max(losses):.2f} of the best method's "
+            f"time, the median {median(losses):.2f}; {sum(loss > 1.1 for loss in losses)} take over 1.1"
+        )
 
 
 def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], method: GradientMethod | None) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import settings
 settings.register_profile("fishexp", deadline=None)  # the machine may be busy
 settings.load_profile("fishexp")
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny models, and other processes beside them
+# what gradients cost is measured once for all processes of the tests, and the user's own cache is left alone
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir(), f"fishexp-tests-{os.getuid()}"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported, hence here: no test asks the hub
 
 # [PAD] is not 0, so that a forgotten padding id shows

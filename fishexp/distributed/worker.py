@@ -55,7 +55,7 @@ class Worker:
             self._steps = None
         before = self._trainable
         old = self.trainer.optimizer if before else None
-        self._trainable = Trainable(self.problem.model, mask, decay)
+        self._trainable = Trainable(self.problem.model, mask, decay, self.problem.costs)
         self.trainer.start_optimizer(self._trainable.parameters)
         if before and old:
             transfer_optimizer_state(old, before, self.trainer.optimizer, self._trainable)
@@ -109,7 +109,7 @@ class Worker:
     def resume(self, snapshot: Snapshot, mask: Mask | None, decay: Decay) -> None:
         """Resume from a snapshot whose weights are in the model, training the entries of this mask."""
         with self._own_random_streams():
-            self._trainable = Trainable(self.problem.model, mask, decay)
+            self._trainable = Trainable(self.problem.model, mask, decay, self.problem.costs)
             self.trainer.restore(snapshot, self._trainable.parameters)
 
     @contextmanager

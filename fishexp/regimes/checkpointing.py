@@ -87,7 +87,7 @@ def _resume(
         raise FishexpError(f"{error}; resume=false begins anew") from None
     checkpoints.restore_(problem.model, epoch - 1)
     mask = snapshot_mask(snapshot, problem.model) if epoch > warmup_epochs else None
-    trainable = Trainable(problem.model, mask, decay)
+    trainable = Trainable(problem.model, mask, decay, problem.costs)
     trainer.resume(snapshot, trainable)
     return trainable
 
@@ -102,7 +102,10 @@ def _next_trainable(
 ) -> Trainable:
     """Make the entries of the next mask trainable (all weights if ``choose`` is None), and start their optimiser."""
     old = trainer.optimizer if before else None
-    trainable = Trainable.chosen(problem.model, choose, decay) if choose else Trainable(problem.model, None, decay)
+    if choose:
+        trainable = Trainable.chosen(problem.model, choose, decay, problem.costs)
+    else:
+        trainable = Trainable(problem.model, None, decay, problem.costs)
     trainer.start_optimizer(trainable.parameters)
     if before and old and momentum == "carry":
         transfer_optimizer_state(old, before, trainer.optimizer, trainable)

@@ -39,7 +39,7 @@ def train(
     if resumed:
         trainable = _resume(resumed.pop(), trainer, problem, decay)
     else:
-        trainable = Trainable.chosen(problem.model, choose, decay)
+        trainable = Trainable.chosen(problem.model, choose, decay, problem.costs)
         trainer.start_optimizer(trainable.parameters)
     with trainer.bar():
         while trainer.progress.epoch <= recipe["epochs"]:
@@ -50,7 +50,7 @@ def train(
 
 
 def _resume(snapshot: Snapshot, trainer: Trainer, problem: Problem, decay: Decay) -> Trainable:
-    trainable = Trainable(problem.model, snapshot_mask(snapshot, problem.model), decay)
+    trainable = Trainable(problem.model, snapshot_mask(snapshot, problem.model), decay, problem.costs)
     trainer.resume(snapshot, trainable)
     return trainable
 

@@ -51,6 +51,7 @@ class Record:
             of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
             worker sends in a merge (per_merge) and sent in all (sent), and the same for merges of all weights
             (dense_merge, dense_sent).
+        gradient_methods: Weight that was kept in part -> how its kept entries' gradient was formed in the last batch.
         inputs: Digests of the examples and of the initial weights, as they were in memory.
         streams: Version of the random streams; runs of different versions do not have the same numbers.
         error: Why the run did not finish; None if it did.
@@ -71,6 +72,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bytes: dict[str, int] = field(default_factory=dict)
+    gradient_methods: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     streams: int = STREAMS
     error: str | None = None

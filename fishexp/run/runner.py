@@ -25,6 +25,9 @@ from fishexp.run.record import Record, versions
 from fishexp.run.resume import code_changes
 from fishexp.run.run_folder import check_same, lock
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component
+from fishexp.sparse.calibration import calibrated, known
+from fishexp.sparse.costs import Costs
+from fishexp.sparse.handle import gradient_methods
 from fishexp.system import hardware
 from fishexp.system.atomic import replacing, writing
 from fishexp.training.checkpoints import drop_base, store_base
@@ -83,7 +86,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             context.check_same(record.inputs)
             context.together(check_inputs, record, resumed)
             context.together(keep_base, model, folder, settings, context)
-            problem = _problem(model, data, device, settings, logger, collectives)
+            problem = _problem(model, data, device, settings, logger, collectives, gradient_costs(resumed, device))
             record.total = sum(p.numel() for p in model.network.parameters())
 
             fixed = method.offers == "mask"
@@ -91,7 +94,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
                 problem, method.name, method.function, settings.keep, logger, record.note_kept, fixed=fixed
             )
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
-            record.metrics = outcome.metrics
+            record.metrics, record.gradient_methods = outcome.metrics, gradient_methods(model.network)
             if context.is_main:
                 record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)
             logger.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
@@ -320,6 +323,14 @@ def keep_base(model: Model, folder: Path, settings: Settings, context: Context) 
         store_base(model.network, folder, Path(settings.outputs))
 
 
+def gradient_costs(resumed: list[Snapshot], device: torch.device) -> Costs:
+    """Return what gradient methods are chosen by: in a resumed run the same as before, for the same bits."""
+    before = resumed[0].about.get("gradient_costs") if resumed else None
+    if before is not None:
+        return Costs.from_json(before)
+    return Costs.from_json((calibrated() if device.type == "cpu" else known()).to_json())
+
+
 def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
     workers, each = (f", {context.world_size} workers", " each") if context.world_size > 1 else ("", "")
     threads = f"{torch.get_num_threads()} threads{each}"
@@ -345,7 +356,13 @@ def _weights_digest(model: Model) -> str:
 
 
 def _problem(
-    model: Model, data: Dataset, device: torch.device, settings: Settings, logger: Logger, collectives: Collectives
+    model: Model,
+    data: Dataset,
+    device: torch.device,
+    settings: Settings,
+    logger: Logger,
+    collectives: Collectives,
+    costs: Costs,
 ) -> Problem:
     return Problem(
         model.network.to(device),
@@ -358,6 +375,7 @@ def _problem(
         collectives=collectives,
         precision=settings.precision,
         as_original=settings.compat == "fish",
+        costs=costs,
         fresh=model.head if model.classes is None else (),
         progress=logger.progress,
     )

@@ -10,17 +10,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.sparse.cost_model import CONV_COST, gradient_method
+from fishexp.sparse.cost_model import gradient_method
+from fishexp.sparse.forward import function_arguments
 from fishexp.sparse.layout import LayerKind, Layout
-from fishexp.sparse.parameter import SparseParameter, function_arguments
-from fishexp.sparse.sddmm import gather_from_submatrix, sampled_addmm, sddmm_dtype, submatrix_factors, transposed
+from fishexp.sparse.parameter import SparseParameter
+from fishexp.sparse.sddmm import gather_from_submatrix, sampled_zeros, sddmm_dtype, submatrix_factors, transposed
 
 # pixels (images * height * width) of a grid that the sampled product takes at once, so that both factors stay in cache
 BLOCK_PIXELS = 16384
-# factor, no unit: how much slower images are laid out as rows of one channel if channels are last
-CHANNELS_LAST_SLOWDOWN = 3.0
-# factor, no unit: how much slower they are laid out if channels are not last and every other row and column is taken
-STRIDED_SLOWDOWN = 5.0
 
 
 class ConvGeometry(NamedTuple):
@@ -94,7 +91,7 @@ def conv2d_gradient(kept: SparseParameter, g: Tensor, x: Tensor, weight: Tensor,
         x: (examples, in, height, width), the layer's input.
         weight: The weight in the type that it was multiplied in.
     """
-    method = gradient_method(kept, x.dtype, CONV_COST, g.numel() // g.shape[1], _reordered(g, x, conv))
+    method = gradient_method(kept, "conv", x.dtype, _reordered(x, weight, conv))
     if method == "dense":
         return kept.gather(_dense_gradient(g, x, weight, conv))
     if method == "submatrix":
@@ -104,17 +101,20 @@ def conv2d_gradient(kept: SparseParameter, g: Tensor, x: Tensor, weight: Tensor,
     margin = [d * (k - 1) // s for k, s, d in zip(conv.kernel, conv.stride, conv.dilation, strict=True)]
     size = g.shape[2] + margin[0], g.shape[3] + margin[1]
     examples = max(BLOCK_PIXELS // (size[0] * size[1]), 1)
-    totals: list[Tensor | None] = [None] * len(kept.crow_indices)
+    totals: list[Tensor] = []
     for block_g, block_x in zip(g.split(examples), x.split(examples), strict=True):
         _add_sampled_products(kept, totals, block_g, block_x, conv, size)
-    return torch.cat([total for total in totals if total is not None]).to(kept.values.dtype)
+    return torch.cat([total.values() for total in totals]).to(kept.values.dtype)
 
 
-def _reordered(g: Tensor, x: Tensor, conv: ConvGeometry) -> float:
-    """Count the numbers to be brought into the sampled product's order, each weighed by how slow that is."""
+def _reordered(x: Tensor, weight: Tensor, conv: ConvGeometry) -> dict[str, float]:
+    """Count the numbers that a sampled product takes in another order, for each pixel of a channel of the output."""
+    outputs, inputs = len(weight), x.shape[1] * conv.stride[0] * conv.stride[1]
     if x.is_contiguous(memory_format=torch.channels_last):
-        return CHANNELS_LAST_SLOWDOWN * (g.numel() + x.numel())
-    return g.numel() + x.numel() * (STRIDED_SLOWDOWN if max(conv.stride) > 1 else 1)
+        return {"reorder_last": outputs + inputs}
+    if max(conv.stride) > 1:
+        return {"reorder": outputs, "reorder_strided": inputs}
+    return {"reorder": outputs + inputs}
 
 
 def _dense_gradient(g: Tensor, x: Tensor, weight: Tensor, conv: ConvGeometry) -> Tensor:
@@ -124,20 +124,22 @@ def _dense_gradient(g: Tensor, x: Tensor, weight: Tensor, conv: ConvGeometry) ->
 
 
 def _add_sampled_products(
-    kept: SparseParameter, totals: list[Tensor | None], g: Tensor, x: Tensor, conv: ConvGeometry, size: tuple[int, int]
+    kept: SparseParameter, totals: list[Tensor], g: Tensor, x: Tensor, conv: ConvGeometry, size: tuple[int, int]
 ) -> None:
-    """Add each kernel offset's sampled product over these examples to ``totals``."""
+    """Add each kernel offset's sampled product over these examples to ``totals``, which is empty at first."""
     length = len(g) * size[0] * size[1]
     left = _grid(g, (0, 0), (1, 1), (0, 0), size)[: g.shape[1] * length].view(g.shape[1], length)
     grids: dict[tuple[int, int], Tensor] = {}
-    for offset in range(len(totals)):
+    for offset in range(len(kept.crow_indices)):
         at = [d * k for d, k in zip(conv.dilation, divmod(offset, conv.kernel[1]), strict=True)]
         phase = at[0] % conv.stride[0], at[1] % conv.stride[1]
         if phase not in grids:
             grids[phase] = _grid(x, phase, conv.stride, conv.padding, size)
         start = at[0] // conv.stride[0] * size[1] + at[1] // conv.stride[1]
         right = grids[phase][start : start + x.shape[1] * length].view(x.shape[1], length)
-        totals[offset] = sampled_addmm(kept, offset, left, right, totals[offset])
+        if offset == len(totals):
+            totals.append(sampled_zeros(kept, offset, left, right))
+        totals[offset] = torch.sparse.sampled_addmm(totals[offset], left, right.t())
 
 
 def _grid(

@@ -10,8 +10,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fishexp.sparse.forward import entries_in_use
 from fishexp.sparse.layout import LayerKind, matrix_layout
-from fishexp.sparse.parameter import SparseParameter, entries_in_use, waits_for
+from fishexp.sparse.parameter import SparseParameter, waits_for
 
 
 def embedding_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)

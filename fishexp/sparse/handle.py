@@ -258,6 +258,12 @@ class Sparse:
             raise FishexpError("the model is restored, or sparsified anew, and no longer trains these kept entries")
 
 
+def gradient_methods(model: nn.Module) -> dict[str, str]:
+    """Return :meth:`Sparse.ways` of a model that is sparsified, in JSON's types; nothing of one that is not."""
+    kept = [module for module in model.modules() if isinstance(module, SparseParameter)]
+    return {one.name: one.last_method for one in kept if one.last_method is not None}
+
+
 def restore(model: nn.Module) -> None:
     """Undo what the last mask did to the modules."""
     unwatch(model)

@@ -10,13 +10,18 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fishexp.sparse.cost_model import LINEAR_COST, gradient_method
+from fishexp.sparse.cost_model import gradient_method
+from fishexp.sparse.forward import function_arguments
 from fishexp.sparse.layout import LayerKind, matrix_layout
-from fishexp.sparse.parameter import SparseParameter, function_arguments
-from fishexp.sparse.sddmm import gather_from_submatrix, sampled_addmm, submatrix_factors, transposed
+from fishexp.sparse.parameter import SparseParameter, waits_for
+from fishexp.sparse.sddmm import gather_from_submatrix, sampled_zeros, submatrix_factors, transposed
 
 # rows of the input that the sampled product takes at once, so that both factors stay in cache
-BLOCK_TOKENS = 1024
+BLOCK_TOKENS = 256
+# rows of a gradient that are looked at; if none of them is zero, no zero rows are looked for among the others
+LOOKED_AT = 16
+# share of the rows that have a gradient, above which the others are not left out
+MAX_ROWS_SHARE = 0.75
 
 
 def linear_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
@@ -49,8 +54,14 @@ class LinearFunction(Function):
         gradients: list[Tensor | None] = [None] * 7
         with torch.autocast(gradient.device.type, enabled=False):
             g, x2 = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
+            rows = rows_with_gradient(g)
+            if rows is not None:
+                g, x2 = g.index_select(0, rows), x2.index_select(0, rows)
             if need_x:
-                gradients[0] = (g @ weight).view(x.shape)
+                product = g @ weight
+                if rows is not None:
+                    product = product.new_zeros(x.numel() // x.shape[-1], x.shape[-1]).index_copy_(0, rows, product)
+                gradients[0] = product.view(x.shape)
             if need_weight:
                 gradients[1] = g.t() @ x2
             if need_bias:
@@ -62,6 +73,24 @@ class LinearFunction(Function):
         return tuple(gradients)
 
 
+def rows_with_gradient(g: Tensor) -> Tensor | None:
+    """Return the rows of a gradient that are not zero, if they are few; None if all are to be computed with.
+
+    The loss does not depend on padding, nor on the last layer's outputs but the first of each sentence: the rows of
+    these are zero, and add nothing to any product.
+
+    Args:
+        g: (tokens, out).
+    """
+    if waits_for(g) or len(g) < 2 * LOOKED_AT:
+        return None
+    stride = len(g) // LOOKED_AT | 1  # odd, as sentences tend to have an even number of tokens
+    if g[::stride].any(1).all():
+        return None
+    rows = g.abs().amax(1).nonzero().squeeze(1)  # faster than any(), and not zero for NaN either
+    return rows if len(rows) <= MAX_ROWS_SHARE * len(g) else None
+
+
 def linear_gradient(kept: SparseParameter, g: Tensor, x: Tensor) -> Tensor:
     """Return the kept entries of ``g.T @ x``, the gradient of the weight.
 
@@ -69,16 +98,16 @@ def linear_gradient(kept: SparseParameter, g: Tensor, x: Tensor) -> Tensor:
         g: (tokens, out), gradient of the layer's output.
         x: (tokens, in), the layer's input.
     """
-    method = gradient_method(kept, x.dtype, LINEAR_COST, len(x), g.numel() + x.numel())
+    method = gradient_method(kept, "linear", x.dtype, {"reorder": g.shape[1] + x.shape[1]})
     if method == "dense":
         return kept.gather(g.t() @ x)
     if method == "submatrix":  # the narrow factor first: the other way round MKL is up to 18 times slower
         g, x = submatrix_factors(kept, g, x)
         return gather_from_submatrix(kept, (x.t() @ g).t() if kept.by_column else g.t() @ x)
-    total: Any = None
+    total = sampled_zeros(kept, 0, g.t(), x.t())
     for block_g, block_x in zip(g.split(BLOCK_TOKENS), x.split(BLOCK_TOKENS), strict=True):
-        total = sampled_addmm(kept, 0, transposed(block_g), transposed(block_x), total)
-    return total.to(kept.values.dtype)
+        total = torch.sparse.sampled_addmm(total, transposed(block_g), transposed(block_x).t())
+    return total.values().to(kept.values.dtype)
 
 
 LINEAR = LayerKind(linear_forward, matrix_layout)

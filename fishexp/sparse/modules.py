@@ -14,16 +14,16 @@ from torch.autograd.function import once_differentiable
 
 from fishexp.errors import FishexpError
 from fishexp.sparse.conv import CONV2D
+from fishexp.sparse.costs import Costs
 from fishexp.sparse.embedding import EMBEDDING
+from fishexp.sparse.forward import cannot_follow, entries_in_use
 from fishexp.sparse.gradient_hooks import add_gradient_hook, remove_gradient_hook
 from fishexp.sparse.layout import LayerKind
 from fishexp.sparse.linear import LINEAR
 from fishexp.sparse.parameter import (
     GradientMethod,
     SparseParameter,
-    cannot_follow,
     describe,
-    entries_in_use,
     kept_entries,
 )
 
@@ -44,7 +44,7 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def sparse_parameter(
-    name: str, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: GradientMethod | None
+    name: str, weight: nn.Parameter, mask: Tensor, user: nn.Module | None, way: GradientMethod | None, costs: Costs
 ) -> SparseParameter:
     """Build the kept entries of ``weight``, indexed as the kind of layer that uses it needs them.
 
@@ -53,11 +53,12 @@ def sparse_parameter(
         mask: bool, of the weight's shape.
         user: The layer of a registered kind, if any, whose weight it is.
         way: The method that forms the gradient; None for :func:`fishexp.sparse.cost_model.choose`.
+        costs: By which that function chooses.
     """
     positions = mask.to(weight.device).flatten().nonzero().squeeze(1)
     kind = None if user is None else kind_of(user)
     layout = None if kind is None else kind.layout(user, positions, weight.shape)
-    return SparseParameter(name, weight, positions, layout, way)
+    return SparseParameter(name, weight, positions, layout, way, costs)
 
 
 class WeightFunction(Function):

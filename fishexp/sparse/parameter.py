@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fishexp.delta.fingerprint import bits
 from fishexp.errors import FishexpError
-from fishexp.sparse.gradient_hooks import add_alarm, gradient_as_a_whole, has_alarm, remove_alarm
+from fishexp.sparse.costs import Costs
+from fishexp.sparse.entry_memory import EntryMemory
+from fishexp.sparse.gradient_hooks import add_alarm, has_alarm, remove_alarm
 from fishexp.sparse.layout import Layout, csr, submatrix_lines
-from fishexp.sparse.ranks import check_ranks
 
 GradientMethod: TypeAlias = Literal["sddmm", "submatrix", "dense"]
 
@@ -22,7 +22,7 @@ _BOTH_CHANGED = (
 )
 
 # attributes of a SparseParameter that are index tensors, where it has them
-INDICES = ("positions", "crow_indices", "col_indices", "submatrix_lines")
+INDICES = ("positions", "crow_indices", "col_indices", "submatrix_lines", "_submatrix_places")
 
 
 class SparseParameter(nn.Module):
@@ -59,6 +59,8 @@ class SparseParameter(nn.Module):
         groups: Groups of the convolution, 1 for all other layers.
         offset_starts: Where each kernel offset's entries begin, and the last one's end.
         way: The method that forms the gradient; None for :func:`fishexp.sparse.cost_model.choose`.
+        costs: By which that function chooses.
+        chosen: The methods that it chose, by type of the product's factors.
         last_method: The method of the last backward pass, None before the first.
         watched: Whether the weight requires a gradient only to find who uses it past its module.
         users: Number of modules that have the weight: more than one if it is tied.
@@ -78,12 +80,21 @@ class SparseParameter(nn.Module):
     groups: int
     offset_starts: list[int]
     way: GradientMethod | None
+    costs: Costs
+    chosen: dict[torch.dtype, GradientMethod]
     last_method: GradientMethod | None
     watched: bool
     users: int
+    _memory: EntryMemory | None
 
     def __init__(
-        self, name: str, weight: nn.Parameter, positions: Tensor, layout: Layout | None, way: GradientMethod | None
+        self,
+        name: str,
+        weight: nn.Parameter,
+        positions: Tensor,
+        layout: Layout | None,
+        way: GradientMethod | None,
+        costs: Costs,
     ) -> None:
         """Take the values from ``weight``.
 
@@ -104,17 +115,18 @@ class SparseParameter(nn.Module):
             self.offset_starts = [0, *starts[:, -1].cumsum(0).tolist()]
             self.crow_indices, self.col_indices = starts.to(index), columns.to(index)
             self.submatrix_lines = None if lines is None else lines.to(index)
+        self._submatrix_places: Tensor | None = None
         self.name, self.shape = name, weight.shape
         self.stand_in_for(weight)
         self.values = nn.Parameter(weight.detach().take(positions))
         self.synced = self.values.detach().clone()
         self.positions = positions.to(index)
-        self.way = way
+        self.way, self.costs, self.chosen = way, costs, {}
         self.last_method = None
         self.watched = False
         self.users = 0
         self._versions = self._read_versions()
-        self._forget_memory_layout()
+        self._memory = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
@@ -124,7 +136,7 @@ class SparseParameter(nn.Module):
         if self.weight.is_meta == moved.is_meta:
             self.weight.data = moved  # the module, which is next, finds it moved; else it makes a new parameter
         self._share_memory()
-        self._forget_memory_layout()
+        self._memory = None
         self.synced = fn(self.synced)
         for name in INDICES:
             if isinstance(tensor := getattr(self, name, None), Tensor):
@@ -135,7 +147,7 @@ class SparseParameter(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out views, which a copy would have as tensors of their own."""
-        return self.__dict__ | {"_bits_at": None, "_bits": ()}
+        return self.__dict__ | {"_memory": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become a copy, whose two parameters were copied one by one."""
@@ -186,6 +198,22 @@ class SparseParameter(nn.Module):
         dense = dense.to_dense() if dense.is_sparse else dense
         return dense.take(self.positions.long()).to(self.values.dtype)
 
+    def submatrix_places(self) -> Tensor:
+        """Return where the kept entries stand in the flattened product of the lines that hold any, (kept,)."""
+        if self._submatrix_places is None:
+            assert self.submatrix_lines is not None
+            outputs, inputs = self.weight.shape[:2]
+            line = torch.repeat_interleave(self.crow_indices.diff(dim=1).flatten()).long()  # offset * outputs + row
+            row, offset, column = line % outputs, line // outputs, self.col_indices.long()
+            lines = self.submatrix_lines.long()
+            if self.by_column:
+                column, inputs = torch.searchsorted(lines, column), len(lines)
+            else:
+                row = torch.searchsorted(lines, row)
+            places = (row * inputs + column) * len(self.crow_indices) + offset
+            self._submatrix_places = places.to(self.positions.dtype)
+        return self._submatrix_places
+
     def reconcile(self) -> None:
         """Write the values into the weight if they have changed since the last time, else take those of the weight.
 
@@ -198,28 +226,27 @@ class SparseParameter(nn.Module):
         if waits_for(self.weight):
             self._reconcile_without_waiting()
             return
-        weight_changed = not torch.equal(_bits(self._of_weight()), _bits(self.synced))
-        if not torch.equal(_bits(self.values), _bits(self.synced)):
+        memory = self._entry_memory()
+        weight_changed = not torch.equal(memory.read(), memory.synced)
+        if not torch.equal(memory.values, memory.synced):
             if weight_changed:
                 warnings.warn(_BOTH_CHANGED, stacklevel=2)
-            with torch.no_grad():
-                self._write(self.weight, self.values)
-                self.synced.copy_(self.values)
+            memory.write(memory.values)
+            memory.synced.copy_(memory.values)
         elif weight_changed:
             self.take_weight()
 
-    @torch.no_grad()
     def _reconcile_without_waiting(self) -> None:
         """Do the same on a device whose answers the host would have to wait for: the weight is always written.
 
         Its version counter is raised if another counter has been.
         """
-        changed = (_bits(self.values) != _bits(self.synced)).any()
-        now = torch.where(changed, self.values, self._of_weight())
-        raised = self._read_versions() != self._versions
-        self._write(self.weight if raised else self.weight.data, now)
-        self.values.data.copy_(now)
-        self.synced.copy_(now)
+        memory = self._entry_memory()
+        changed = (memory.values != memory.synced).any()
+        now = torch.where(changed, memory.values, memory.read())
+        memory.write(now, unnoticed=self._read_versions() == self._versions)
+        memory.values.data.copy_(now)
+        memory.synced.copy_(now)
         self._versions = self._read_versions()
 
     def reconcile_for_inference(self) -> None:
@@ -229,11 +256,10 @@ class SparseParameter(nn.Module):
         holds. Values that should follow a weight written to through ``.data``, which no counter tells, are not used
         before the next pass with gradients.
         """
-        versions, values = self._read_versions(), self.values
+        versions = self._read_versions()
         if versions is not None and versions == self._versions and not waits_for(self.weight):
-            if self._bits_at != values.data_ptr():  # the views cost as much as the comparison
-                self._bits_at, self._bits = values.data_ptr(), (_bits(values), _bits(self.synced))
-            if torch.equal(*self._bits):
+            memory = self._entry_memory()
+            if torch.equal(memory.values, memory.synced):
                 return
         self.reconcile()
         self._versions = self._read_versions()
@@ -243,38 +269,30 @@ class SparseParameter(nn.Module):
         values, weight = self.values, self.weight
         return None if values.is_inference() or weight.is_inference() else (values._version, weight._version)
 
-    @torch.no_grad()
     def take_weight(self) -> None:
         """Take the values from the weight, whatever they were."""
-        now = self._of_weight()
-        self.values.copy_(now)
-        self.synced.copy_(now)
+        if self.weight.is_meta or self.values.is_meta:
+            return
+        memory = self._entry_memory()
+        now = memory.read()
+        memory.values.copy_(now)
+        memory.synced.copy_(now)
 
-    def _of_weight(self) -> Tensor:
-        """Return the kept entries as the weight has them."""
-        memory, places = self._in_memory(self.weight.detach())
-        return memory.index_select(0, places)
+    def _entry_memory(self) -> EntryMemory:
+        """Return the views of weight and values, made anew if their memory is another.
 
-    def _write(self, weight: Tensor, values: Tensor) -> None:
-        memory, places = self._in_memory(weight)
-        memory.scatter_(0, places.long(), values)
-
-    def _in_memory(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight as a vector in the order of its memory, and the places of the kept entries there."""
-        if weight.is_contiguous():
-            return weight.view(-1), self.positions
-        if self._strides != weight.stride():  # such as channels last
-            index = torch.unravel_index(self.positions.long(), weight.shape)
-            places = torch.stack([i * stride for i, stride in zip(index, weight.stride(), strict=True)]).sum(0)
-            self._strides, self._places = weight.stride(), places.to(self.positions.dtype)
-        length = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, self._strides, strict=True))
-        return weight.as_strided((length,), (1,)), self._places
-
-    def _forget_memory_layout(self) -> None:
-        self._strides: tuple[int, ...] = ()
-        self._places = self.positions
-        self._bits_at: int | None = None
-        self._bits: tuple[Tensor, ...] = ()
+        Raises:
+            FishexpError: If the weight was given numbers of another type.
+        """
+        tensors = self.weight, self.values, self.synced
+        if self._memory is None or torch.compiler.is_compiling() or not self._memory.is_of(*tensors):
+            if self.weight.dtype != self.values.dtype:
+                raise FishexpError(
+                    f"{self.name} is {self.weight.dtype}, its kept entries {self.values.dtype}; change types of the "
+                    "whole model, as by model.to()"
+                )
+            self._memory = EntryMemory(*tensors, self.positions)
+        return self._memory
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Save nothing: the weight, which has been saved by reference, holds the values from here on."""
@@ -283,10 +301,6 @@ class SparseParameter(nn.Module):
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """Take the values from the weight, which has been loaded by now."""
         self.take_weight()
-
-
-def _bits(values: Tensor) -> Tensor:
-    return bits(torch.view_as_real(values.detach()) if values.is_complex() else values)
 
 
 def waits_for(tensor: Tensor) -> bool:
@@ -304,37 +318,12 @@ def kept_entries(module: Any, name: str) -> Any:
     """
     kept = module._modules.get(f"{name}_kept")
     if kept is not None:
-        _check_weight(module, name, kept)
+        check_weight(module, name, kept)
         kept.reconcile()
     return kept
 
 
-def entries_in_use(module: Any, name: str) -> Any:
-    """Do the same for a forward pass; without gradients only as far as its output needs.
-
-    Raises:
-        FishexpError: If something follows the tensors of the pass, which would not see what is done here, or the weight
-            was set to require a gradient.
-    """
-    if f"{name}_kept" not in module._modules:
-        return None
-    kept = module._modules[f"{name}_kept"]
-    if torch._C._are_functorch_transforms_active():
-        raise cannot_follow(kept, "torch.func, such as vmap and grad,")
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # pyright: ignore[reportPrivateImportUsage]
-        raise cannot_follow(kept, "an export or a trace of the model")
-    _check_weight(module, name, kept)
-    check_ranks(kept)
-    if torch.is_grad_enabled() and kept.weight.requires_grad and not kept.watched:
-        raise gradient_as_a_whole(kept.name)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        kept.reconcile()
-    else:
-        kept.reconcile_for_inference()
-    return kept
-
-
-def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
+def check_weight(module: Any, name: str, kept: SparseParameter) -> None:
     """Let the parameter that the module has by now become the weight, if it can."""
     weight = module._parameters.get(name)
     if weight is kept.weight and weight.shape == kept.shape:
@@ -358,28 +347,6 @@ def _check_weight(module: Any, name: str, kept: SparseParameter) -> None:
 def describe(tensor: Any) -> str:
     """Name the type and shape of what stands in a weight's place."""
     return f"a {type(tensor).__name__} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else "nothing"
-
-
-def cannot_follow(kept: SparseParameter, what: str) -> FishexpError:
-    """Make the error for what follows a model otherwise than by computing with it."""
-    return FishexpError(f"{what} cannot follow {kept.name}, which is partly kept; call sparse.restore() first")
-
-
-def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
-    """Return what the autograd Function of a layer with weight and bias takes.
-
-    Returns:
-        Input, weight and bias, under autocast in its type; the kept values of weight and of bias; their
-        SparseParameters. The last four are None where a parameter is not partly kept.
-    """
-    kept = {name: entries_in_use(module, name) for name in ("weight", "bias")}
-    weight, bias = (getattr(module, name) if own is None else own.weight.detach() for name, own in kept.items())
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    values = (None if own is None else own.values for own in kept.values())
-    return x, weight, bias, *values, *kept.values()
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fishexp.sparse.parameter import SparseParameter
 
 # columns that are transposed together
-TRANSPOSED_COLUMNS = 16
+TRANSPOSED_COLUMNS = 8
 
 
 @cache
@@ -29,21 +29,17 @@ def is_available() -> bool:
     return True
 
 
-def sampled_addmm(kept: SparseParameter, offset: int, left: Tensor, right: Tensor, total: Tensor | None) -> Tensor:
-    """Return ``total``, or zero, plus the kept entries of ``left @ right.T`` at a kernel offset.
+def sampled_zeros(kept: SparseParameter, offset: int, left: Tensor, right: Tensor) -> Tensor:
+    """Return zeros at the kept entries of a kernel offset, to which sampled products can be added.
 
     Args:
-        left: (outputs, length), rows contiguous.
-        right: (inputs, length), rows contiguous.
-        total: (kept entries at the offset,).
+        left, right: (outputs, length) and (inputs, length), such as these will be factors of.
     """
     is_available()  # for its trial, which silences torch's warnings of CSR
     columns = kept.col_indices[kept.offset_starts[offset] : kept.offset_starts[offset + 1]]
-    if total is None:
-        total = left.new_zeros(len(columns))
+    zeros = left.new_zeros(len(columns), dtype=sddmm_dtype(left))
     size = len(left), len(right)
-    pattern = torch.sparse_csr_tensor(kept.crow_indices[offset], columns, total, size, check_invariants=False)
-    return torch.sparse.sampled_addmm(pattern, left, right.t()).values()
+    return torch.sparse_csr_tensor(kept.crow_indices[offset], columns, zeros, size, check_invariants=False)
 
 
 def transposed(matrix: Tensor) -> Tensor:
@@ -80,12 +76,4 @@ def submatrix_factors(kept: SparseParameter, g: Tensor, x: Tensor) -> tuple[Tens
 
 def gather_from_submatrix(kept: SparseParameter, block: Tensor) -> Tensor:
     """Return the kept entries of the product of :func:`submatrix_factors`, (outputs, inputs, ...)."""
-    outputs = len(kept.weight)
-    line = torch.repeat_interleave(kept.crow_indices.diff(dim=1).flatten()).long()  # offset * outputs + row
-    row, offset, column = line % outputs, line // outputs, kept.col_indices.long()
-    assert kept.submatrix_lines is not None
-    if kept.by_column:
-        column = torch.searchsorted(kept.submatrix_lines.long(), column)
-    else:
-        row = torch.searchsorted(kept.submatrix_lines.long(), row)
-    return block.reshape(*block.shape[:2], -1)[row, column, offset].to(kept.values.dtype)
+    return block.take(kept.submatrix_places().long()).to(kept.values.dtype)

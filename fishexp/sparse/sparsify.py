@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from fishexp.errors import FishexpError
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
+from fishexp.sparse.calibration import known
+from fishexp.sparse.costs import Costs
 from fishexp.sparse.gradient_hooks import add_gradient_hook, refuse_gradient
 from fishexp.sparse.handle import STATE, Sparse, SparseState, restore
 from fishexp.sparse.modules import attach, kind_of, sparse_parameter, watch_first_pass
@@ -16,7 +18,7 @@ from fishexp.sparse.parameter import GradientMethod, weights
 from fishexp.sparse.reach import check_reach
 
 
-def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) -> Sparse:
+def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None, costs: Costs | None = None) -> Sparse:
     """Make the kept entries the only weights of ``model`` that train, in place.
 
     The values of a partly kept weight become a parameter ``<weight>_kept.values`` beside it, which
@@ -55,7 +57,10 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
         mask: name -> bool tensor of the parameter's shape, for every parameter.
         way: The method that forms the gradient of the kept entries of Linears and convolutions: ``sddmm``,
             ``submatrix`` or ``dense``; None lets :func:`fishexp.sparse.cost_model.choose` predict the fastest for each
-            layer.
+            layer, at its first backward pass.
+        costs: By which that function predicts; give those of another run to choose as it did. None takes what
+            :func:`fishexp.sparse.calibration.calibrated` once measured on this machine, else those of its instruction
+            set.
 
     Returns:
         The kept entries; give :meth:`Sparse.parameters` to an optimiser.
@@ -66,7 +71,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     """
     if way is not None and way not in get_args(GradientMethod):
         raise FishexpError(f"way={way!r} is none of {', '.join(get_args(GradientMethod))}")
-    state = _attach(model, mask, way)
+    state = _attach(model, mask, way, known() if costs is None else costs)
     vars(model)[STATE] = state
     sparse = Sparse(model, state)
     sparse.rebase()
@@ -75,7 +80,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None) ->
     return sparse
 
 
-def _attach(model: nn.Module, mask: Mask, way: GradientMethod | None) -> SparseState:
+def _attach(model: nn.Module, mask: Mask, way: GradientMethod | None, costs: Costs) -> SparseState:
     """Let the kept entries train in the place of the weights that have them, which are frozen."""
     partly = _partly_kept(model, mask)
     restore(model)
@@ -93,7 +98,7 @@ def _attach(model: nn.Module, mask: Mask, way: GradientMethod | None) -> SparseS
         if name not in partly:
             refuse_gradient(name, weight)
         else:
-            state.kept[name] = sparse_parameter(name, weight, mask[name], users.get(weight), way)
+            state.kept[name] = sparse_parameter(name, weight, mask[name], users.get(weight), way, costs)
             state.parameters[name] = state.kept[name].values
     by_weight = {kept.original: kept for kept in state.kept.values()}
     for module in list(model.modules()):

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from fishexp.data.datasets import Dataset, Examples, grouped_order
 from fishexp.fisher.batches import Inputs, logits_of, mapped
+from fishexp.sparse.calibration import known
+from fishexp.sparse.costs import Costs
 from fishexp.training.collectives import Collectives, InProcessCollectives
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -34,6 +36,7 @@ class Problem:
             so that the method does not change the data the model sees.
         precision: ``bf16`` computes under autocast; the weights stay float32.
         as_original: Score as the original code does where ours is better (``compat=fish``).
+        costs: By which the gradient methods of sparse training are chosen.
         fresh: Names of parameters that began at random, which no base has: those of a new head.
         collectives: Connects the workers of the run; most runs have only one worker.
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
@@ -48,6 +51,7 @@ class Problem:
     order: torch.Generator
     precision: Precision = "fp32"
     as_original: bool = False
+    costs: Costs = field(default_factory=known)
     fresh: tuple[str, ...] = ()
     collectives: Collectives = field(default_factory=InProcessCollectives)
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress

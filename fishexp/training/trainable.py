@@ -18,6 +18,7 @@ from fishexp.masks.positions import (
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.topk import Mask
 from fishexp.sparse import Sparse, sparsify
+from fishexp.sparse.costs import Costs
 from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.snapshots import Snapshot
@@ -31,6 +32,7 @@ class Trainable:
 
     Args:
         mask: The kept entries; None if every weight trains.
+        costs: By which gradient methods are chosen; None for those of this machine.
 
     Attributes:
         dense: Whether training may have moved weights outside a mask.
@@ -38,7 +40,7 @@ class Trainable:
         seed: Seed of a random mask, which says all there is to know of it; else None.
     """
 
-    def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay) -> None:
+    def __init__(self, model: nn.Module, mask: Mask | None, decay: Decay, costs: Costs | None = None) -> None:
         self.dense = mask is None or decay == "all"
         if mask is None:
             mask, decay = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights(model).items()}, "kept"
@@ -47,14 +49,14 @@ class Trainable:
         self.sparse: Sparse | None = None
         self._mask: Mask = {}  # where everything moves the entries that moved do not tell
         if decay == "kept":
-            self.sparse = sparsify(model, mask)
+            self.sparse = sparsify(model, mask, costs=costs)
             self.parameters = list(self.sparse.parameters())
         else:
             self._mask = mask
             self.parameters = mask_gradients(model, mask)
 
     @classmethod
-    def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay) -> "Trainable":
+    def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay, costs: Costs) -> "Trainable":
         """Make the entries of the mask that ``choose`` returns trainable.
 
         The delta's base is the model before ``choose``: scoring as the original does moves running statistics.
@@ -63,7 +65,7 @@ class Trainable:
         mask = choose()
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
         _set_buffers(model, before)
-        trainable = cls(model, mask, decay)
+        trainable = cls(model, mask, decay, costs)
         _set_buffers(model, after)
         return trainable
 

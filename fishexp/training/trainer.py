@@ -181,7 +181,8 @@ class Trainer:
         }
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
-        return tensors, {"loss": progress.loss.item(), **{name: getattr(progress, name) for name in COUNTS}}
+        about = {"loss": progress.loss.item(), "gradient_costs": problem.costs.to_json()}
+        return tensors, about | {name: getattr(progress, name) for name in COUNTS}
 
     def resume(self, snapshot: Snapshot, trainable: Trainable) -> None:
         """Resume from a snapshot, whose mask ``trainable`` has."""

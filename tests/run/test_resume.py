@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import fishexp as library
-from fishexp.run.record import Record
+from fishexp.run.record import Record, read
 from fishexp.training.logger import Logger
 from fishexp.training.trainer import Trainer
 from tests.support.cli import fishexp
+from tests.support.costs import cheap
 from tests.support.program import Program
 from tests.support.resuming import SMALL, Cut, assert_alike, cut_after, run_folder
 
@@ -69,6 +70,28 @@ def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], m
         assert int(max(folder.name for folder in run_folder("cut").glob("snapshots/*"))) == steps
     assert fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP).status == 0
     assert_alike("whole", "cut")
+
+
+@pytest.mark.parametrize(
+    "options", [("regime.epochs=3",), ("regime.epochs=3", "regime=checkpointing", "regime.mask=every_epoch")]
+)
+def test_a_resumed_run_forms_gradients_as_it_began_whatever_was_measured_since(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masks that it chooses later, too: the last bits would tell."""
+    monkeypatch.setattr("fishexp.run.runner.calibrated", lambda: cheap("sddmm"))
+    assert fishexp(*SMALL, *options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        cut_after(3, patch)
+        with pytest.raises(Cut):
+            fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP)
+    monkeypatch.setattr("fishexp.run.runner.calibrated", lambda: cheap("dense"))
+    assert fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP).status == 0
+    assert_alike("whole", "cut")
+    assert fishexp(*SMALL, *options, "outputs=anew").status == 0
+    records = [list(read(Path(outputs, "records.jsonl")))[-1] for outputs in ("whole", "cut", "anew")]
+    methods = [set(record["gradient_methods"].values()) for record in records]
+    assert methods == [{"sddmm"}, {"sddmm"}, {"dense"}]
 
 
 def test_dropout_goes_on_where_it_was(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,24 @@
 """The cost model takes a sparse method where it pays, and what it took is told."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from fishexp.sparse import sparsify
-from fishexp.sparse.cost_model import LINEAR_COST, choose
+from fishexp.sparse.cost_model import choose
+from fishexp.sparse.costs import by_instruction_set
 from fishexp.sparse.modules import sparse_parameter
 from fishexp.sparse.parameter import GradientMethod
 from tests.support.modules import built, mask_of, objective
 
 
-def test_a_sparse_method_is_taken_only_where_it_pays() -> None:
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_a_sparse_method_is_taken_only_where_it_pays(capability: str) -> None:
+    costs = by_instruction_set(capability)
+
     def method(shape: tuple[int, int], mask: Tensor, dtype: torch.dtype) -> GradientMethod:
-        kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None)
-        return choose(kept, dtype, LINEAR_COST, 1024, 1024 * (mask.any(0).sum().item() + shape[0]))
+        kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, nn.Linear(1, 1), None, costs)
+        return choose(kept, "linear", dtype, {"reorder": sum(shape)})
 
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand((768, 768), generator=generator) < 0.005

@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 
+from fishexp.errors import FishexpError
 from fishexp.sparse import sparsify
 from fishexp.sparse.parameter import INDICES, SparseParameter, weights
 from tests.support.cases import NETS, conv_net, images, steps, trained
@@ -75,3 +76,12 @@ def test_weights_follow_although_the_sparse_object_is_gone() -> None:
     gc.collect()
     steps(model, optimiser, images(), n=1)
     assert not torch.equal(model[0].weight, before)  # type: ignore[index]
+
+
+def test_numbers_of_another_type_for_one_weight_are_refused() -> None:
+    model = conv_net()
+    sparsify(model, mask_of(model))
+    weight = next(model.parameters())
+    weight.data = weight.data.half()
+    with pytest.raises(FishexpError, match=r"is torch\.float16, its kept entries torch\.float64; change"):
+        model(images()[0])

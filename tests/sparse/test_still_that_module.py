@@ -17,7 +17,8 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from fishexp.errors import FishexpError
 from fishexp.sparse import Sparse, sparsify
-from fishexp.sparse.parameter import SparseParameter, weights
+from fishexp.sparse.entry_memory import EntryMemory
+from fishexp.sparse.parameter import weights
 from tests.support.cases import conv_net, images, sentences, steps, tiny_bert
 from tests.support.modules import mask_of, numbers, objective, tokens
 
@@ -312,7 +313,7 @@ def test_inference_is_the_plain_models_and_looks_at_no_weight(mode: Any, monkeyp
         with mode():
             assert torch.equal(model(**inputs).logits, dense(**inputs).logits)
             with monkeypatch.context() as context:
-                context.setattr(SparseParameter, "_of_weight", lambda self: pytest.fail("looked at a weight"))
+                context.setattr(EntryMemory, "read", lambda self: pytest.fail("looked at a weight"))
                 model(**inputs)
     model.float()
     dense.float()
