@@ -89,17 +89,28 @@ def read_command(args: Namespace) -> Command:
     hydra, name = _hydra(args.config_dir), (args.config_name or "config").removesuffix(".yaml")
     check_primary(name, args.config_dir)
 
-    @cache
-    def components(overrides: tuple[str, ...]) -> Components:
-        for group, _, choice in (override.partition("=") for override in overrides):
-            if group in GROUPS:
-                check_choice(group, choice, args.config_dir)
-        cfg = _composed(hydra, name, overrides)
-        return {group: Chosen(cfg.hydra.runtime.choices[group], list(_keys(cfg, group))) for group in GROUPS}
-
+    if args.config_dir is None:
+        components = partial(_components_of_conf, name)
+    else:
+        components = cache(partial(_components, hydra, name, args.config_dir))
     homes = partial(homes_of, config_dir=args.config_dir)
     runs = runs_of(args.overrides, args.multirun, hydra.config_loader, components, homes)
     return Command(hydra, name, runs, [_config(hydra, name, [*runs.hydra, *run]) for run in runs.overrides])
+
+
+@cache
+def _components_of_conf(name: str, overrides: tuple[str, ...]) -> Components:
+    """Return what is chosen from conf/ alone, which does not change while a process runs."""
+    return _components(_hydra(None), name, None, overrides)
+
+
+def _components(hydra: Hydra, name: str, config_dir: str | None, overrides: tuple[str, ...]) -> Components:
+    """Compose the components that overrides choose, to tell their options."""
+    for group, _, choice in (override.partition("=") for override in overrides):
+        if group in GROUPS:
+            check_choice(group, choice, config_dir)
+    cfg = _composed(hydra, name, overrides)
+    return {group: Chosen(cfg.hydra.runtime.choices[group], list(_keys(cfg, group))) for group in GROUPS}
 
 
 def _hydra(config_dir: str | None) -> Hydra:

@@ -1,6 +1,7 @@
 """The yamls of components: which file an option names, and the keys in it."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def options_in(file: Path) -> dict[str, Any]:
     Raises:
         FishexpError: If the file, or another that it takes, cannot be read or is not a table.
     """
-    own = _content(file)
+    own = dict(_content_of_conf(file) if file.is_relative_to(CONF) else _content(file))
     options: dict[str, Any] = {}
     defaults = own.pop("defaults", [])
     if not isinstance(defaults, list):
@@ -65,6 +66,12 @@ def options_in(file: Path) -> dict[str, Any]:
                 raise FishexpError(f"{file}: its defaults name {name}, and there is no {file.parent.name}/{name}.yaml")
             options |= options_in(found)
     return options | own
+
+
+@cache
+def _content_of_conf(file: Path) -> dict[str, Any]:
+    """Read a yaml of conf/, which does not change while a process runs."""
+    return _content(file)
 
 
 def _content(file: Path) -> dict[str, Any]:
