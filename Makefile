@@ -9,7 +9,7 @@ PROFILE ?= cpu
 # a process for each core, and work for whoever has none left; tests use one thread each
 PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: setup demo table2 table3 table4 test test-quick test-slow check bench wheel clean
+.PHONY: setup demo table2 table3 table4 test test-quick test-slow test-cuda check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -34,7 +34,7 @@ table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper mo
 	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
 test: setup  ## all but the slow tests, on all cores; then those that need the machine for themselves
-	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone and not cuda'
 	$(BIN)/python -m pytest -m 'alone and not slow'
 
 test-quick: setup  ## the tests of the library and of training in one process, in a minute
@@ -42,6 +42,9 @@ test-quick: setup  ## the tests of the library and of training in one process, i
 
 test-slow: setup  ## all tests
 	$(BIN)/python -m pytest --timeout=3600
+
+test-cuda: setup  ## what holds on a GPU, in minutes
+	$(BIN)/python -m pytest -m cuda
 
 check: setup  ## style, types, and who imports whom
 	$(BIN)/ruff format --check .

@@ -40,7 +40,8 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
     twentieth. What is predicted depends on the mask, the type and ``kept.costs`` only: not on the batch, and not on
     what the machine is doing.
 
-    CUDA takes ``dense``: a sampled product there has not been measured.
+    CUDA takes ``submatrix`` where lines are kept whole, which is the same product with fewer columns; else ``dense``, as
+    a sampled product there has not been measured.
 
     Args:
         kind: ``linear`` or ``conv``, of the layer.
@@ -49,7 +50,9 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
             the attribute of :class:`PartCosts` that says what one takes.
     """
     costs = kept.costs.parts[kind].get(str(dtype).removeprefix("torch."))
-    if kept.weight.device.type != "cpu" or costs is None:
+    if kept.weight.device.type != "cpu":
+        return "submatrix" if kept.keeps_whole_lines() else "dense"
+    if costs is None:
         return "dense"
     call = kept.costs.call / NOMINAL_LENGTH
     times: dict[GradientMethod, float] = {"dense": kept.weight.numel() * costs.dense}

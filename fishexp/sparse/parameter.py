@@ -198,6 +198,13 @@ class SparseParameter(nn.Module):
         dense = dense.to_dense() if dense.is_sparse else dense
         return dense.take(self.positions.long()).to(self.values.dtype)
 
+    def keeps_whole_lines(self) -> bool:
+        """Tell whether all entries are kept of the lines that hold any."""
+        if self.submatrix_lines is None:
+            return False
+        entries = self.shape.numel() // self.shape[int(self.by_column)]  # of a line
+        return len(self.positions) == len(self.submatrix_lines) * entries
+
     def submatrix_places(self) -> Tensor:
         """Return where the kept entries stand in the flattened product of the lines that hold any, (kept,)."""
         if self._submatrix_places is None:

@@ -229,3 +229,23 @@ def test_scores_after_masked_gradients_are_those_of_the_model() -> None:
     torch.testing.assert_close(dict(diagonal_fisher(model, [data])), dict(wanted))
     F.cross_entropy(model(data[0]), data[1]).backward()
     assert all(not p.grad[~mask_of(model)[name]].any() for name, p in model.named_parameters())  # type: ignore[index]
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+def test_nothing_is_computed_below_the_lowest_kept_entry(layer: str) -> None:
+    """Neither the gradient of that layer's input, nor anything of the layers under it."""
+    torch.manual_seed(0)
+    make = (lambda: nn.Linear(4, 4)) if layer == "linear" else (lambda: nn.Conv2d(4, 4, 3, padding=1))
+    model = nn.Sequential(make(), nn.ReLU(), make(), nn.ReLU(), make()).double()
+    mask = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in model.named_parameters()}
+    for name in ("2.weight", "4.weight"):
+        mask[name].view(-1)[3] = True
+    sparse = sparsify(model, mask)
+    x = numbers(*((5, 4) if layer == "linear" else (2, 4, 6, 6)))
+    hidden = model[:2](x)
+    assert not hidden.requires_grad
+    out = model[2:](hidden)
+    lowest = out.grad_fn.next_functions[0][0].next_functions[0][0]
+    assert lowest.next_functions[0][0] is None  # no gradient of its input is asked for
+    out.square().sum().backward()
+    assert [p.grad is not None for p in sparse.parameters()] == [True, True]

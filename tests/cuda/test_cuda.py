@@ -1,0 +1,172 @@
+"""What holds on the CPU holds on a GPU: training, scores, masks, deltas, whole runs. `make test-cuda`, on a GPU."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fishexp as library
+from fishexp.fisher import diagonal_fisher
+from fishexp.fisher.batches import logits_of
+from fishexp.masks import top_k
+from fishexp.masks.random_masks import random_scores
+from fishexp.run.record import read
+from fishexp.sparse import sparsify
+from fishexp.sparse.parameter import weights
+from tests.support.cases import NETS, batched
+from tests.support.cli import fishexp
+from tests.support.modules import random_mask
+from tests.support.resuming import SMALL, Cut, assert_alike, cut_after
+
+DEVICE = torch.device("cuda")
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU on this machine"),
+]
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+    "SGD, fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
+    "AdamW, foreach": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0, foreach=True),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0, fused=True),
+}
+
+
+def on_device(data: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+    inputs, labels = data
+    if isinstance(inputs, dict):
+        return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}, labels.to(DEVICE)
+    return inputs.to(DEVICE), labels.to(DEVICE)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: tuple[Any, Tensor]) -> None:
+    F.cross_entropy(logits_of(model, data[0]), data[1]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("net", NETS)
+def test_training_is_dense_training_with_masked_gradients(net: str, optimizer: str) -> None:
+    """In float64, after every step, and in state_dict; entries outside the mask keep their bits."""
+    build, data = NETS[net]
+    model, dense = build().to(DEVICE).eval(), build().to(DEVICE).eval()
+    mask = {name: kept.to(DEVICE) for name, kept in random_mask(build()).items()}
+    before = {name: p.detach().clone() for name, p in dense.named_parameters()}
+    sparse = sparsify(model, mask)
+    for name, p in dense.named_parameters():
+        p.register_hook(lambda gradient, kept=mask[name]: gradient * kept)
+    steppers = OPTIMIZERS[optimizer](sparse.parameters()), OPTIMIZERS[optimizer](dense.parameters())
+    batch = on_device(data())
+    for _ in range(5):
+        step(model, steppers[0], batch)
+        step(dense, steppers[1], batch)
+        now = model.state_dict()
+        for name, p in dense.named_parameters():
+            torch.testing.assert_close(now[name], p.detach(), rtol=1e-9, atol=1e-11, msg=name)
+            assert torch.equal(now[name][~mask[name]], before[name][~mask[name]]), name
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(model, batch[0]), logits_of(dense, batch[0]), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_step_never_waits_for_the_device(net: str) -> None:
+    build, data = NETS[net]
+    model = build().to(DEVICE).train()
+    sparse = sparsify(model, {name: kept.to(DEVICE) for name, kept in random_mask(build()).items()})
+    optimizer, batch = torch.optim.AdamW(sparse.parameters(), 0.01, fused=True), on_device(data())
+    for _ in range(2):  # the first passes look for misuse
+        step(model, optimizer, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(model, optimizer, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("labels", ["true_label", "expected"])
+@pytest.mark.parametrize("net", NETS)
+def test_scores_are_those_of_the_cpu(net: str, labels: Any) -> None:
+    build, data = NETS[net]
+    inputs, targets = data()
+    expected = diagonal_fisher(build(), batched(inputs, targets), labels)
+    batches = [on_device(batch) for batch in batched(inputs, targets)]
+    for name, score in diagonal_fisher(build().to(DEVICE), batches, labels).items():
+        assert score.device.type == DEVICE.type
+        torch.testing.assert_close(score.cpu(), expected[name], rtol=1e-6, atol=1e-12, msg=name)
+
+
+def test_masks_are_those_of_the_cpu() -> None:
+    """Ties too, and random masks by their seed."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.randint(50, (300, 70), generator=generator).float() for name in "abc"}
+    for keep in (0.001, 0.1, 0.7):
+        found = top_k(
+            {name: score.to(DEVICE) for name, score in scores.items()}, keep, always=["b"] if keep > 0.5 else ()
+        )
+        for name, kept in top_k(scores, keep, always=["b"] if keep > 0.5 else ()).items():
+            assert torch.equal(found[name].cpu(), kept)
+    shapes = {name: score.shape for name, score in scores.items()}
+    drawn = top_k(random_scores(shapes, 7), 0.01)
+    assert sum(int(kept.sum()) for kept in drawn.values()) == int(0.01 * 3 * 300 * 70)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_delta_is_applied_and_undone_to_the_bit(net: str, tmp_path: Path) -> None:
+    build, data = NETS[net]
+    model = build().to(DEVICE).eval()
+    sparse = sparsify(model, {name: kept.to(DEVICE) for name, kept in random_mask(build()).items()})
+    optimizer = torch.optim.AdamW(sparse.parameters(), 0.01, fused=True)
+    step(model, optimizer, on_device(data()))
+    sparse.delta().save(tmp_path / "delta.safetensors")
+    tuned = {name: p.detach().clone() for name, p in weights(model).items()}
+    delta = library.Delta.load(tmp_path / "delta.safetensors")
+    for target in (build().to(DEVICE), build()):
+        before = copy.deepcopy(target.state_dict())
+        undo = delta.apply_(target)
+        assert all(torch.equal(p.to(DEVICE), tuned[name]) for name, p in target.named_parameters())
+        undo.revert_()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["fish", "random", "full", "fish method.unit=row"])
+def test_a_run(method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [*f"method={method}".split(), "data=digits", "regime.epochs=4", "device=cuda", f"precision={precision}"]
+    assert fishexp(*options, *(["keep=0.1"] if method != "full" else [])).status == 0
+    (record,) = read(Path("outputs/records.jsonl"))
+    assert record["status"] == "finished"
+    assert record["device"] == torch.cuda.get_device_name()
+    assert record["metrics"]["accuracy"] > 0.5
+    assert 0 < record["peak_memory_bytes"] < 4e9
+    methods = {"full": set(), "fish method.unit=row": {"submatrix"}}
+    assert set(record["gradient_methods"].values()) == methods.get(method, {"dense"})
+    (folder,) = Path("outputs/digits").glob("*/*/*")
+    model, _ = library.load_run(folder)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("regime", ["transfer", "checkpointing"])
+def test_a_run_that_was_cut_ends_as_one_that_was_not(
+    regime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = (*SMALL, f"regime={regime}", "regime.epochs=3", "device=cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert fishexp(*options, "outputs=whole").status == 0
+        with monkeypatch.context() as patch:
+            cut_after(3, patch)
+            with pytest.raises(Cut):
+                fishexp(*options, "outputs=cut", "snapshot_minutes=0", "resume=true")
+        assert fishexp(*options, "outputs=cut", "snapshot_minutes=0", "resume=true").status == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_alike("whole", "cut")
