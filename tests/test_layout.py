@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import fishexp
-from fishexp.run.settings import ABOUT, BEFORE, GROUPS, Settings, component, options_of
+from fishexp.run.settings import ABOUT, BESIDE, GROUPS, Settings, component, options_of
 from fishexp.run.yamls import CONF, options_in
 
 TESTS = Path(__file__).parent
@@ -53,7 +53,7 @@ def test_a_yaml_holds_what_its_function_takes(group: str, name: str) -> None:
     assert options["name"] == name
     module = component.__globals__["_module"](group, options.get("module", name))
     names = {key for offered in GROUPS[group][1] for key in _keywords(getattr(module, offered, None))}
-    names |= set(get_type_hints(getattr(module, BEFORE))) if hasattr(module, BEFORE) else set()
+    names |= set(get_type_hints(getattr(module, BESIDE))) if hasattr(module, BESIDE) else set()
     assert set(options) - set(ABOUT) == names
 
 

@@ -40,7 +40,7 @@ _POLL_INTERVAL = 0.05
 class LaunchSettings(TypedDict):
     """Say how the workers of a run are started, before its regime is called.
 
-    A regime for several workers has these keys in its yaml, and this class as ``LAUNCH_SETTINGS`` in its module.
+    A regime for several workers has these keys in its yaml, and this class as ``RUN_SETTINGS`` in its module.
 
     Attributes:
         workers: Number of workers.

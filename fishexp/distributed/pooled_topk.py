@@ -22,6 +22,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks import position_codec
 from fishexp.masks.selection import nan_error, select_largest
 from fishexp.masks.topk import Best, LazyScores, Scores, check_scores
+from fishexp.masks.units import Unit, unit_means
 from fishexp.training.collectives import Collectives
 
 # share of all entries above which a worker's positions are not worth sending
@@ -92,6 +93,12 @@ class PooledScores(LazyScores):
         self._refuse_nan(always)
         means = self._means_of_best(count, always) if self._all is None else self._all
         return Best({name: mean for name, mean in means.items() if name not in always}, count)
+
+    def unit_means(self, unit: Unit, always: Collection[str]) -> Scores:
+        """Implement :meth:`LazyScores.unit_means`: each worker sends a mean for each unit, far fewer than scores."""
+        self._refuse_nan(always)
+        left = [{name: score for name, score in own.items() if name not in always} for own in self._scores]
+        return dict(PooledScores(self._collectives, [unit_means(own, unit) for own in left], self._weights))
 
     def _refuse_nan(self, names: Collection[str]) -> None:
         """Refuse scores of these names, which are kept whatever they are, on all workers if one has NaN there."""

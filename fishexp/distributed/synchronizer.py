@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fishexp.distributed.merge import Merge, merge_changes, merge_values
 from fishexp.distributed.shared_state import SharedState
@@ -173,7 +174,9 @@ class Synchronizer:
         before, local_ranks = self._shared_state.own, self._collectives.local_ranks
         if self._wire is not None:
             rows = [(row - before[rank]).to(self._wire) for row, rank in zip(rows, local_ranks, strict=True)]
-        found = list(self._collectives.all_gather(rows))
+        lengths = [len(values) for values in before]  # of units, not all workers have as many entries
+        rows = [F.pad(row, (0, max(lengths) - len(row))) for row in rows]
+        found = [row[:length] for row, length in zip(self._collectives.all_gather(rows), lengths, strict=True)]
         if self._wire is not None:
             found = [old + change.to(old.dtype) for old, change in zip(before, found, strict=True)]
         if self._as_original and self._how == "mean":

@@ -12,6 +12,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks.budget import left
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.selection import DTYPES, ranking, refuse_nan, select_largest
+from fishexp.masks.units import Unit, check_unit, deal_units, unit_means
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,10 @@ class LazyScores(Mapping[str, Tensor]):
     def best(self, count: int, always: Collection[str]) -> Best:
         """Select the ``count`` highest scores outside ``always``, as :class:`Best` does among all of them."""
 
+    @abstractmethod
+    def unit_means(self, unit: Unit, always: Collection[str]) -> Mapping[str, Tensor]:
+        """Compute the mean score of each unit outside ``always``, as :func:`fishexp.masks.units.unit_means` does."""
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.like)
 
@@ -75,8 +80,11 @@ class LazyScores(Mapping[str, Tensor]):
         return name in self.like
 
 
-def top_k(scores: Scores, keep: float, always: Iterable[str] = ()) -> Mask:
+def top_k(scores: Scores, keep: float, always: Iterable[str] = (), unit: Unit = "entry") -> Mask:
     """Keep the highest-scoring fraction of all weights, over all layers at once.
+
+    With another unit than an entry, rows, columns or channels of weights are kept whole or not at all
+    (:mod:`fishexp.masks.units`): those of the highest mean score that fit, see :func:`fishexp.masks.units.deal_units`.
 
     A warning says so where fewer scores are above 0 than are to be kept.
 
@@ -85,36 +93,42 @@ def top_k(scores: Scores, keep: float, always: Iterable[str] = ()) -> Mask:
             for all types and all mixtures of them.
         keep: Fraction of *all* weights to keep, in (0, 1]; 0.005 is 0.5 %.
         always: Parameters kept whole, such as a new classifier head. They are paid for out of ``keep``.
+        unit: ``entry``, ``row``, ``column`` or ``channel``.
 
     Returns:
         name -> bool tensor of the parameter's shape, on its device. Exactly ``floor(keep * total)`` entries are true,
-        ``keep`` read as a decimal. Of equal scores the first in the order of ``scores`` wins. The mask of
-        :func:`random_scores` has their seed.
+        ``keep`` read as a decimal; with larger units at most so many. Of equal scores the first in the order of
+        ``scores`` wins. The mask of entries by :func:`random_scores` has their seed.
 
     Raises:
-        FishexpError: If ``keep`` is out of range or too small to pay for ``always``, ``always`` names an unknown
-            parameter, a score is NaN, or scores are no dense tensors of real numbers.
+        FishexpError: If ``keep`` is out of range or too small to pay for ``always`` or a unit, ``always`` names an
+            unknown parameter, a score is NaN, or scores are no dense tensors of real numbers.
 
     Source:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
     like, always = _like(scores), _names(always)
-    best = _best(scores, _left(like, keep, always), always)
-    mask = _with_always(best.mask, like, always)
+    count = _left(like, keep, always)
+    if check_unit(unit) != "entry":
+        (chosen,) = _best_units(scores, unit, [count], always)
+        return _with_always(chosen, like, always)
+    mask = _with_always(_best(scores, count, always).mask, like, always)
     return Seeded(mask, scores.seed) if isinstance(scores, Seeded) else mask
 
 
-def split(scores: Scores, keep: float, workers: int, always: Iterable[str] = ()) -> list[Mask]:
+def split(scores: Scores, keep: float, workers: int, always: Iterable[str] = (), unit: Unit = "entry") -> list[Mask]:
     """Make a mask for each of several workers, with no entry outside ``always`` in two of them.
 
     Each has as many entries as :func:`top_k` would give it. Of the best of all, ranked by their scores, worker i gets
     the ranks i, i + workers, i + 2 workers, ...; of equal scores the first in the order of ``scores`` ranks higher.
+    Larger units than entries are dealt by :func:`fishexp.masks.units.deal_units`; not all workers may get as many.
 
     Args:
         scores: As for :func:`top_k`.
         keep: Fraction of all weights for each worker, ``always`` included.
         workers: At least 1.
         always: Parameters that every worker keeps whole.
+        unit: As for :func:`top_k`.
 
     Raises:
         FishexpError: As :func:`top_k` does, and if there are fewer weights than that.
@@ -125,7 +139,10 @@ def split(scores: Scores, keep: float, workers: int, always: Iterable[str] = ())
     if type(workers) is not int or workers < 1:
         raise FishexpError(f"workers is a whole number from 1 on, got {workers!r}")
     like, always = _like(scores), _names(always)
-    entries = _best(scores, workers * _left(like, keep, always, workers), always).entries()
+    count = _left(like, keep, always, workers)
+    if check_unit(unit) != "entry":
+        return [_with_always(mask, like, always) for mask in _best_units(scores, unit, [count] * workers, always)]
+    entries = _best(scores, workers * count, always).entries()
     order = ranking([values for _, values in entries.values()])
     owner = torch.empty_like(order)
     owner[order] = torch.arange(len(order)) % workers
@@ -197,6 +214,17 @@ def _best(scores: Scores, count: int, always: Collection[str]) -> Best:
         best = Best({name: score for name, score in scores.items() if name not in always}, count)
     best.warn_of_zeros()
     return best
+
+
+def _best_units(scores: Scores, unit: Unit, budgets: list[int], always: Collection[str]) -> list[Mask]:
+    """Select the units of the highest mean scores outside ``always``, for each worker in its budget."""
+    if isinstance(scores, LazyScores):
+        means = scores.unit_means(unit, always)
+    else:
+        refuse_nan(scores, always)
+        means = unit_means({name: score for name, score in scores.items() if name not in always}, unit)
+    refuse_nan(means, means)
+    return deal_units(means, _like(scores), unit, budgets)
 
 
 def _left(scores: Scores, keep: float, always: Collection[str], workers: int = 1) -> int:

@@ -14,11 +14,14 @@ from fishexp.fisher.eval_mode import is_untrained
 from fishexp.fisher.losses import Labels, Loss
 from fishexp.fisher.powers import Power
 from fishexp.masks.topk import Scores
+from fishexp.masks.units import UnitSettings
 from fishexp.training.problem import Problem
 from fishexp.training.streams import stream
 
 log = logging.getLogger(__name__)
 
+# keys of the yaml that are used after `scores` is called
+RUN_SETTINGS = UnitSettings
 # examples in a batch; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
 _BATCH_SIZE = 32
 

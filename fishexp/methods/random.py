@@ -4,11 +4,19 @@ import torch
 
 from fishexp.masks.random_masks import random_scores
 from fishexp.masks.topk import Scores
+from fishexp.masks.units import Unit, unit_shape
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
 
 
-def scores(problem: Problem) -> Scores:
-    """Score weights by independent uniform numbers, drawn from a single seed by which a delta can name the mask."""
+def scores(problem: Problem, *, unit: Unit) -> Scores:
+    """Score weights by independent uniform numbers, drawn from a single seed by which a delta can name the mask.
+
+    Args:
+        unit: Its entries have a number in common. The mean of numbers of their own would be the nearer to a half the
+            larger a unit is, so that only small ones would be the best.
+    """
     seed = int(torch.randint(2**62, (), generator=problem.generator))
-    return random_scores({name: p.shape for name, p in weights(problem.model).items()}, seed)
+    shapes = {name: p.shape for name, p in weights(problem.model).items()}
+    drawn = random_scores({name: unit_shape(shape, unit) for name, shape in shapes.items()}, seed)
+    return drawn if unit == "entry" else {name: score.expand(shapes[name]) for name, score in drawn.items()}

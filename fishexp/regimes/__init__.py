@@ -1,7 +1,7 @@
 """Regimes, how training proceeds: one file each.
 
 Each has ``train(problem, choose, logger, snapshots, resumed, decay, *, ...)``. Keys of its yaml that are used before
-that, to start several workers, are no arguments of it: its module names them as ``LAUNCH_SETTINGS``.
+that, to start several workers, are no arguments of it: its module names them as ``RUN_SETTINGS``.
 """
 
 from dataclasses import dataclass, field

@@ -23,7 +23,7 @@ from fishexp.training.trainer import Recipe
 
 Masks: TypeAlias = Literal["same", "disjoint"]
 # keys of the yaml that are used before `train` is called
-LAUNCH_SETTINGS = LaunchSettings
+RUN_SETTINGS = LaunchSettings
 
 
 def train(

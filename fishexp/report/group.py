@@ -11,6 +11,8 @@ from fishexp.report.scores import Scores, scores_of, success_metrics
 
 # methods in the order of a table; others follow
 _METHODS = ("fish", "random", "magnitude", "bitfit", "full")
+# what moves together; no setting where it is a single entry, as it was before there were units
+UNIT = "method.unit"
 # name of the digest of the examples among the settings
 EXAMPLES = "data.examples"
 
@@ -44,6 +46,12 @@ class Group:
     def method(self) -> str:
         """Name the method."""
         return self.settings["method.name"]
+
+    @property
+    def label(self) -> str:
+        """Name the method, and what moves together if that is no single entry: ``fish rows``."""
+        unit = self.settings.get(UNIT)
+        return self.method + (f" {unit}s" if unit else "")
 
     @property
     def keep(self) -> float | None:
@@ -127,11 +135,11 @@ class Group:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return a key to sort by: data set, model, method, keep, then everything else, the learning rate last."""
+        """Return a key to sort by: data set, model, method, unit, keep, then all else, the learning rate last."""
         rank = _METHODS.index(self.method) if self.method in _METHODS else len(_METHODS)
         rest = [(key, _sortable(value)) for key, value in sorted(self.settings.items()) if key != "regime.lr"]
         keep, lr = _sortable(self.keep), _sortable(self.lr)
-        return self.data, self.model, rank, self.method, keep, rest, lr, self.metric
+        return self.data, self.model, rank, self.label, keep, rest, lr, self.metric
 
 
 def single(record: Mapping[str, Any]) -> Group:
@@ -147,10 +155,13 @@ def single(record: Mapping[str, Any]) -> Group:
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without its seed: dotted key -> value.
 
-    The version of its random streams counts as one, and so does the digest of its examples if the record has it.
+    A unit that is a single entry is left out, as records from before there were units have none. The version of the
+    random streams counts as one, and so does the digest of its examples if the record has it.
     """
     settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
     settings.pop("seed", None)
+    if settings.get(UNIT) == "entry":
+        del settings[UNIT]
     inputs = record.get("inputs")
     examples = inputs.get("examples") if isinstance(inputs, Mapping) else None
     return settings if examples is None else settings | {EXAMPLES: examples}

@@ -15,12 +15,15 @@ class Series:
     """Hold the groups of a method that are drawn as rows or a line.
 
     Attributes:
+        method: Name of the method, which has a colour.
+        label: The method, and what moves together, as :attr:`Group.label`.
         detail: What else tells the series from others, such as ``samples=64``; empty if nothing.
         groups: Groups by keep, then by learning rate.
         passed: Those at learning rates that were passed over for a better one, likewise.
     """
 
     method: str
+    label: str
     detail: str
     colour: str
     groups: list[Group]
@@ -28,9 +31,9 @@ class Series:
 
     @property
     def name(self) -> str:
-        """Name the method, with a sign if code was not committed."""
+        """Write the label, with a sign if code was not committed."""
         dirty = any(group.uncommitted for group in self.groups + self.passed)
-        return drawable(self.method) + (f" {DAGGER}" if dirty else "")
+        return drawable(self.label) + (f" {DAGGER}" if dirty else "")
 
     @property
     def rows(self) -> list[tuple[Group, str]]:
@@ -48,19 +51,20 @@ class Series:
 def series_of(groups: Sequence[Group], passed: Passed) -> list[Series]:
     """Join groups that differ in keep or learning rate only to series, in the order of the table."""
     keys = differing(groups)
-    joined: dict[tuple[str, str], list[Group]] = {}
+    joined: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        joined.setdefault((group.method, _detail(group, keys)), []).append(group)
-    colours = colours_of(method for method, _ in joined)
+        joined.setdefault((group.method, group.label, _detail(group, keys)), []).append(group)
+    colours = colours_of(method for method, _, _ in joined)
     return [
         Series(
             method,
+            label,
             detail,
             colours[method],
             [group for group in same if group not in passed],
             [group for group in same if group in passed],
         )
-        for (method, detail), same in joined.items()
+        for (method, label, detail), same in joined.items()
     ]
 
 

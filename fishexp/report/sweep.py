@@ -67,7 +67,7 @@ def draw_sweep(all_series: Sequence[Series], about_passed: str, majority: Majori
     axes.set_xticks(*_ticks(keeps))
     axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=GRID)
-    missing = [f"{group.method} at {percent(group.share)}: {group.score}" for group in groups if group.mean is None]
+    missing = [f"{group.label} at {percent(group.share)}: {group.score}" for group in groups if group.mean is None]
     axes.set_xlabel("\n".join(["share of the weights that move (log scale)", *missing]))
     axes.set_title(groups[0].header, loc="left", size=10.5, color=QUIET)
     _write_names(axes, names, _TEXT / (height - _BESIDE))

@@ -70,7 +70,7 @@ def _columns(groups: Sequence[Group], rates: dict[str, list[str]]) -> dict[str, 
     return {
         **_if_varied("data set", [group.data for group in groups]),
         **_if_varied("model", [group.model for group in groups]),
-        "method": [group.method for group in groups],
+        "method": [group.label for group in groups],
         **_if_varied("keep", [number(group.keep) for group in groups]),
         **rates,
         **_results(groups),

@@ -41,7 +41,8 @@ class Record:
         config: Settings, fully resolved, without paths of a machine.
         keep: Fraction of all weights that might move; None where the method decides.
         kept: Number of weights that might move; None if no mask was chosen.
-        kept_per_worker: Number of weights that each of several workers might move, if they move different weights.
+        kept_per_worker: Number of weights that each of several workers might move, if they move different weights; the
+            largest number where they differ, as of units.
         total: Number of all weights.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
             there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).

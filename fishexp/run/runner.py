@@ -89,9 +89,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             problem = _problem(model, data, device, settings, logger, collectives, gradient_costs(resumed, device))
             record.total = sum(p.numel() for p in model.network.parameters())
 
-            fixed = method.offers == "mask"
+            fixed, unit = method.offers == "mask", config["method"].get("unit", "entry")
             choose = MaskSelector(
-                problem, method.name, method.function, settings.keep, logger, record.note_kept, fixed=fixed
+                problem, method.name, method.function, settings.keep, unit, logger, record.note_kept, fixed=fixed
             )
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
             record.metrics, record.gradient_methods = outcome.metrics, gradient_methods(model.network)

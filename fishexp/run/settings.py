@@ -27,8 +27,8 @@ GROUPS = {
 }
 # keys of a component's yaml that are about the component, not for its function
 ABOUT = ("name", "module", "ignores_keep")
-# name in a component's module of a TypedDict: settings in its yaml that are used before its function is called
-BEFORE = "LAUNCH_SETTINGS"
+# name in a component's module of a TypedDict: settings in its yaml that others use, before or after its function
+BESIDE = "RUN_SETTINGS"
 # CPU threads for each core, at most: far more than any use, and fewer than a machine cannot start
 MAX_THREADS = 64
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -92,7 +92,7 @@ def component(group: str, options: Mapping[str, Any]) -> Component:
     """Find the function that ``options["name"]`` stands for, and bind the other options to it.
 
     ``name: fish`` stands for ``fishexp.methods.fish``. A name with a dot, or of no module of ours, is imported as it
-    stands. Options that the module declares as ``LAUNCH_SETTINGS`` are checked and not bound.
+    stands. Options that the module declares as ``RUN_SETTINGS`` are checked and not bound.
 
     Args:
         group: A key of ``GROUPS``.
@@ -104,9 +104,9 @@ def component(group: str, options: Mapping[str, Any]) -> Component:
     name = options.get("module", options["name"])
     module, offers = component_module(group, options)
     function = getattr(module, offers)
-    own, before = options_of(function), _fields(getattr(module, BEFORE, None))
+    own, beside = options_of(function), _fields(getattr(module, BESIDE, None))
     given = {key: value for key, value in options.items() if key not in ABOUT}
-    _checked(create_model(f"{group} options", __config__=_STRICT, **own, **before), given, f"{group}.")
+    _checked(create_model(f"{group} options", __config__=_STRICT, **own, **beside), given, f"{group}.")
     return Component(name, offers, partial(function, **{key: given[key] for key in given if key in own}))
 
 

@@ -8,6 +8,7 @@ from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import left
 from fishexp.masks.topk import Mask, count, split, top_k
+from fishexp.masks.units import Unit
 from fishexp.sparse.modules import plain
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
@@ -23,6 +24,7 @@ class MaskSelector:
         select: The method's ``scores``, or its ``mask`` if it is ``fixed``.
         fixed: Whether the method names the mask outright, whatever the weights are, and needs no ``keep``.
         keep: Fraction of all weights that may move; None for a method that names its mask.
+        unit: Which entries of a weight move together.
         report_kept: Called with the number of weights that may move, of all workers together and of each worker.
 
     Attributes:
@@ -36,12 +38,15 @@ class MaskSelector:
         method: str,
         select: Callable[[Problem], Any],
         keep: float | None,
+        unit: Unit,
         logger: Logger,
         report_kept: Callable[[int, int], None],
         *,
         fixed: bool,
     ) -> None:
-        self._problem, self._select, self._keep = problem, select, keep
+        self._problem, self._select = problem, select
+        self._keep = keep
+        self._unit: Unit = unit
         self._logger, self._report_kept = logger, report_kept
         self.method, self.fixed = method, fixed
         self._total = sum(p.numel() for p in problem.model.parameters())
@@ -65,10 +70,11 @@ class MaskSelector:
         """
         self.check_disjoint()
         with self._logger.clock("scores"):
-            masks = split(self._selected(), self._paid_keep(), workers, always=self._problem.head)
-        each = count(masks[0])
-        in_all = workers * (each - self._head) + self._head
-        self._report(in_all, each, f", {each:,} on each of {workers} workers")
+            masks = split(self._selected(), self._paid_keep(), workers, self._problem.head, self._unit)
+        counts = [count(mask) for mask in masks]
+        in_all = sum(kept - self._head for kept in counts) + self._head
+        most = "" if min(counts) == max(counts) else "at most "
+        self._report(in_all, max(counts), f", {most}{max(counts):,} on each of {workers} workers")
         return masks
 
     def check_disjoint(self) -> None:
@@ -83,7 +89,7 @@ class MaskSelector:
             )
 
     def count(self, workers: int = 1) -> int:
-        """Count the weights that each worker is going to move, before any mask is selected.
+        """Count the weights that each worker is going to move, before any mask is selected; at most so many in units.
 
         Args:
             workers: Workers with masks of their own; 1 if all have the same mask.
@@ -98,7 +104,7 @@ class MaskSelector:
     def _mask(self) -> Mask:
         if self.fixed:
             return self._selected()
-        return top_k(self._selected(), self._paid_keep(), always=self._problem.head)
+        return top_k(self._selected(), self._paid_keep(), self._problem.head, self._unit)
 
     def _selected(self) -> Any:
         """Return what the method selects in the model as it is, whose weights are its own while it looks.
@@ -124,7 +130,8 @@ class MaskSelector:
 
     def _report(self, in_all: int, each: int, details: str) -> None:
         self._report_kept(in_all, each)
-        line = f"{in_all:,} of {self._total:,} weights may move ({in_all / self._total:.3%}){details}"
+        units = "" if self._unit == "entry" else f" in {self._unit}s"
+        line = f"{in_all:,} of {self._total:,} weights may move{units} ({in_all / self._total:.3%}){details}"
         if line != self._last_line:  # later masks say the same
             self._logger.say(line)
         self._last_line = line

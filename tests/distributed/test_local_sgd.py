@@ -63,17 +63,10 @@ class Masks:
         self.calls += 1
         generator = torch.Generator().manual_seed(self.calls)
         owner = {name: torch.randint(5, p.shape, generator=generator) for name, p in mlp().named_parameters()}
-        masks = [
+        return [  # not of equal size, as those of units
             {name: torch.ones_like(o) == 1 if name in HEAD else o == w for name, o in owner.items()}
             for w in range(workers)
         ]
-        if workers > 1:  # the regime relies on masks of equal size, as `split` makes them
-            fewest = min(sum(int(m[n].sum()) for n in m) for m in masks)
-            for mask in masks:
-                over = sum(int(kept.sum()) for kept in mask.values()) - fewest
-                flat = mask["0.weight"].view(-1)
-                flat[flat.nonzero().flatten()[:over]] = False
-        return masks
 
 
 def run(ours: Problem, folder: Path, **options: Any) -> Any:

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from fishexp.distributed.pooled_topk import PooledScores, pooled_scores
 from fishexp.errors import FishexpError
 from fishexp.masks import top_k
 from fishexp.masks.topk import Mask, Scores, split
+from fishexp.masks.units import Unit
 from fishexp.training.collectives import Collectives, InProcessCollectives, Reduction
 from tests.support.checks import refusal
 from tests.support.workers import Workers
 
+UNITS = get_args(Unit)
 TINY = 2.0**-149  # the smallest float32
 DRAWS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "heavy tails": lambda n, g: torch.randn(n, generator=g).mul(3).exp(),
@@ -417,3 +420,48 @@ def test_what_others_send_is_checked(collectives: Lying, message: str) -> None:
     scores = [{"p": torch.arange(100.0)}, {"p": torch.arange(100.0)}]
     with pytest.raises(FishexpError, match=message):
         means_of_best(collectives, scores, [7, 7], 2)
+
+
+def pooled_units(collectives: Collectives) -> list[tuple[dict[str, Any], int]]:
+    """What a process selects of units by pooled scores, and the bytes that it has sent by then."""
+    results, ranks = [], collectives.local_ranks
+    for kind, unit in product(("heavy tails", "ties", "negative"), UNITS):
+        scores = drawn(kind, [(7, 50), (6, 4, 3, 3), (30,), (10,)], collectives.world_size, seed=1)
+        own = pooled_scores(collectives, [scores[rank] for rank in ranks], [1 + rank for rank in ranks])
+        masks = [top_k(own, 0.2, ["p3"], unit), *split(own, 0.2, 2, ["p3"], unit)]
+        results.append(
+            ([{name: kept.numpy() for name, kept in mask.items()} for mask in masks], collectives.bytes_sent)
+        )
+    return results
+
+
+def test_processes_select_the_units_that_workers_in_one_process_do(tmp_path: Path) -> None:
+    expected = pooled_units(InProcessCollectives(3))
+    with Workers(3, tmp_path, pooled_units) as workers:
+        for results in workers.results():
+            for (found, sent), (together, bytes_) in zip(results, expected, strict=True):
+                assert sent == bytes_
+                assert all(f[n].tobytes() == t[n].tobytes() for f, t in zip(found, together, strict=True) for n in t)
+
+
+@pytest.mark.parametrize("unit", UNITS[1:])
+@pytest.mark.parametrize("head", [(), ("p3",)])
+def test_the_units_are_those_of_the_mean_of_everything_for_few_bytes(unit: Unit, head: tuple[str, ...]) -> None:
+    """Sums of small numbers are exact in any order, so that ties are ties."""
+    scores, examples = drawn("ties", [(64, 50), (8, 4, 3, 3), (30,), (10,)], 3, seed=4), [1, 3, 4]
+    expected = dense(scores, examples)
+    for keep in (0.05, 0.2, 0.6):
+        collectives = InProcessCollectives(3)
+        found = top_k(pooled_scores(collectives, scores, examples), keep, head, unit)
+        mask = top_k(expected, keep, head, unit)
+        assert all(torch.equal(found[name], mask[name]) for name in mask)
+        assert collectives.bytes_sent < 0.2 * 8 * sum(score.numel() for score in expected.values())
+
+
+def test_a_nan_is_refused_where_a_mask_of_units_is_made() -> None:
+    scores = drawn("heavy tails", [(30, 2), (4, 4)], 2, seed=0)
+    scores[1]["p1"][0, 0] = torch.nan
+    for always in ((), ("p1",)):
+        pooled = pooled_scores(InProcessCollectives(2), scores, [1, 1])
+        assert refusal(top_k, pooled, 0.5, always, "row").startswith("the scores of p1 hold NaN")
+    assert top_k(pooled_scores(InProcessCollectives(2), scores, [1, 0]), 0.5, ["p1"], "row")["p1"].all()

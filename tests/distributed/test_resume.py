@@ -31,6 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         pytest.param((), id="random", marks=pytest.mark.slow),
         pytest.param(("method=fish", "method.samples=8", "regime.masks=disjoint", "regime.wire=bf16"), id="disjoint"),
+        pytest.param(("method.unit=row", "regime.masks=disjoint", "regime.merge=sum"), id="disjoint-rows"),
         pytest.param(("regime.warmup_epochs=1", "regime.merge=sum"), id="warm-up", marks=pytest.mark.slow),
         pytest.param(
             ("method=full", "regime.optimiser=adamw", "regime.lr=0.01", "regime.shard=false"),

@@ -119,9 +119,9 @@ def test_the_seed_goes_with_the_mask_and_its_copies() -> None:
 
 
 def test_method_random_draws_its_seed_from_the_problem() -> None:
-    one, same = (random.scores(problem(mlp(), (5,))) for _ in range(2))
+    one, same = (random.scores(problem(mlp(), (5,)), unit="entry") for _ in range(2))
     again = problem(mlp(), (5,))
-    first, second = random.scores(again), random.scores(again)
+    first, second = (random.scores(again, unit="entry") for _ in range(2))
     assert isinstance(one, Seeded)
     assert isinstance(same, Seeded)
     assert isinstance(first, Seeded)

@@ -22,13 +22,16 @@ METHODS: dict[str, Callable[[Problem], Scores]] = {
     },
     "magnitude": partial(magnitude.scores, order="largest"),
     "smallest": partial(magnitude.scores, order="smallest"),
-    "random": random.scores,
+    "random": partial(random.scores, unit="entry"),
+    "random rows": partial(random.scores, unit="row"),
     "bitfit": bitfit.mask,
     "full": full.mask,
 }
 RULES: dict[str, Callable[[Scores], Any]] = {
     "top_k": lambda scores: [top_k(scores, keep, HEAD) for keep in (0.06, 0.3, 0.9, 1)],
     "split": lambda scores: split(scores, 0.2, 3, HEAD),
+    "rows": lambda scores: [top_k(scores, keep, HEAD, "row") for keep in (0.15, 0.3, 0.9, 1)],
+    "split columns": lambda scores: split(scores, 0.2, 3, HEAD, "column"),
     "one by one": lambda scores: [{name: torch.as_tensor(score).argmax()} for name, score in scores.items()],
 }
 

@@ -206,6 +206,19 @@ def test_series_of_a_method_differ_in_line_and_marker_and_say_what_they_are():
     assert written.count("samples=64") == 1
 
 
+def test_units_of_a_method_have_its_colour_and_a_name_of_their_own():
+    names = ("entry", "row", "column", "channel")
+    records = [
+        record(0.5 + keep + i / 20, keep=keep, method__unit=n) for i, n in enumerate(names) for keep in (0.01, 0.1)
+    ]
+    axes = picture.figure(pool(records)).axes[0]
+    fish = [line for line in axes.lines if line.get_color() == style.COLOURS["fish"]]
+    assert [line.get_marker() for line in fish] == ["o", "s", "^", "v"]
+    written = {text.get_text() for text in axes.texts}
+    assert {"● fish", "■ fish channels", "▲ fish columns", "▼ fish rows"} <= written
+    assert "fish rows" in texts(picture.figure(pool([record(method__unit="row")])))
+
+
 def test_the_share_of_the_largest_class_is_a_line_where_it_is_near():
     records = [one_class(0.684, seed=seed) for seed in range(3)] + [record(0.75, method="full", more=MRPC)]
     figure = picture.figure(pool(records))

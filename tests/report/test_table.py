@@ -60,6 +60,23 @@ def test_settings_get_a_column_where_they_differ_between_rows():
     assert differing(pool([record(), record(model__name="resnet18", model__layers=18)]).reported) == []
 
 
+def test_units_are_told_apart_from_entries_and_records_without_any_are_of_entries():
+    records = [record(0.7, method__unit="row"), record(0.9, method__unit="entry"), record(0.8, seed=1)]
+    records += [record(0.5, method="random", method__unit=unit) for unit in ("column", "entry")]
+    assert column(records, "method") == ["fish", "fish rows", "random", "random columns"]
+    assert column(records, "accuracy, %") == ["85.0 ± 7.1", "70.0", "50.0", "50.0"]
+    assert differing(pool(records).reported) == []
+    assert column(records[:1], "method") == ["fish rows"]
+    assert "unit" not in above(records)
+
+
+def test_a_learning_rate_of_entries_was_not_chosen_for_rows():
+    records = [record(method__unit="row"), held_out(0.7, 0.1, method__unit="entry")]
+    assert column(records, "lr chosen from") == ["not tuned"]
+    records += [held_out(0.7, 0.1, method__unit="row")]
+    assert column(records, "lr chosen from") == ["**0.1**"]
+
+
 def test_random_streams_of_before_are_told_apart_from_those_of_now():
     both = [record(0.5, streams=None), record(0.6)]
     assert column(both, "streams") == ["1", "2"]

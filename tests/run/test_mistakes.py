@@ -146,6 +146,8 @@ OPTIONS = {
     ("method.samples=0",): "method.samples=0 should be greater than or equal to 1",
     ("method.labels=true",): "method.labels=True should be 'true_label', 'expected' or 'sampled'",
     ("method=magnitude", "method.order=big"): "method.order=big should be 'largest' or 'smallest'",
+    ("method.unit=rows",): "method.unit=rows should be 'entry', 'row', 'column' or 'channel'",
+    ("method=random", "unit=3"): "method.unit=3 should be 'entry', 'row', 'column' or 'channel'",
     ("regime.epochs=-1",): "regime.epochs=-1 should be greater than or equal to 0",
     ("regime.epochs=1.5",): "regime.epochs=1.5 should be a valid integer",
     ("regime.lr=0",): "regime.lr=0 should be greater than 0",

@@ -36,6 +36,7 @@ def every_regime() -> list[Any]:
     compat = ("compat=fish", "method=fish", "method.samples=8")
     return [
         pytest.param(("regime.epochs=3",), id="transfer"),
+        pytest.param(("regime.epochs=3", "method.unit=channel"), id="channels"),
         pytest.param(("regime.epochs=3", "decay=all"), id="decay-all", marks=pytest.mark.slow),
         pytest.param(
             ("regime.epochs=3", "regime.optimiser=adamw", "regime.lr=0.01", "regime.clip=1.0"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fishexp.masks.units import Unit
 from fishexp.methods import random
 from fishexp.run import runner
 from fishexp.training.streams import Name, seed_torch, stream
@@ -73,10 +74,10 @@ def test_each_part_of_a_run_draws_from_its_own_stream(
         states["weights"] = torch.get_rng_state()
         return build(*arguments)
 
-    def scores(problem: Any) -> Any:
+    def scores(problem: Any, *, unit: Unit) -> Any:
         states["mask"], states["order"] = problem.generator.get_state(), problem.order.get_state()
         states["dropout"] = torch.get_rng_state()
-        return score(problem)
+        return score(problem, unit=unit)
 
     monkeypatch.setattr(runner, "build_model", build_model)
     monkeypatch.setattr(random, "scores", scores)

@@ -114,7 +114,7 @@ def test_the_method_changes_neither_the_order_of_the_data_nor_their_augmentation
     orders = []
     for scores in (
         lambda p: fish.scores(p, samples=9, labels="sampled", power="square"),
-        random.scores,
+        lambda p: random.scores(p, unit="entry"),
         lambda p: magnitude.scores(p, order="largest"),
     ):
         ours = problem(mlp(), (5,))
@@ -159,7 +159,7 @@ def test_compat_scores_augmented_examples_in_the_mode_of_the_original(trained: b
 def test_random_scores_spare_no_layer() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
-    scores = random.scores(problem(model, (100,)))
+    scores = random.scores(problem(model, (100,)), unit="entry")
     for name, score in scores.items():
         if name.endswith("weight"):
             share = (score > 0.9).double().mean().item()
