@@ -40,8 +40,8 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
     twentieth. What is predicted depends on the mask, the type and ``kept.costs`` only: not on the batch, and not on
     what the machine is doing.
 
-    CUDA takes ``submatrix`` where lines are kept whole, which is the same product with fewer columns; else ``dense``, as
-    a sampled product there has not been measured.
+    CUDA takes ``submatrix`` where lines are kept whole, the same product with fewer columns; else ``dense``, as a
+    sampled product there has not been measured.
 
     Args:
         kind: ``linear`` or ``conv``, of the layer.
