@@ -1,4 +1,4 @@
-"""PEFT's two ways to train single entries of linear layers, with nearly as many entries as a mask keeps."""
+"""PEFT's ways to train single entries of linear layers, and LoRA, with nearly as many numbers as a mask keeps."""
 
 import warnings
 from collections.abc import Callable
@@ -33,6 +33,19 @@ def _supertuning(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Modu
     return _wrap(model, SupertuningConfig(sparsity=sparsity, target_modules=list(layers), modules_to_save=modules))
 
 
+def _lora(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
+    """Wrap ``model`` with LoRA: factors of r columns for each linear layer, the same r for all, without dropout.
+
+    It is the r whose total is nearest to the number of entries that ``mask`` keeps outside the head, and at least 1.
+    """
+    from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+
+    layers, _, modules = _linear(model, head)
+    wanted = _count_outside_head(mask, head)
+    r = max(1, round(wanted / sum(layer.in_features + layer.out_features for layer in layers.values())))
+    return _wrap(model, LoraConfig(r=r, target_modules=list(layers), modules_to_save=modules))
+
+
 def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linear], int, list[str]]:
     """Return the linear layers outside the head, the number of entries of their weights, and the head's modules."""
     heads = sorted({name.rpartition(".")[0] for name in head})
@@ -55,6 +68,7 @@ def _wrap(model: nn.Module, config: Any) -> nn.Module:
 
 
 MAKERS: dict[str, Callable[[nn.Module, Mask, tuple[str, ...]], nn.Module]] = {
+    "LoRA": _lora,
     "SHiRA": _shira,
     "Super-Tuning": _supertuning,
 }

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
 
-PACKAGES = {"SHiRA": "peft", "Super-Tuning": "peft", "BackPACK": "backpack"}  # contender -> module
+PACKAGES = {"LoRA": "peft", "SHiRA": "peft", "Super-Tuning": "peft", "BackPACK": "backpack"}  # contender -> module
 DISTRIBUTIONS = {"peft": "peft", "backpack": "backpack-for-pytorch"}  # module -> name on PyPI
 
 

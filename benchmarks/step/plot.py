@@ -17,6 +17,7 @@ from fishexp.report.style import STYLE
 # contender -> colour (Okabe and Ito's, or close to them), marker, distance below the middle of its row
 _MARKS = {
     "original": ("#D98200", "s", 0.0),
+    "LoRA": ("#8C564B", "D", 0.0),
     "SHiRA": ("#CC79A7", "^", -0.17),
     "Super-Tuning": ("#009E73", "v", 0.17),
     "floor": ("#868B90", "|", 0.0),

@@ -16,6 +16,8 @@ _MIB = 2**20  # bytes
 def title(record: Record) -> str:
     """Describe the setting except for its precision: ``minilm, 16 x 64 tokens, keep 0.005``."""
     keep = f"keep {record['keep']:g}" + (" by Fisher" if record["mask"] == "fish" else "")
+    if (unit := record.get("unit", "entry")) != "entry":
+        keep += f", {unit}s"
     return ", ".join([record["model"], batch_title(record["batch"], record["length"]), keep])
 
 
