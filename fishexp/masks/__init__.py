@@ -1,4 +1,4 @@
-"""Masks: which weights may move. Scores become a mask of exactly as many entries as ``keep`` pays for."""
+"""Masks: which weights may move. Scores become a mask of the entries, or of the whole rows, that ``keep`` pays for."""
 
 from typing import TYPE_CHECKING, Any
 

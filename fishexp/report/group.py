@@ -11,7 +11,7 @@ from fishexp.report.scores import Scores, scores_of, success_metrics
 
 # methods in the order of a table; others follow
 _METHODS = ("fish", "random", "magnitude", "bitfit", "full")
-# what moves together; no setting where it is a single entry, as it was before there were units
+# setting that says what moves together
 UNIT = "method.unit"
 # name of the digest of the examples among the settings
 EXAMPLES = "data.examples"
@@ -51,7 +51,7 @@ class Group:
     def label(self) -> str:
         """Name the method, and what moves together if that is no single entry: ``fish rows``."""
         unit = self.settings.get(UNIT)
-        return self.method + (f" {unit}s" if unit else "")
+        return self.method + (f" {unit}s" if unit not in (None, "entry") else "")
 
     @property
     def keep(self) -> float | None:
@@ -155,13 +155,13 @@ def single(record: Mapping[str, Any]) -> Group:
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without its seed: dotted key -> value.
 
-    A unit that is a single entry is left out, as records from before there were units have none. The version of the
-    random streams counts as one, and so does the digest of its examples if the record has it.
+    Masks were of single entries before there were units. The version of the random streams counts as a setting, and so
+    does the digest of the examples if the record has it.
     """
     settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
     settings.pop("seed", None)
-    if settings.get(UNIT) == "entry":
-        del settings[UNIT]
+    if not settings.get("method.ignores_keep"):
+        settings.setdefault(UNIT, "entry")
     inputs = record.get("inputs")
     examples = inputs.get("examples") if isinstance(inputs, Mapping) else None
     return settings if examples is None else settings | {EXAMPLES: examples}

@@ -422,7 +422,7 @@ def test_what_others_send_is_checked(collectives: Lying, message: str) -> None:
         means_of_best(collectives, scores, [7, 7], 2)
 
 
-def pooled_units(collectives: Collectives) -> list[tuple[dict[str, Any], int]]:
+def pooled_units(collectives: Collectives) -> list[tuple[list[dict[str, Any]], int]]:
     """What a process selects of units by pooled scores, and the bytes that it has sent by then."""
     results, ranks = [], collectives.local_ranks
     for kind, unit in product(("heavy tails", "ties", "negative"), UNITS):
