@@ -16,7 +16,7 @@ _INTRO = """# Rows, columns and channels beside single entries
 Made by `python -m experiments units` from [records.jsonl](records.jsonl). FISH keeps the same budget of entries, rows,
 columns or channels (`method.unit`), those of the highest mean Fisher information. Scores are accuracies in %, means ±
 sample standard deviations over seeds. *Training* is the median over seeds of the seconds in training steps, one thread,
-and its ratio to single entries; forward pass, loss and loader are in it, and whatever else the machine did meanwhile."""
+and its ratio to single entries; forward pass, loss and loader are in it, and whatever else the machine did."""
 _TITLES = {"sst2": "## SST-2", "cifar10": "## CIFAR-10"}
 
 

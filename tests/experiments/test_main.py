@@ -17,7 +17,7 @@ from fishexp.system.text_table import aligned_text
 )
 def test_a_wrong_name_is_one_line_that_says_what_there_is(arguments: list[str], message: str, capsys) -> None:
     assert program.main(arguments, {}) == 2
-    assert capsys.readouterr().err == f"fishexp: {message}; there are table2, table3, table4\n"
+    assert capsys.readouterr().err == f"fishexp: {message}; there are table2, table3, table4, units\n"
 
 
 def test_a_folder_that_is_a_package_is_an_experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,7 +33,8 @@ def test_a_folder_that_is_a_package_is_an_experiment(monkeypatch: pytest.MonkeyP
 def test_every_experiment_can_be_loaded(name: str) -> None:
     experiment = program.load(name)
     assert isinstance(experiment, Experiment)
-    assert list(experiment.profiles) == ["cpu", "gpu", "paper"]
+    sizes = ["cpu"] if name == "units" else ["cpu", "gpu", "paper"]  # the paper knows no units
+    assert list(experiment.profiles) == sizes
 
 
 def test_the_environment_says_what_to_do_with_an_experiment(capsys) -> None:
