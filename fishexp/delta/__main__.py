@@ -13,8 +13,9 @@ from fishexp.delta import checkpoint
 from fishexp.delta.combine import MergeRule, chain, merge, with_same_names
 from fishexp.delta.content import Content
 from fishexp.delta.delta import Delta
-from fishexp.delta.file import POSITIONS, SEED, VERSION, WHOLE, DeltaHeader, TensorEntry, read_beginning
+from fishexp.delta.file import POSITIONS, UNMOVED, VALUES, read_beginning
 from fishexp.delta.fingerprint import CODES
+from fishexp.delta.header import SEED, WHOLE, DeltaHeader, TensorEntry
 from fishexp.delta.model_folder import same_labels
 from fishexp.delta.patch import find_patches, patch
 from fishexp.delta.sources import Source
@@ -32,18 +33,24 @@ def _info(options: argparse.Namespace) -> None:
     path: Path = options.file
     delta = Delta.load(path)
     with path.open("rb") as file:
-        vectors, header, _ = read_beginning(file, path)
-    size, encoded = path.stat().st_size, vectors[POSITIONS].nbytes
-    values = sum(vector.nbytes for vector in vectors.values()) - encoded
+        beginning = read_beginning(file, path)
+    header, sizes = beginning.header, {name: vector.nbytes for name, vector in beginning.vectors.items()}
+    size, encoded = path.stat().st_size, sizes[POSITIONS]
+    values = sum(nbytes for name, nbytes in sizes.items() if name.startswith(VALUES))
+    positions = encoded + sizes.get(UNMOVED, 0)
+    still = delta.kept - delta.changes
     entries = header.moved.values()
     types = Counter(CODES[entry.after.dtype] for entry in entries for _ in range(min(entry.count, 1)))
     total = sum(tensor.entries for tensor in delta.result.values())
     rows = [
-        ("file", f"{path}, version {VERSION}"),
-        ("entries", f"{delta.kept:,} of {total:,}, {_percent(delta.kept, total)}"),
+        ("file", f"{path}, version {beginning.version}"),
+        (
+            "entries",
+            f"{delta.kept:,} of {total:,}, {_percent(delta.kept, total)}" + f"; {still:,} did not move" * (still > 0),
+        ),
         ("tensors", _tensors(header, len(delta.result))),
         ("types", ", ".join(f"{code} in {count:,}" for code, count in sorted(types.items())) or "none"),
-        ("bytes", f"{size:,}: values {values:,}, positions {encoded:,}, header {size - values - encoded:,}"),
+        ("bytes", f"{size:,}: values {values:,}, positions {positions:,}, header {size - values - positions:,}"),
         ("positions", _positions(header, encoded)),
         ("base", delta.before),
         ("result", f"{delta.after}; a delta that follows on this one has it as its base"),

@@ -137,7 +137,7 @@ def _check_follows(first: Content, second: Content, number: int, strict: bool) -
 
 
 def _over(old: TensorDelta | None, new: TensorDelta) -> TensorDelta:
-    """Return the new values of both, those of ``new`` where both have one."""
+    """Return the new values of both, those of ``new`` where both have one, and the kept entries of either."""
     if old is None or new.positions is None:
         return new
     if old.positions is None:
@@ -147,7 +147,13 @@ def _over(old: TensorDelta | None, new: TensorDelta) -> TensorDelta:
         return TensorDelta(new.shape, None, values, new.sha256)
     stays = ~torch.isin(old.positions, new.positions, assume_unique=True)
     positions, order = torch.cat([old.positions[stays], new.positions]).sort()
-    return TensorDelta(new.shape, positions, torch.cat([old.values[stays], new.values])[order], new.sha256)
+    values = torch.cat([old.values[stays], new.values])[order]
+    if old.kept is None or new.kept is None:
+        places, kept = None, torch.arange(new.after.entries)
+    else:
+        places = kept = torch.cat([old.kept, new.kept]).unique()
+    unmoved = torch.isin(kept, positions, assume_unique=True, invert=True).nonzero().flatten()
+    return TensorDelta(new.shape, places, values, new.sha256, unmoved if len(unmoved) else None)
 
 
 def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "sum") -> tuple[Delta, Overlap]:

@@ -81,21 +81,38 @@ class TensorDelta:
 
     Attributes:
         shape: Of the tensor, after.
-        places: (k,) int64, ascending: where in the flattened tensor the values stand, or the seed mask that knows it;
-            None if the tensor is stored whole.
-        values: (k,) or (entries,), in the tensor's type, on the CPU.
+        places: (kept,) int64, ascending: where in the flattened tensor the kept entries stand, or the seed mask that
+            knows it; None if all entries are kept.
+        values: (moved,) in the tensor's type, on the CPU: those of the kept entries that moved.
         sha256: Of the whole tensor, after.
+        unmoved: (kept - moved,) int64, ascending: which of the kept entries have no value here, as theirs is that of
+            the base, to the bit; None if all have one.
     """
 
     shape: tuple[int, ...]
     places: Tensor | SeededPositions | None
     values: Tensor
     sha256: str
+    unmoved: Tensor | None = None
 
     @property
-    def positions(self) -> Tensor | None:
-        """Return the positions, (k,) int64, ascending; None if the tensor is stored whole."""
+    def count(self) -> int:
+        """Count the kept entries."""
+        return len(self.values) + (0 if self.unmoved is None else len(self.unmoved))
+
+    @property
+    def kept(self) -> Tensor | None:
+        """Return the positions of the kept entries, (kept,) int64, ascending; None if all are kept."""
         return self.places.mask.positions(self.places.name) if isinstance(self.places, SeededPositions) else self.places
+
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """Return the positions of the values, (moved,) int64, ascending; None if the tensor is stored whole."""
+        if self.unmoved is None:
+            return self.kept
+        moved = torch.ones(self.count, dtype=torch.bool)
+        moved[self.unmoved] = False
+        return moved.nonzero().flatten() if self.kept is None else self.kept[moved]
 
     @property
     def after(self) -> Fingerprint:
@@ -108,7 +125,7 @@ class TensorDelta:
         return Fingerprint(self.values.dtype, self.shape)
 
     def where(self) -> Tensor:
-        """Return (k,) int64 positions, of a tensor stored whole as well."""
+        """Return the positions of the values, (moved,) int64, of a tensor stored whole as well."""
         return torch.arange(len(self.values)) if self.positions is None else self.positions
 
     def gather(self, tensor: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Delta(Content):
         return cls.of(read(Path(path)))
 
     def save(self, path: str | Path) -> None:
-        """Write a file, whole or not at all. Equal deltas give equal bytes.
+        """Write a file, whole or not at all. Equal deltas give equal bytes, with the same version of zlib.
 
         Raises:
             OSError: If it cannot be written.
@@ -64,7 +64,7 @@ class Delta(Content):
             target: The base: a model, sparsified, compiled, wrapped or not, on any device, or a dict of tensors. A
                 model has the new tensors and rows of the delta already, of any values; a dict gets them.
             strict: Check that all tensors are those of the base, and that the result is the delta's. If false, only
-                names, types and shapes have to fit.
+                names, types and shapes have to fit; kept entries that did not move stay as ``target`` has them.
 
         Returns:
             The original values, to go back.
@@ -75,7 +75,7 @@ class Delta(Content):
         return apply_(self, target, strict)
 
     def mask(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return where the delta has values: name -> bool tensor of the parameter's shape, on its device.
+        """Return which entries the delta keeps: name -> bool tensor of the parameter's shape, on its device.
 
         Raises:
             DeltaError: If names, types or shapes of ``model`` are not those of the base.
@@ -86,7 +86,8 @@ class Delta(Content):
             if isinstance(tensor, nn.Parameter) and (tensor.is_floating_point() or tensor.is_complex()):
                 mask = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
                 if target.moved is not None:
-                    mask[target.moved.where().to(tensor.device)] = True
+                    kept = target.moved.kept
+                    mask[slice(None) if kept is None else kept.to(tensor.device)] = True
                 found[target.names[0]] = mask.view(tensor.shape)
         return found
 
@@ -97,20 +98,25 @@ class Delta(Content):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name the tensors that have new values."""
+        """Name the tensors that have kept entries."""
         return tuple(self.moved)
 
     @property
     def kept(self) -> int:
+        """Count the kept entries: those with new values, and those that are known to have the base's still."""
+        return sum(moved.count for moved in self.moved.values())
+
+    @property
+    def changes(self) -> int:
         """Count the new values."""
         return sum(len(moved.values) for moved in self.moved.values())
 
     def positions(self, name: str) -> Tensor:
-        """Return where in the flattened tensor the new values stand: (k,) int64, ascending."""
+        """Return where in the flattened tensor the new values stand: (moved,) int64, ascending."""
         return self.moved[name].where()
 
     def values(self, name: str) -> Tensor:
-        """Return the new values, (k,) in the tensor's type."""
+        """Return the new values, (moved,) in the tensor's type."""
         return self.moved[name].values
 
     def __repr__(self) -> str:

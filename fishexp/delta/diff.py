@@ -200,13 +200,29 @@ def _since(original: Original, tensor: Tensor) -> tuple[Fingerprint, TensorDelta
     """Return the fingerprint of a tensor with its original values, and what it became."""
     if original.positions is None:
         before = original.values.to(tensor.dtype).view(tensor.shape)
-        same = not original.always and torch.equal(bits(before), bits(tensor).to(before.device))
-        return fingerprint(before), None if same else whole(LoadedTensor(tensor))
+        moves = (bits(before) != bits(tensor).to(before.device)).flatten().cpu()
+        if not original.always and not bool(moves.any()):
+            return fingerprint(before), None
+        moved = whole(LoadedTensor(tensor))
+        # a tensor of which most moves is smaller and sooner applied without positions
+        return fingerprint(before), _without_unmoved(moved, moves) if 2 * int(moves.sum()) <= len(moves) else moved
     positions, order = original.positions.long().cpu().sort()
     back = TensorDelta(tuple(tensor.shape), positions, original.values.to("cpu", tensor.dtype)[order], "")
     after, before = back.hashes(LoadedTensor(tensor).pieces(), tensor.numel())
     moved = replace(back, values=back.gather(tensor).cpu().view(tensor.dtype), sha256=after)
-    return replace(moved.kind, sha256=before), moved
+    return replace(moved.kind, sha256=before), _without_unmoved(moved, bits(moved.values) != bits(back.values))
+
+
+def _without_unmoved(moved: TensorDelta, moves: Tensor) -> TensorDelta:
+    """Leave out the values of entries that did not move.
+
+    Args:
+        moved: With the values of all kept entries.
+        moves: (kept,) bool: whether an entry has other bits than before.
+    """
+    if bool(moves.all()):
+        return moved
+    return replace(moved, values=moved.values[moves], unmoved=(~moves).nonzero().flatten())
 
 
 def by_seed(content: Content, seed: int, parameters: Mapping[str, Tensor]) -> Content:
@@ -217,7 +233,7 @@ def by_seed(content: Content, seed: int, parameters: Mapping[str, Tensor]) -> Co
         seed: With which the scores of a random mask were drawn.
         parameters: All that have scores, in the order in which these were drawn.
     """
-    positions = {name: content.moved[name].positions for name in parameters if name in content.moved}
+    positions = {name: content.moved[name].kept for name in parameters if name in content.moved}
     mask = seed_mask({name: tuple(p.shape) for name, p in parameters.items()}, seed, positions)
     if mask is None or not parameters.keys() <= content.result.keys():
         return content

@@ -64,7 +64,7 @@ class Stack:
         fitted = fit(delta, self._model)
         other = _difference(fitted, self._base)
         if other is None:
-            found = find_overlap(((level.moved, _moved(fitted)) for level in self._levels), delta.kept)
+            found = find_overlap(((level.moved, _moved(fitted)) for level in self._levels), delta.changes)
             if found.count and overlap == "refuse":
                 raise DeltaError(f"{found}; pop the others, merge them, or say overlap='last' for this one to win")
         elif not self._levels or _difference(fitted, self._hashed_state()):
@@ -104,7 +104,7 @@ class Stack:
     def report(self) -> Overlap:
         """Find the entries for which several deltas on the stack have different values."""
         moved = [level.moved for level in self._levels]
-        return find_overlap(combinations(moved, 2), sum(level.delta.kept for level in self._levels))
+        return find_overlap(combinations(moved, 2), sum(level.delta.changes for level in self._levels))
 
     def _check(self, fitted: Fit, above: Sequence[Level]) -> None:
         """Check that a delta gives its result.

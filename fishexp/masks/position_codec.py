@@ -53,11 +53,13 @@ class Code(NamedTuple):
     bits: Callable[[], Bits]
 
 
-def encode(positions: Tensor, shape: tuple[int, ...]) -> tuple[str, Tensor]:
+def encode(positions: Tensor, shape: tuple[int, ...], most: int | None = None) -> tuple[str, Tensor]:
     """Write positions in the shortest coding.
 
     Args:
         positions: (entries,) int64, strictly ascending, in the flattened tensor of ``shape``.
+        shape: Of the tensor.
+        most: Entries that may take less than a bit each, :data:`MOST` if None; more of them are written as gaps.
 
     Returns:
         The name of the coding, and uint8 (bytes,). The same for the same positions, on any machine.
@@ -66,10 +68,11 @@ def encode(positions: Tensor, shape: tuple[int, ...]) -> tuple[str, Tensor]:
     places = positions.numpy()
     if len(places) and (places[0] < 0 or places[-1] >= numel or (places[1:] <= places[:-1]).any()):
         raise DeltaError(f"positions have to ascend, from 0 on and below {numel}")
-    best = _shortest(places, numel, "")
+    most = MOST if most is None else most
+    best = _shortest(places, numel, "", most)
     if len(shape) > 1 and 0 < len(places) < numel:
         columns = np.sort(_transposed(places, shape[0], numel // shape[0]))
-        best = min(best, _shortest(columns, numel, BY_COLUMN), key=lambda code: code.size)
+        best = min(best, _shortest(columns, numel, BY_COLUMN, most), key=lambda code: code.size)
     return best.coding, torch.from_numpy(np.packbits(best.bits()))
 
 
@@ -102,12 +105,12 @@ def decode(data: Tensor, coding: str, count: int, shape: tuple[int, ...]) -> Ten
     return torch.from_numpy(places)
 
 
-def _shortest(places: Numbers, numel: int, order: str) -> Code:
+def _shortest(places: Numbers, numel: int, order: str, most: int) -> Code:
     """Find the best way to write positions in the order in which they are given."""
     count = len(places)
     gaps = np.diff(places, prepend=-1) - 1
     codes = [_code("gaps" + order, gaps, numel - count)]
-    if count > MOST:
+    if count > most:
         return codes[0]
     if count > numel // 2:
         codes.append(_code("holes" + order, np.diff(_others(places, numel), prepend=-1) - 1, count))

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,27 +29,35 @@ def test_a_file_is_what_the_documentation_says(tmp_path: Path) -> None:
     delta.save(tmp_path / "d")
     with safe_open(tmp_path / "d", "pt") as file:
         assert list(file.metadata()) == ["fishexp.delta"]
-        about = json.loads(file.metadata()["fishexp.delta"])
+        metadata = json.loads(file.metadata()["fishexp.delta"])
         vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    assert set(vectors) == {"positions", "values.F32", "values.BF16", "values.BOOL", "values.I64"}
+    assert metadata.keys() == {"checksum", "header", "version"}
+    assert metadata["version"] == 2
+    coded = vectors.pop("header").numpy().tobytes()
+    assert len(coded) < metadata["header"]
+    text = zlib.decompress(coded, -15)
+    assert len(text) == metadata["header"]
+    about = json.loads(text)
+    assert dumped(about).encode() == text
+    assert set(vectors) == {"positions", "unmoved", "values.F32", "values.BF16", "values.BOOL", "values.I64"}
 
     def sha256(tensor: Tensor) -> bytes:
         return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).digest()
 
-    def text(tensor: Tensor) -> str:
+    def encoded_sha256(tensor: Tensor) -> str:
         return base64.b64encode(sha256(tensor)).decode()
 
     codes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.bool: "BOOL", torch.int64: "I64"}
-    assert about["version"] == 1
-    assert about["base"] == {name: [codes[t.dtype], list(t.shape), text(t)] for name, t in before.items()}
+    assert about["base"] == {name: [codes[t.dtype], list(t.shape), encoded_sha256(t)] for name, t in before.items()}
     assert about["removed"] == ["c.gone"]
     assert about["tied"] == {"c.tied": "c.same"}
     assert list(about["moved"]) == ["a.bias", "a.weight", "b.flags", "b.rows", "b.steps", "d.new"]
 
     taken = dict.fromkeys(vectors, 0)
-    for name, (coding, count, size, result, *kind) in about["moved"].items():
+    for name, (coding, count, size, unmoved, nbytes, result, *kind) in about["moved"].items():
         tensor = after[name]
-        assert result == text(tensor)
+        assert (unmoved, nbytes) == (0, 0)
+        assert result == encoded_sha256(tensor)
         assert kind == ([codes[tensor.dtype], list(tensor.shape)] if name in ("b.rows", "d.new") else [])
         if coding == "whole":
             places = torch.arange(tensor.numel())
@@ -62,9 +71,12 @@ def test_a_file_is_what_the_documentation_says(tmp_path: Path) -> None:
         taken["positions"] += size
     assert taken == {name: len(vector) for name, vector in vectors.items()}
 
-    header, about, data = split((tmp_path / "d").read_bytes())
-    checksum = about.pop("checksum")
-    assert checksum == hashlib.sha256(dumped(about).encode() + data).hexdigest()
+    data = b"".join(
+        vectors[name].view(torch.uint8).numpy().tobytes()
+        for name in ("values.BF16", "values.BOOL", "values.F32", "values.I64", "positions", "unmoved")
+    )
+    assert metadata["checksum"] == hashlib.sha256(text + data).hexdigest()
+    header, _, _ = split((tmp_path / "d").read_bytes())
     assert all(header[key]["data_offsets"][0] % tensor.element_size() == 0 for key, tensor in vectors.items())
     for digest, model in ((delta.before, before), (delta.after, after)):
         lines = [[name, codes[t.dtype], list(t.shape), sha256(t).hex()] for name, t in sorted(model.items())]
@@ -125,15 +137,22 @@ def one_row_more(header: Any, about: Any) -> None:
     about["moved"]["a.bias"] += ["BF16", [30]]
 
 
+def unmoved_without_bytes(header: Any, about: Any) -> None:
+    """One more is kept, and did not move."""
+    about["moved"]["a.weight"][1] += 1
+    about["moved"]["a.weight"][3:5] = [1, 1]
+
+
 FEWER, NONE, CHANGE = "more values or fewer than it can", "size or SHA-256 that is none", "in more than its number"
-KIND = "a type or a shape"
+KIND, STILL = "a type or a shape", "more entries that did not move than the base has"
 
 # What a hostile writer who knows the layout may change; the checksum is right again.
 EDITS: dict[str, tuple[str, Edit]] = {
-    "version 2": ("is a delta of version 2; this fishexp reads version 1 only", put("version", 2)),
+    "version 3": ("is a delta of version 3; this fishexp reads versions 1 and 2 only", put("version", 3)),
+    "version 1": ("is none of a delta", put("version", 1)),
     "version huge": ("is a delta of version 1000", put("version", 10**400)),
-    "version true": ("not written as a delta's", put("version", True)),
-    "no version": ("has not the keys", lambda header, about: about.pop("version")),
+    "version true": ("has no version or no checksum", put("version", True)),
+    "no version": ("has no version or no checksum", lambda header, about: about.pop("version")),
     "one key more": ("has not the keys", put("more", 1)),
     "base is a list": ("lacks an object", put("base", [])),
     "moved is a number": ("lacks an object", put("moved", 3)),
@@ -172,22 +191,29 @@ EDITS: dict[str, tuple[str, Edit]] = {
     "bytes more": ("fewer positions or values", put("moved", "a.weight", 2, 2**40)),
     "bytes fewer": ("damaged", put("moved", "a.weight", 2, 1)),
     "bytes negative": (NONE, put("moved", "a.weight", 2, -1)),
-    "result null": (NONE, put("moved", "a.weight", 3, None)),
+    "result null": (NONE, put("moved", "a.weight", 5, None)),
+    "unmoved negative": (NONE, put("moved", "a.weight", 3, -1)),
+    "unmoved more than there are": (STILL, put("moved", "a.weight", 3, 601)),
+    "unmoved without bytes": ("fewer positions or values", unmoved_without_bytes),
+    "unmoved of nothing has bytes": (STILL, put("moved", "a.weight", 4, 3)),
+    "unmoved of a new row": (STILL, put("moved", "b.rows", 3, 18)),
+    "unmoved of a new tensor": (STILL, put("moved", "d.new", 3, 1)),
     "entry long": ("a moved tensor has not", lambda header, about: about["moved"]["a.weight"].append(1)),
     "entry no list": ("a moved tensor has not", put("moved", "a.weight", 1)),
     "new without shape": ("a moved tensor has not", lambda header, about: about["base"].pop("a.weight")),
     "new not whole": (FEWER, lambda header, about: about["base"].pop("b.rows")),
-    "rows other type": (CHANGE, put("moved", "b.rows", 4, "I32")),
-    "rows fewer": (CHANGE, put("moved", "b.rows", 5, [3, 3])),
-    "rows wider": (CHANGE, put("moved", "b.rows", 5, [6, 4])),
-    "rows more": (FEWER, put("moved", "b.rows", 5, [10**6, 3])),
+    "rows other type": (CHANGE, put("moved", "b.rows", 6, "I32")),
+    "rows fewer": (CHANGE, put("moved", "b.rows", 7, [3, 3])),
+    "rows wider": (CHANGE, put("moved", "b.rows", 7, [6, 4])),
+    "rows more": (FEWER, put("moved", "b.rows", 7, [10**6, 3])),
     "rows without values": ("a new row has not all values", one_row_more),
     "type twice": ("not written as", lambda header, about: about["moved"]["a.weight"].extend(["F32", [20, 30]])),
-    "no positions": ("its header speaks of", lambda header, about: header.pop("positions")),
+    "no positions": ("leave a gap", lambda header, about: header.pop("positions")),
     "vector of another type": ("is none of a delta", lambda header, about: header["positions"].update(dtype="I8")),
     "vector of another name": ("is none of a delta", lambda header, about: header.update(x=header.pop("values.I64"))),
     "vector no prefix": ("is none of a delta", lambda header, about: header.update(I64=header.pop("values.I64"))),
     "vector matrix": ("is none of a delta", lambda header, about: header["values.I64"].update(shape=[1, 1])),
+    "no unmoved": ("it has no unmoved", lambda header, about: header.pop("unmoved")),
     "vector left out": ("offsets", lambda header, about: header.pop("values.I64")),
     "vector overlaps": ("offsets", lambda header, about: header.update(x=dict(header["values.I64"]))),
     "vector of no type": ("a type that is not known here", lambda header, about: header["positions"].update(dtype="X")),

@@ -36,8 +36,11 @@ from tests.support.delta_cases import (
     same_bits,
     snapshot,
     split,
+    trained_in_part,
     tuned,
 )
+
+VERSION_1 = Path(__file__).parent / "version1"  # files that fishexp wrote then
 
 Tensors: TypeAlias = dict[str, Tensor]
 Case: TypeAlias = tuple[bytes, Tensors, Tensors]  # a file, its base, its result
@@ -60,7 +63,8 @@ def little_memory(spare: int = 1 << 30) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    """All that a file can have: types, codings, new and removed tensors, ties, a mask by its seed."""
+    """All that a file can have: types, codings, planes, new and removed tensors, ties, a mask by its seed, unmoved
+    entries; and files of version 1."""
     path = tmp_path_factory.mktemp("fuzz") / "d"
     generator = torch.Generator().manual_seed(0)
     dense = {"w": torch.rand(40, 50, generator=generator)}
@@ -84,7 +88,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
         p.grad = torch.ones_like(p)
     torch.optim.SGD(sparse.parameters(), 1.0).step()
     sparse.delta().save(path)
-    return [*found, (path.read_bytes(), before, snapshot(model))]
+    found.append((path.read_bytes(), before, snapshot(model)))
+    delta, before, after = trained_in_part()
+    delta.save(path)
+    found.append((path.read_bytes(), before, after))
+    for name in ("", "_seed"):
+        stored = [load_file(VERSION_1 / f"{part}{name}.safetensors") for part in ("base", "result")]
+        found.append(((VERSION_1 / f"delta{name}.safetensors").read_bytes(), stored[0], stored[1]))
+    return found
 
 
 def tried(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -139,6 +150,9 @@ def test_the_files_themselves_are_fine(cases: list[Case], tmp_path: Path) -> Non
         assert check(tmp_path / "d", joined(header, about, vectors), before, after, snapshot(before)) == "applied"
     codings = {entry[0] for data, _, _ in cases for entry in split(data)[1]["moved"].values()}
     assert {"whole", "gaps", "seed"} < codings
+    assert {about["version"] for _, about, _ in map(split, (data for data, _, _ in cases))} == {1, 2}
+    vectors = {name: split(data)[0] for data, _, _ in cases for name in split(data)[0]}
+    assert {"values.F32.3", "values.BF16.1", "values.F32", "unmoved"} < vectors.keys()
     assert len(codings) >= 5
 
 
@@ -183,9 +197,7 @@ def classifier(seed: int, labels: int, tokens: int) -> Tensors:
 def files(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> list[Files]:
     """The cases of the files alone, and classifiers in folders with a larger vocabulary or another head."""
     path = tmp_path_factory.mktemp("fuzz") / "d"
-    found = [
-        Files(*case, form) for case, form in zip(cases, ["file", "folder", "shards", "file", "folder"], strict=True)
-    ]
+    found = [Files(*case, form) for case, form in zip(cases, 2 * ["file", "folder", "shards", "file"], strict=True)]
     config = {
         "model_type": "bert",
         "architectures": ["BertForSequenceClassification"],

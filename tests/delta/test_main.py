@@ -318,7 +318,7 @@ def test_info_says_what_is_in_a_delta(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("info", tmp_path / "delta") == 0
     size = (tmp_path / "delta").stat().st_size
     assert capsys.readouterr().out.splitlines() == [
-        f"file       {tmp_path / 'delta'}, version 1",
+        f"file       {tmp_path / 'delta'}, version 2",
         "entries    21 of 1,011, 2.08 %",
         "tensors    3 of 3 have new values, 2 of them all (1 are new); 1 removed",
         "types      BF16 in 1, F32 in 2",

@@ -1,17 +1,21 @@
 """Tensors of random bits, and models made of them."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import random
 import struct
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fishexp.delta.fingerprint import CODES, bits
+from fishexp.delta import Delta
+from fishexp.delta.fingerprint import CODES, DTYPES, bits
+from fishexp.sparse import sparsify
 from tests.support.cases import conv_net, tiny_bert
 
 TYPES = list(CODES)
@@ -103,24 +107,91 @@ def example() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def split(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Header, metadata and vectors of a file."""
+    """Where the vectors of a file lie, the delta's header with the version, and the vectors; of either version."""
     size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    return header, json.loads(header["__metadata__"]["fishexp.delta"]), data[8 + size :]
+    header, vectors = json.loads(data[8 : 8 + size]), data[8 + size :]
+    about = json.loads(header.pop("__metadata__")["fishexp.delta"])
+    if about["version"] == 1:
+        return header, about, vectors
+    start, end = header.pop("header")["data_offsets"]
+    text = vectors[start:end] if end - start == about["header"] else zlib.decompress(vectors[start:end], -15)
+    for vector in header.values():
+        vector["data_offsets"] = [offset - (end - start) * (offset >= end) for offset in vector["data_offsets"]]
+    return header, json.loads(text) | {"version": 2}, vectors[:start] + vectors[end:]
 
 
 def dumped(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def joined(header: dict[str, Any], about: Any, vectors: bytes, repair: bool = True) -> bytes:
-    """The file again; ``repair`` gives it the checksum of what is in it."""
-    if repair and isinstance(about, dict):
-        rest = {key: value for key, value in about.items() if key != "checksum"}
-        about = rest | {"checksum": hashlib.sha256(dumped(rest).encode() + vectors).hexdigest()}
-    text = about if isinstance(about, str) else dumped(about)
-    encoded = json.dumps(header | {"__metadata__": {"fishexp.delta": text}}).encode()
+def joined(header: dict[str, Any], about: Any, vectors: bytes, text: bytes | None = None) -> bytes:
+    """The file again, with the checksum of what is in it.
+
+    Args:
+        header: Where the vectors lie.
+        about: The delta's header with the version; a text is taken for the metadata.
+        vectors: All of them.
+        text: What stands in the file instead of a header of version 2.
+    """
+    rest = {key: value for key, value in about.items() if key != "checksum"} if isinstance(about, dict) else about
+    if isinstance(about, dict) and about.get("version") == 1:
+        rest |= {"checksum": hashlib.sha256(dumped(rest).encode() + vectors).hexdigest()}
+    elif isinstance(about, dict):
+        version = rest.pop("version", None)
+        text = dumped(rest).encode() if text is None else text
+        checksum = hashlib.sha256(text + checked(header, rest, vectors)).hexdigest()
+        rest = {"checksum": checksum, "header": len(text)} | ({} if version is None else {"version": version})
+        own = {"dtype": "U8", "shape": [len(text)], "data_offsets": [len(vectors), len(vectors) + len(text)]}
+        header, vectors = header | {"header": own}, vectors + text
+    metadata = rest if isinstance(rest, str) else dumped(rest)
+    encoded = json.dumps(header | {"__metadata__": {"fishexp.delta": metadata}}).encode()
     return struct.pack("<Q", len(encoded)) + encoded + vectors
+
+
+def checked(header: dict[str, Any], about: dict[str, Any], vectors: bytes) -> bytes:
+    """What the checksum of version 2 is made of behind the header; of a file that contradicts itself, anything."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError, zlib.error):
+        found = {name: vectors[slice(*vector["data_offsets"])] for name, vector in header.items()}
+        values = {name: data for name, data in found.items() if name.startswith("values.") and name.count(".") == 1}
+        for code in {name.split(".")[1] for name in found if name.count(".") == 2}:
+            own = [e for n, e in about["moved"].items() if (e[6] if len(e) > 6 else about["base"][n][0]) == code]
+            values["values." + code] = plain_values(found, code, sum(entry[1] - entry[3] for entry in own))
+        return b"".join(data for _, data in sorted(values.items())) + found["positions"] + found["unmoved"]
+    return vectors
+
+
+def plain_values(vectors: Mapping[str, bytes], code: str, count: int) -> bytes:
+    """Values of a type from their planes, one after the other as the documentation has it."""
+    parts = 2 if code == "C64" else 1
+    size = DTYPES[code].itemsize // parts
+    planes = [vectors[f"values.{code}.{i}"] for i in range(size)]
+    planes = [p if len(p) == count * parts else zlib.decompress(p, -15) for p in planes]
+    words = [int.from_bytes(word, "little") for word in zip(*planes, strict=True)]
+    if (code.startswith(("F", "BF", "C"))) and size > 1:
+        words = [word >> 1 | (word & 1) << (8 * size - 1) for word in words]
+    return b"".join(word.to_bytes(size, "little") for word in words)
+
+
+def trained_in_part() -> tuple[Delta, dict[str, Tensor], dict[str, Tensor]]:
+    """The delta of a sparse training in which some kept entries stand still, with its base and its result.
+
+    Few enough values move that they are written as planes, in float32 and in bfloat16; of a tensor that is kept whole
+    a few move.
+    """
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Module()
+    for name, dtype in {"narrow": torch.bfloat16, "wide": torch.float32, "whole": torch.float32}.items():
+        shape = (300,) if name == "whole" else (160, 300)
+        model.register_parameter(name, nn.Parameter((torch.randn(shape, generator=generator) * 0.04).to(dtype)))
+    mask = {name: torch.rand(p.shape, generator=generator) < 0.025 for name, p in model.named_parameters()}
+    mask["whole"][:] = True
+    before = snapshot(model)
+    sparse = sparsify(model, mask)
+    with torch.no_grad():
+        for p in sparse.parameters():
+            moves = torch.rand(p.shape, generator=generator) < (0.1 if len(p) == 300 else 0.8)
+            p[moves] += (torch.randn(p.shape, generator=generator) * 0.01).to(p.dtype)[moves]
+    return sparse.delta(), before, snapshot(model)
 
 
 # what a hostile file may call a tensor
@@ -210,8 +281,9 @@ def mutation(rng: random.Random, data: bytes) -> bytes:
         case 3:
             return joined(edited(rng, header), about, vectors)
         case 4:
-            text = battered(rng, json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
-            return joined(header, text.decode("latin-1"), vectors)
+            if about["version"] == 1:
+                return joined(header, battered(rng, dumped(about).encode()).decode("latin-1"), vectors)
+            return joined(header, about, vectors, battered(rng, dumped(about).encode()))
         case 5:
             about = edited(rng, edited(rng, about))
         case _:
