@@ -7,7 +7,9 @@ A coding's name says what is written, and in which order the tensor is walked th
 - ``runs``: the number of runs of stored entries, in as many bits as the number of stored entries has; how many entries,
   less one, are left out before each run (one more before the first); how many entries, less one, each run has;
 - ``... by column``: not the tensor as it lies in memory but, as a matrix of its first dimension by all others, column
-  after column.
+  after column;
+- ``... of rows``, ``... of columns``, ``... of channels``: not entries but lines, all entries of which are stored:
+  those of a row share the first index, those of a channel the second, those of a column all but the first.
 
 The writer takes whichever is the shortest. Masks of real tasks keep whole columns, the inputs that matter.
 
@@ -37,7 +39,9 @@ WORDS = (1, 2, 4, 8)  # bytes of the machine's integers
 
 MOST = 1 << 27  # entries of a tensor that may take less than a bit each: what a reader makes room for in good faith
 LARGEST = (1 << 62) - 1  # entries of a tensor at most
-BY_COLUMN = " by column"
+# what a coding's name ends with, unless single entries are written in the order of memory -> dimensions at least
+BY_COLUMN, ROWS, COLUMNS, CHANNELS = " by column", " of rows", " of columns", " of channels"
+ORDERS = {"": 0, BY_COLUMN: 2, ROWS: 2, COLUMNS: 2, CHANNELS: 3}
 
 Bits = NDArray[np.uint8]  # a bit each
 Numbers = NDArray[np.int64]
@@ -69,10 +73,16 @@ def encode(positions: Tensor, shape: tuple[int, ...], most: int | None = None) -
     if len(places) and (places[0] < 0 or places[-1] >= numel or (places[1:] <= places[:-1]).any()):
         raise DeltaError(f"positions have to ascend, from 0 on and below {numel}")
     most = MOST if most is None else most
-    best = _shortest(places, numel, "", most)
+    codes = [_shortest(places, numel, "", most)]
     if len(shape) > 1 and 0 < len(places) < numel:
         columns = np.sort(_transposed(places, shape[0], numel // shape[0]))
-        best = min(best, _shortest(columns, numel, BY_COLUMN, most), key=lambda code: code.size)
+        codes.append(_shortest(columns, numel, BY_COLUMN, most))
+        for order in (ROWS, COLUMNS, CHANNELS) if len(places) <= most else ():
+            line = _line(order, shape)
+            lines = _lines(places if order == ROWS else columns, line)
+            if lines is not None:
+                codes.append(_shortest(lines, numel // line, order, most))
+    best = min(codes, key=lambda code: code.size)
     return best.coding, torch.from_numpy(np.packbits(best.bits()))
 
 
@@ -92,17 +102,38 @@ def decode(data: Tensor, coding: str, count: int, shape: tuple[int, ...]) -> Ten
         DeltaError: If ``data`` are not ``count`` positions of such a tensor in ``coding``.
     """
     numel = _numel(shape)
-    way, by_column = coding.removesuffix(BY_COLUMN), coding.endswith(BY_COLUMN)
-    if way not in READERS:
+    way = coding.split(" ")[0]
+    order = coding.removeprefix(way)
+    if way not in READERS or order not in ORDERS:
         raise DeltaError(f"positions are coded as {coding!r}, which this version cannot read; update fishexp")
-    if not 0 <= count <= numel or (by_column and (len(shape) < 2 or not numel)):
+    fits = len(shape) >= ORDERS[order] and (not order or numel > 0)
+    line = _line(order, shape) if fits else 1
+    if not 0 <= count <= numel or not fits or count % line:
         raise DeltaError(f"a tensor of shape {shape} has no {count} positions coded as {coding!r}")
-    if count > (8 * len(data) if way == "gaps" else MOST):
+    if count > (8 * len(data) if way == "gaps" and line == 1 else MOST):
         raise DeltaError(f"{count} positions cannot lie in {len(data)} bytes coded as {coding!r}")
-    places = READERS[way](np.unpackbits(data.numpy()), count, numel)
-    if by_column:
+    places = READERS[way](np.unpackbits(data.numpy()), count // line, numel // line)
+    if line > 1:
+        places = (line * places[:, None] + np.arange(line)).ravel()
+    if order not in ("", ROWS):
         places = np.sort(_transposed(places, numel // shape[0], shape[0]))
     return torch.from_numpy(places)
+
+
+def _line(order: str, shape: tuple[int, ...]) -> int:
+    """Count the entries of a line; of a tensor that has enough dimensions and no empty one."""
+    if order in ("", BY_COLUMN):
+        return 1
+    return shape[0] if order == COLUMNS else math.prod(shape) // shape[order == CHANNELS]
+
+
+def _lines(places: Numbers, line: int) -> Numbers | None:
+    """Return the numbers of the lines of so many entries that the ascending ``places`` fill; None if they do not."""
+    if line < 2 or len(places) % line:
+        return None
+    lines = places.reshape(-1, line)
+    number, offset = np.divmod(lines[:, 0], line)
+    return None if offset.any() or (lines[:, -1] - lines[:, 0] >= line).any() else number
 
 
 def _shortest(places: Numbers, numel: int, order: str, most: int) -> Code:

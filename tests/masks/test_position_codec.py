@@ -17,7 +17,8 @@ from fishexp.errors import DeltaError
 from fishexp.masks import position_codec
 
 BIG = (1024, 1024)
-CODINGS = [way + order for way in ("gaps", "holes", "runs") for order in ("", " by column")]
+LINES = [" of rows", " of columns", " of channels"]
+CODINGS = [way + order for way in ("gaps", "holes", "runs") for order in ("", " by column", *LINES)]
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
 
@@ -95,12 +96,49 @@ def test_masks_in_whole_columns_or_rows_take_less_than_their_entropy(
     assert size(places, tuple(mask.shape)) <= share * entropy(mask.numel(), len(places))
 
 
-def test_input_channels_of_a_convolution_are_columns() -> None:
-    mask = torch.zeros(64, 128, 3, 3, dtype=torch.bool)
-    mask[:, [5, 77, 78]] = True
-    coding, data = position_codec.encode(mask.flatten().nonzero().flatten(), (64, 128, 3, 3))
-    assert coding == "runs by column"
-    assert len(data) <= 10
+def in_lines(shape: tuple[int, ...], order: str, chosen: list[int]) -> Tensor:
+    """Positions of whole rows, columns or channels."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    if order == " of rows":
+        mask[chosen] = True
+    elif order == " of channels":
+        mask[:, chosen] = True
+    else:
+        mask.view(shape[0], -1)[:, chosen] = True
+    return mask.flatten().nonzero().flatten()
+
+
+@pytest.mark.parametrize("shape", [(384, 1536), (1536, 384), (64, 128, 3, 3), (7, 5), (3, 2, 1, 1), (2, 3, 4)])
+@pytest.mark.parametrize("order", LINES)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_a_line_costs_its_bits_once(shape: tuple[int, ...], order: str, share: float) -> None:
+    lines = shape[0] if order == " of rows" else shape[1] if order == " of channels" else math.prod(shape[1:])
+    chosen = at_random((lines,), max(share, 1 / lines)).tolist()
+    places = in_lines(shape, order, chosen)
+    coding, data = position_codec.encode(places, shape)
+    assert torch.equal(position_codec.decode(data, coding, len(places), shape), places)
+    if len(places) < math.prod(shape):
+        assert coding.partition(" ")[2] in (order[1:], "of columns")  # which are a matrix's channels
+        assert 8 * len(data) <= 1.06 * entropy(lines, len(chosen)) + 16
+
+
+def test_lines_that_are_not_whole_are_entries() -> None:
+    for order in LINES:
+        places = in_lines((64, 12, 3, 3), order, [3, 4, 9])
+        for spoilt in (places[1:], places[:-1], places[places != places[len(places) // 2]]):
+            coding, data = position_codec.encode(spoilt, (64, 12, 3, 3))
+            assert " of " not in coding
+            assert torch.equal(position_codec.decode(data, coding, len(spoilt), (64, 12, 3, 3)), spoilt)
+
+
+def test_lines_that_a_tensor_does_not_have_are_refused() -> None:
+    for coding, count, shape in [
+        ("gaps of rows", 3, (9,)), ("gaps of channels", 3, (3, 3)), ("gaps of columns", 4, (3, 5)),
+        ("runs of rows", 4, (3, 5)), ("gaps of rows", 0, (0, 5)), ("gaps of rows", 0, (5, 0)),
+    ]:  # fmt: skip
+        refused([0], coding, count, shape, "has no ")
+    refused([0], "gaps of lines", 3, (3, 3), "cannot read; update fishexp")
+    refused([0b10000000], "gaps of rows", 1 << 40, (2, 1 << 40), "cannot lie in 1 bytes")
 
 
 @given(shape=SHAPES, data=st.data())
@@ -149,6 +187,10 @@ def test_every_coding_is_the_best_somewhere() -> None:
     for mask in (at_mask(0.1, 1), at_mask(0.8, 1), at_mask(0.5, 16)):
         for turned in (mask, mask.T.contiguous()):
             found.add(position_codec.encode(turned.flatten().nonzero().flatten(), tuple(turned.shape))[0])
+    for order in LINES:
+        number = 256 if order == " of columns" else 64
+        for lines in (at_random((number,), 0.1), at_random((number,), 0.8), torch.arange(9, 41)):
+            found.add(position_codec.encode(in_lines((64, 64, 2, 2), order, lines.tolist()), (64, 64, 2, 2))[0])
     assert found == set(CODINGS)
 
 
@@ -170,6 +212,10 @@ def test_the_bytes_are_the_documented_ones() -> None:
         ([0, 1, 2, 4, 5, 6, 7, 8, 9], (10,), "holes", "0001 1 01"),
         # one run, in six bits; 2 before and 31 more than one; of 8 left out, 4 are expected, width 2, by +2 to 4
         (range(2, 34), (40,), "runs", "000001 00001 0010 1111 1 01"),
+        # the rows 1, 2 and 8 of 10, as above; the first of two columns of four, in one bit; the second of two channels
+        ([3, 4, 5, 6, 7, 8, 24, 25, 26], (10, 3), "gaps of rows", "1 101 1 1 001"),
+        ([0, 2, 4, 6], (4, 2), "gaps of columns", "1 1"),
+        ([3, 4, 5, 9, 10, 11], (2, 2, 3), "gaps of channels", "1 01"),
     ]:
         found, data = position_codec.encode(torch.tensor(places), shape)
         assert found == coding
