@@ -109,12 +109,12 @@ class Ours(Stored):
     def __init__(self, mask_name: str, model: nn.Module, mask: Mask, stack: Stack, file: Path) -> None:
         self.mask, self._model, self._stack, self.file = mask_name, model, stack, file
         self._delta, self._trained = train(model, mask)
-        partial = [tensor for tensor in self._delta.moved.values() if tensor.positions is not None]
+        partial = [tensor for tensor in self._delta.moved.values() if tensor.places is not None]
         self._written = [tensor for tensor in partial if isinstance(tensor.places, Tensor)]
         self._undo: Undo
         self._loaded: Delta
-        self.entries, self.positions = self._delta.kept, sum(len(tensor.values) for tensor in partial)
-        chances = [_log_choose(tensor.after.entries, len(tensor.values)) for tensor in partial]
+        self.entries, self.positions = self._delta.kept, sum(tensor.count for tensor in partial)
+        chances = [_log_choose(tensor.after.entries, tensor.count) for tensor in partial]
         self.entropy = sum(chances) / log(2) / self.positions
 
     def operations(self) -> dict[str, Callable[[], object]]:
@@ -146,7 +146,11 @@ class Ours(Stored):
         self._trained = {}
 
     def _encode(self) -> None:
-        self._encoded = [position_codec.encode(tensor.where(), tensor.shape) for tensor in self._written]
+        self._encoded = [
+            position_codec.encode(tensor.places, tensor.shape)
+            for tensor in self._written
+            if isinstance(tensor.places, Tensor)
+        ]
 
     def _save(self) -> None:
         self._delta.save(self.file)
@@ -159,7 +163,7 @@ class Ours(Stored):
             self._loaded.positions(self._loaded.names[0])
         else:
             for tensor, (coding, data) in zip(self._written, self._encoded, strict=True):
-                position_codec.decode(data, coding, len(tensor.values), tensor.shape)
+                position_codec.decode(data, coding, tensor.count, tensor.shape)
 
     def _apply(self) -> None:
         self._undo = self._loaded.apply_(self._model)

@@ -3,23 +3,35 @@
 A file is a safetensors file of vectors:
 
 - ``values.F32``, ``values.BF16`` and so on, for each type that occurs: the new values of all tensors of that type, one
-  tensor after the other by name, each in the order of its positions;
-- ``positions`` (uint8): the positions of all tensors, one after the other by name, each in a coding of its own, see
-  :mod:`fishexp.masks.position_codec`. Tensors stored whole have none.
+  tensor after the other by name, each in the order of its positions. Where they are few beside the model and it saves
+  bytes, there are uint8 vectors instead, ``values.F32.0``, ``values.F32.1`` and so on: the same values as byte planes,
+  see :mod:`fishexp.delta.planes`;
+- ``positions`` (uint8): the positions of the kept entries of all tensors, one after the other by name, each in a coding
+  of its own, see :mod:`fishexp.masks.position_codec`. Tensors kept whole have none;
+- ``unmoved`` (uint8): likewise which of the kept entries of a tensor did not move, counted from 0, as ``gaps``. They
+  have no value, as it is the base's;
+- ``header`` (uint8): the JSON object below, as it is or as a raw deflate stream of at least an eighth of its bytes.
 
-Its metadata have one key, ``fishexp.delta``, with a JSON object in ASCII, keys sorted, without spaces:
+Its metadata have one key, ``fishexp.delta``, with a JSON object: ``version``: 2; ``header``: bytes of the header's
+text; ``checksum``: SHA-256 in hexadecimal of that text, followed by the values of each type by the type's name, as they
+are before they are planes, ``positions`` and ``unmoved``. So equal deltas have equal checksums, whatever zlib wrote
+them.
 
-- ``version``: 1;
+The header is a JSON object, like the metadata in ASCII, keys sorted, without spaces:
+
 - ``base``: name -> [type, shape, SHA-256 or null]: each tensor of the model that the delta is for;
-- ``moved``: name -> [coding, number of values, bytes of positions, SHA-256 of the whole tensor afterwards], and then
-  [type, shape] where these are not the base's: a tensor that the base does not have, or one with more rows. Coding
-  ``whole``: all of the tensor, row after row;
+- ``moved``: name -> [coding, number of kept entries, bytes of positions, number of those that did not move, bytes that
+  say which, SHA-256 of the whole tensor afterwards], and then [type, shape] where these are not the base's: a tensor
+  that the base does not have, or one with more rows. Coding ``whole``: all of the tensor, row after row;
 - ``removed``: names of the base's tensors that are there no more;
 - ``seed``: null, or the mask of those tensors whose coding is ``seed``: seed, threshold times 2**24, ties, SHA-256 of
   the positions in hexadecimal, and the numbers, among all names sorted, of the parameters that have scores, in the
   order in which these are drawn; see :mod:`fishexp.masks.random_masks`;
-- ``tied``: another name of a tensor -> the one that it has in ``base`` or ``moved``;
-- ``checksum``: SHA-256 of this object without ``checksum``, followed by the data of the vectors, in hexadecimal.
+- ``tied``: another name of a tensor -> the one that it has in ``base`` or ``moved``.
+
+Files of version 1 are read too. They have neither planes nor ``unmoved``, and the metadata are the header, without the
+two numbers of unmoved entries, with ``version`` and ``checksum``: that of the header without ``checksum``, followed by
+the data of the vectors in the order of the file.
 
 A tensor's SHA-256 is that of its entries, row after row and little-endian; in the JSON it stands in base64. ``before``
 and ``after`` of a delta are the SHA-256 of the JSON list [[name, type, shape, SHA-256 in hexadecimal], ...] of the base

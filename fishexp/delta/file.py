@@ -28,8 +28,6 @@ VALUES = "values."  # what the names of the others begin with
 # values are coded where they are at most one in so many of the result's entries: more take longer to decode than
 # what a shorter file saves, beside the time to hash the base and the result
 _FEW = 32
-# bytes that one more vector takes in the header of a safetensors file, about
-_VECTOR = 80
 
 _TYPES = {VALUES + code: dtype for code, dtype in DTYPES.items()}
 _PLANES = {code: [f"{VALUES}{code}.{i}" for i in range(planes.width(dtype))] for code, dtype in DTYPES.items()}
@@ -69,7 +67,7 @@ def save(delta: Content, path: Path) -> None:
     text = canonical(header.pack(VERSION))
     about = {"checksum": _checksum(text, data), "header": len(text), "version": VERSION}
     values = sum(len(moved.values) for moved in delta.moved.values())
-    vectors = {HEADER: [planes.pack(text, zlib.Z_DEFAULT_STRATEGY)]}
+    vectors: dict[str, Sequence[Tensor]] = {HEADER: [planes.pack(text, zlib.Z_DEFAULT_STRATEGY)]}
     for name, parts in data.items():
         few = name in _TYPES and _FEW * values <= sum(tensor.entries for tensor in delta.result.values())
         vectors |= _value_vectors(name, parts) if few else {name: parts}
@@ -105,9 +103,9 @@ def _content_parts(delta: Content) -> tuple[DeltaHeader, dict[str, list[Tensor]]
 
 
 def _value_vectors(name: str, parts: Sequence[Tensor]) -> Mapping[str, Sequence[Tensor]]:
-    """Return values of a type as planes, or as they are where this is about as short."""
+    """Return values of a type as planes, or as they are where that is about as short."""
     found = planes.split(torch.cat(list(parts)))
-    if sum(map(len, found)) + _VECTOR * len(found) >= sum(part.nbytes for part in parts):
+    if found is None:
         return {name: parts}
     return {plane: [data] for plane, data in zip(_PLANES[name.removeprefix(VALUES)], found, strict=True)}
 
@@ -193,7 +191,7 @@ def _unpack_first(about: dict[str, Any]) -> tuple[DeltaHeader, bytes]:
     return header, canonical(header.pack(1) | {"version": 1})
 
 
-def _read_header_vector(file: BinaryIO, vector: StoredTensor, length: object) -> tuple[DeltaHeader, bytes]:
+def _read_header_vector(file: BinaryIO, vector: StoredTensor, length: Any) -> tuple[DeltaHeader, bytes]:
     """Read the header from the vector that it is in, and return it with its text of this length."""
     if not is_size(length):
         raise DeltaError("its header has no length")
@@ -245,16 +243,15 @@ def _tensor_deltas(header: DeltaHeader, data: Mapping[str, Tensor]) -> Iterator[
         if entry.unmoved:
             still = take(UNMOVED, entry.unmoved_nbytes)
             unmoved = position_codec.decode(still, "gaps", entry.unmoved, (entry.count,))
+        if new and unmoved is not None and int(unmoved[-1]) >= entry.count - new:
+            raise DeltaError("a new row has not all values")
         places = None
         if entry.coding == SEED and header.mask is not None:
             places = SeededPositions(header.mask, name)
         elif entry.coding != WHOLE:
             places = position_codec.decode(encoded, entry.coding, entry.count, entry.after.shape)
-        if new and (
-            (unmoved is not None and int(unmoved[-1]) >= entry.count - new)
-            or (places is not None and int(places[-new]) != old)
-        ):
-            raise DeltaError("a new row has not all values")
+            if new and int(places[-new]) != old:
+                raise DeltaError("a new row has not all values")
         if values.dtype == torch.bool and bool((values.view(torch.uint8) > 1).any()):
             raise DeltaError("a bool is neither true nor false")
         yield name, TensorDelta(entry.after.shape, places, values, entry.after.sha256 or "", unmoved)

@@ -21,14 +21,15 @@ from fishexp.errors import DeltaError
 
 MOST = 8  # bytes for which a byte of a deflate stream may stand
 
+_VECTOR = 80  # bytes that one more vector takes in the header of a safetensors file, about
 _PIECE = 1 << 15  # values that are taken apart or put together at once: their bytes fit the processor's cache
 _SAMPLE = 1 << 14  # bytes of a plane, evenly spread, by which it is judged
 _MEMORY = 9  # zlib's level of memory: the most, 256 KiB, for the longest blocks with codes of their own
 _DENSE = 7.5  # bits of information a byte, from which on a plane is not worth the time to decode it
 
 
-def split(values: Tensor) -> list[Tensor]:
-    """Write values as planes, each uint8 (bytes,); with as many bytes as there are values where nothing is gained.
+def split(values: Tensor) -> list[Tensor] | None:
+    """Write values as planes, each uint8 (bytes,); None where they take about as many bytes as they are.
 
     The bytes of a coded plane depend on the implementation of zlib; what they decode to does not.
 
@@ -42,7 +43,8 @@ def split(values: Tensor) -> list[Tensor]:
         if _is_turned(values.dtype):
             piece = piece << 1 | piece >> (8 * words.itemsize - 1)
         planes[:, start : start + _PIECE] = piece.view(np.uint8).reshape(-1, words.itemsize).T
-    return [torch.from_numpy(p) if _is_dense(p) else pack(p, zlib.Z_HUFFMAN_ONLY) for p in planes]
+    found = [torch.from_numpy(p) if _is_dense(p) else pack(p.data, zlib.Z_HUFFMAN_ONLY) for p in planes]
+    return found if sum(len(p) + _VECTOR for p in found) < values.nbytes else None
 
 
 def join(planes: Sequence[Tensor], count: int, dtype: torch.dtype) -> Tensor:
@@ -70,7 +72,7 @@ def join(planes: Sequence[Tensor], count: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(words.view(np.uint8)).view(dtype)
 
 
-def pack(data: bytes | NDArray[np.uint8], strategy: int) -> Tensor:
+def pack(data: bytes | memoryview, strategy: int) -> Tensor:
     """Write bytes in the shorter form: as they are, or as a deflate stream of this strategy of zlib."""
     deflater = zlib.compressobj(zlib.Z_BEST_COMPRESSION, zlib.DEFLATED, -zlib.MAX_WBITS, _MEMORY, strategy)
     coded = deflater.compress(data) + deflater.flush()

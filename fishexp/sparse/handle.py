@@ -213,8 +213,8 @@ class Sparse:
     def delta(self, fresh: Collection[str] = ()) -> Delta:
         """Return what training changed since :func:`sparsify`, or since :meth:`rebase`.
 
-        It has all kept entries, also those that have the value they had, and the buffers that have changed. Its base
-        is the model with the earlier values in their place, and everything else as it is: a weight that was changed
+        It has all kept entries, with new values for those that moved, and the buffers that have changed. Its base is
+        the model with the earlier values in their place, and everything else as it is: a weight that was changed
         outside the mask meanwhile belongs to the base. A mask of :func:`~fishexp.masks.random_masks.random_scores` is
         held by its seed.
 

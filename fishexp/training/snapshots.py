@@ -5,10 +5,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fishexp.delta import Delta
+from fishexp.delta import Delta, planes
+from fishexp.delta.fingerprint import CODES, DTYPES, raw
 from fishexp.errors import RunFailed
 from fishexp.system.atomic import sync
 from fishexp.training.collectives import Collectives, InProcessCollectives
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 DELTA, STATE = "delta.safetensors", "state.safetensors"  # files of a snapshot
 KEY = "fishexp.snapshot"  # of the metadata of STATE
+_PLANE = "/plane"  # what comes between the name of a tensor and the number of its plane
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Snapshots:
             snapshot.delta.save(unfinished / DELTA)
             about = {**snapshot.about, **self._facts()}
             digest = _digest(snapshot.tensors, about)
-            save_file(snapshot.tensors, unfinished / STATE, {KEY: json.dumps({"about": about, "digest": digest})})
+            tensors, coded = _as_planes(snapshot.tensors)
+            text = json.dumps({"about": about, "digest": digest, "planes": coded})
+            save_file(tensors, unfinished / STATE, {KEY: text})
             sync(unfinished / STATE)
             sync(unfinished)
             shutil.rmtree(folder, ignore_errors=True)
@@ -168,15 +173,43 @@ def _read_or_remove(folder: Path) -> Snapshot | None:
 def _read(folder: Path) -> Snapshot:
     with safe_open(folder / STATE, "pt") as file:
         found = json.loads((file.metadata() or {})[KEY])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = _from_planes(stored, found["planes"])
     if found["digest"] != _digest(tensors, found["about"]):
         raise ValueError("its digest is another")
     return Snapshot(Delta.load(folder / DELTA), tensors, found["about"])
+
+
+def _as_planes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, list[int]]]]:
+    """Take those tensors apart that take fewer bytes as planes, see :mod:`fishexp.delta.planes`.
+
+    Returns:
+        What to store, and name -> type and shape of each tensor of which that is planes.
+    """
+    stored: dict[str, Tensor] = {}
+    coded: dict[str, tuple[str, list[int]]] = {}
+    for name, tensor in tensors.items():
+        found = planes.split(tensor.flatten())
+        if found is None:
+            stored[name] = tensor
+        else:
+            stored |= {f"{name}{_PLANE}{i}": plane for i, plane in enumerate(found)}
+            coded[name] = CODES[tensor.dtype], list(tensor.shape)
+    return stored, coded
+
+
+def _from_planes(stored: dict[str, Tensor], coded: Mapping[str, tuple[str, list[int]]]) -> dict[str, Tensor]:
+    """Put the tensors together that :func:`_as_planes` took apart."""
+    tensors = dict(stored)
+    for name, (code, shape) in coded.items():
+        found = [tensors.pop(f"{name}{_PLANE}{i}") for i in range(planes.width(DTYPES[code]))]
+        tensors[name] = planes.join(found, prod(shape), DTYPES[code]).view(shape)
+    return tensors
 
 
 def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].numpy().data)
+        digest.update(raw(tensors[name]))
     return digest.hexdigest()

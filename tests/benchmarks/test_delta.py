@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from benchmarks.delta.case import DeltaCase
 from benchmarks.delta.check import State, check_same, state
 from benchmarks.delta.contenders import Ours
 from benchmarks.delta.masks import SENTENCES, masks
-from benchmarks.delta.measurement import DeltaResult, measure
+from benchmarks.delta.measurement import DTYPES, DeltaResult, measure
 from benchmarks.records import read
 from benchmarks.timing import Effort
 from fishexp.delta import Delta, Stack
@@ -46,7 +47,7 @@ def test_sizes_and_times_of_every_contender_that_is_installed() -> None:
         operations = {"save", "load", "decode", "apply", "undo", "switch", "fingerprint"}
         assert result.seconds.keys() == operations | ({"encode"} if mask != "seed" else set())
         assert all(0 < low <= middle <= high for low, middle, high in result.seconds.values())
-        assert result.file_bytes > 4 * result.entries + result.entries * (result.position_bits or 0) / 8.2
+        assert result.file_bytes > 3.25 * result.entries + result.entries * (result.position_bits or 0) / 8.2
     bits, entropy = ours["random"].position_bits, ours["random"].entropy_bits
     assert bits is not None
     assert entropy is not None
@@ -131,6 +132,22 @@ def test_a_mask_by_the_fisher_information_on_sentences(tmp_path: Path, monkeypat
     assert 0 < len(rows) <= 8  # six words, and the two tokens around them: no other embedding has a gradient
     assert list(masks(DeltaCase("tiny-bert", "fp32"), model, head))[2] == "columns"
     assert SENTENCES == 256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 3.6), ("bf16", 1.7)])
+def test_bytes_an_entry_of_a_real_fish_mask(
+    precision: Literal["fp32", "bf16"], most: float, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real weights, a mask by real sentences; random numbers stand for gradients."""
+    monkeypatch.setenv("FISHEXP_DATA", str(real_data))
+    model, head = models.build("minilm")
+    model = model.to(DTYPES[precision])
+    mask = masks(DeltaCase("minilm", precision), model, head)["fish"]
+    ours = Ours("fish", model, mask, Stack(model), tmp_path / "delta.safetensors")
+    ours.check(state(model))
+    assert ours.entries == 113_569
+    assert ours.file.stat().st_size <= most * ours.entries
 
 
 def test_run_records_and_makes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
