@@ -129,7 +129,7 @@ def test_random_streams_are_refused_or_of_the_length() -> None:
         for _ in range(rng.randrange(1, 4)):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         try:
-            assert len(planes.unpack(uint8(data), 500)) == 500
+            assert len(planes.unpack(uint8(bytes(data)), 500)) == 500
             outcomes["read"] += 1
         except DeltaError:
             outcomes["refused"] += 1
