@@ -16,7 +16,7 @@ from fishexp.fisher.autograd_rules import Call, EinsumRule, PartRule, Rule
 from fishexp.fisher.layouts import Blocks, Layout
 from fishexp.fisher.powers import Power, add_power, add_product_powers, powered
 
-# positions of a convolution's output; up to here its columns and one buffer beat torch's own gradient
+# positions of a convolution's output; up to here products with the columns of its input beat torch's own gradient
 FEW_POSITIONS = 64
 
 
@@ -115,16 +115,46 @@ class Conv2dRule(FormulaRule):
         return nn.grad.conv2d_weight(x, call.arguments["weight"].shape, g, *more)  # type: ignore[arg-type]
 
     def add_weight_powers(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
-        """Multiply the columns of the input, with positions of the output as tokens, where these are few."""
-        if call.get("groups", 1) > 1 or g[0, 0].numel() * len(g) // layout.examples > FEW_POSITIONS:
-            super().add_weight_powers(total, call, layout, g, power)
-            return
+        """Multiply the columns of the input where the output has few positions; elsewhere have some examples a call."""
+        few = g[0, 0].numel() * len(g) // layout.examples <= FEW_POSITIONS
+        if few and call.get("groups", 1) == 1:
+            self._add_by_columns(total, call, layout, g, power)
+        else:
+            self._add_by_groups(total, call, layout, g, power)
+
+    def _add_by_columns(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
+        """Multiply the columns of the input by the output's gradient, with positions of the output as tokens."""
         x, padding = self._padded(call, call.x)
         columns = F.unfold(x, total.shape[2:], call.get("dilation", 1), padding, call.get("stride", 1))  # type: ignore[arg-type]
         left, right = (layout.tokens(t.transpose(1, 2)) for t in (g.flatten(2), columns))
         assert isinstance(left, Tensor)
         assert isinstance(right, Tensor)
         add_product_powers(total.flatten(1), left, right, power)
+
+    def _add_by_groups(self, total: Tensor, call: Call, layout: Layout, g: Tensor, power: Power) -> None:
+        """Have torch form gradients of several examples in a call, which take no more memory than ``g``, or of one."""
+        assert isinstance(layout, Blocks)
+        x, padding = self._padded(call, call.x.to(g.dtype))
+        size = 1 if g.is_cuda else max(1, g.numel() // total.numel())  # not measured on a GPU: one by one there
+        for some, own in zip(layout.first(x).split(size), layout.first(g).split(size), strict=True):
+            self._add_some(total, call, padding, some, own, power)
+
+    @staticmethod
+    def _add_some(total: Tensor, call: Call, padding: Any, x: Tensor, g: Tensor, power: Power) -> None:
+        """Make the channels of some examples groups of channels of one convolution, and add its gradients' powers.
+
+        Args:
+            padding: Width of the zeros still to be put around ``x``.
+            x: (examples, images, channels, height, width).
+            g: Likewise.
+        """
+        examples = len(x)
+        x, g = (t.transpose(0, 1).flatten(1, 2) for t in (x, g))  # (images, examples * channels, height, width)
+        shape = examples * len(total), *total.shape[1:]
+        more = call.get("stride", 1), padding, call.get("dilation", 1), examples * call.get("groups", 1)
+        gradients = nn.grad.conv2d_weight(x, shape, g, *more)  # type: ignore[arg-type]
+        for gradient in gradients.view(examples, *total.shape):
+            add_power(total, gradient, power)
 
     @staticmethod
     def _padded(call: Call, x: Tensor) -> tuple[Tensor, int | tuple[int, ...]]:

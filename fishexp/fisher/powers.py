@@ -7,12 +7,12 @@ from torch import Tensor
 
 Power: TypeAlias = Literal["square", "absolute"]
 
-# Both were measured on one core with 1 MiB of L2 cache.
-
-# tokens an example; up to here the squares cost more than the products, and blocks of rows that stay in the cache pay
-FEW_TOKENS = 8
-# weights in such a block
-BLOCK_WEIGHTS = 2**17
+# tokens of an example up to which a product for each pair of them costs less than the squares of the gradients
+PAIRED_TOKENS = 4
+# weights whose product and sum of powers stay in the cache together
+CACHED_WEIGHTS = 2**20
+# rows, for each thread, and columns of the blocks that more weights are cut into
+BLOCK = 256, 1024
 
 
 def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> None:
@@ -27,26 +27,45 @@ def add_power(total: Tensor, gradient: Tensor, power: Power, sign: int = 1) -> N
 
 
 def add_product_powers(total: Tensor, left: Tensor, right: Tensor, power: Power) -> None:
-    """Add the powers of each example's product of ``left`` and ``right`` over the tokens, formed in one buffer.
+    """Add the powers of each example's product of ``left`` and ``right`` over the tokens, in one buffer at most.
 
     Args:
         total: (rows, columns).
         left: (examples, tokens, rows).
         right: (examples, tokens, columns).
     """
-    if left.shape[1] == 1:
+    tokens = left.shape[1]
+    if tokens == 1:
         rows, columns = (powered(t[:, 0].to(total.dtype), power) for t in (left, right))
         total.addmm_(rows.t(), columns)
-        return
-    right = right.to(left.dtype)
-    size = len(total)
-    if left.shape[1] <= FEW_TOKENS and not total.is_cuda:
-        size = min(size, max(1, BLOCK_WEIGHTS // total.shape[1]))
-    buffer = left.new_empty(size, total.shape[1])
-    for part, rows in zip(total.split(size), left.transpose(1, 2).split(size, 1), strict=True):
-        product = buffer[: len(part)]
-        for example, columns in zip(rows, right, strict=True):
-            add_power(part, torch.mm(example, columns, out=product), power)
+    elif tokens <= PAIRED_TOKENS and power == "square":
+        _add_paired_squares(total, left.to(total.dtype), right.to(total.dtype))
+    else:
+        _add_block_by_block(total, left, right.to(left.dtype), power)
+
+
+def _add_paired_squares(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the squares as one product of matrices, by (a + b)^2 = aa + 2ab + bb for the parts a, b of two tokens."""
+    one, other = torch.triu_indices(left.shape[1], left.shape[1], device=left.device)
+    times = torch.where(one == other, 1, 2).to(left.dtype)[:, None]
+    size = max(1, total.numel() // (len(one) * sum(total.shape)))  # examples whose pairs take no more than a gradient
+    for some, others in zip(left.split(size), right.split(size), strict=True):
+        rows = (some[:, one] * some[:, other] * times).flatten(0, 1)
+        columns = (others[:, one] * others[:, other]).flatten(0, 1)
+        total.addmm_(rows.t(), columns)
+    total.clamp_(min=0)  # where the parts cancel each other, rounding may leave less
+
+
+def _add_block_by_block(total: Tensor, left: Tensor, right: Tensor, power: Power) -> None:
+    """Add the powers of all examples to a block of the weights before the next, in the same buffer."""
+    whole = total.is_cuda or total.numel() <= CACHED_WEIGHTS
+    rows, columns = total.shape if whole else (BLOCK[0] * torch.get_num_threads(), BLOCK[1])
+    buffer = left.new_empty(min(rows, len(total)) * min(columns, total.shape[1]))
+    for block, some in zip(total.split(rows), left.transpose(1, 2).split(rows, 1), strict=True):
+        for part, others in zip(block.split(columns, 1), right.split(columns, 2), strict=True):
+            product = buffer[: part.numel()].view(part.shape)
+            for one, other in zip(some, others, strict=True):
+                add_power(part, torch.mm(one, other, out=product), power)
 
 
 def powered(gradients: Tensor, power: Power) -> Tensor:

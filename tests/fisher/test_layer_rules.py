@@ -79,6 +79,7 @@ BATCHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "conv": (conv(4, 3, padding=1), floats(4, 6, 5)),
     "conv to one position": (lambda: nn.Sequential(nn.Conv2d(4, 3, (6, 5)), nn.Flatten()), floats(4, 6, 5)),
     "conv over a large map": (conv(4, 3, stride=2, padding=2), floats(4, 20, 22)),
+    "conv over a large map with a large kernel": (conv(4, 8), floats(4, 18, 18)),  # two examples a call
     "grouped conv": (conv(4, 3, padding=1, groups=2), floats(4, 6, 5)),
     "depthwise conv": (conv(4, 3, groups=4, bias=False), floats(4, 6, 5)),
     "stride and dilation": (conv(4, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(2, 1)), floats(4, 6, 5)),
