@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-TRANSFORMERS = ("loop", "batched", "ours")  # BackPACK has no rule for LayerNorm
+TRANSFORMERS = ("loop", "batched", "ours", "check")  # BackPACK has no rule for LayerNorm
 CONVOLUTIONS = (*TRANSFORMERS, "BackPACK")
 
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from benchmarks.models import Batch
 from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batches import logits_of, select
+from fishexp.fisher.diagonal import Estimator
+from fishexp.fisher.eval_mode import evaluation_mode
 from fishexp.masks.topk import Scores
 
 Scorer: TypeAlias = Callable[[Sequence[Batch]], Scores]
@@ -21,7 +23,8 @@ SUM = "sum_grad_squared"  # the attribute that BackPACK gives a parameter
 
 def make(name: str, model: nn.Module) -> Scorer:
     """Make the contender of that name, for a model in evaluation mode."""
-    return {"loop": _loop, "batched": _batched, "ours": _ours, "BackPACK": _backpack}[name](model)
+    made = {"loop": _loop, "batched": _batched, "ours": _ours, "check": _check, "BackPACK": _backpack}
+    return made[name](model)
 
 
 def _loop(model: nn.Module) -> Scorer:
@@ -64,6 +67,19 @@ def _batched(model: nn.Module) -> Scorer:
 
 def _ours(model: nn.Module) -> Scorer:
     return lambda batches: diagonal_fisher(model, batches)
+
+
+def _check(model: nn.Module) -> Scorer:
+    """Score two examples of the first batch both ways, as ours does once, and return zeros."""
+    totals = {p: torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in model.parameters()}
+
+    def score(batches: Sequence[Batch]) -> Scores:
+        with evaluation_mode(model, batches[:1]):
+            estimator = Estimator(model, totals, "true_label", "square", None, torch.Generator())
+            assert estimator.can_batch(*batches[0])
+        return {name: totals[p] for name, p in model.named_parameters()}
+
+    return score
 
 
 def _backpack(model: nn.Module) -> Scorer:

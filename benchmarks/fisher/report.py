@@ -7,7 +7,7 @@ from benchmarks.models import batch_title
 from benchmarks.records import Record
 
 PICTURE = None
-_ORDER = ("loop", "batched", "BackPACK", "ours")  # of the table's columns
+_ORDER = ("loop", "batched", "BackPACK", "ours", "check")  # of the table's columns
 
 
 def title(record: Record) -> str:
