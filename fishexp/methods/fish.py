@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 RUN_SETTINGS = UnitSettings
 # examples in a batch; it changes no score but through the statistics of a BatchNorm that has seen no batch yet
 _BATCH_SIZE = 32
+# as long as training does, so that runs with the same weights and examples share them (fishexp/run/cached_scores.py)
+SCORES_TAKE_LONG = True
 
 
 def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, power: Power) -> Scores:

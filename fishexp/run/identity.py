@@ -67,6 +67,12 @@ def own_code(config: Config) -> dict[str, str]:
     return found
 
 
+def package_code() -> str:
+    """Return the digest of fishexp's own modules, 12 digits, whether or not they are committed."""
+    folder = Path(__file__).parents[1]
+    return _digest_of(list(folder.rglob("*.py")), folder)
+
+
 def without_credentials(text: str) -> str:
     """Take names and passwords out of the addresses in a text."""
     return _CREDENTIALS.sub("", text)

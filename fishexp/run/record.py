@@ -47,6 +47,7 @@ class Record:
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
             there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).
         seconds: Duration of data, scores, train and evaluate.
+        scores_read: Whether the first scores were computed by an earlier run, and read by this one.
         peak_memory_bytes: Peak of the device's allocator, or of the process where the device is the CPU.
         bytes: Sizes of the weights (dense) and of what is kept in their place (delta). With regime=checkpointing, sizes
             of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
@@ -71,6 +72,7 @@ class Record:
     total: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    scores_read: bool = False
     peak_memory_bytes: int | None = None
     bytes: dict[str, int] = field(default_factory=dict)
     gradient_methods: dict[str, str] = field(default_factory=dict)

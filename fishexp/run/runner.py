@@ -20,6 +20,7 @@ from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
 from fishexp.run.artifacts import build_model, check_saved, forget, save_run
+from fishexp.run.cached_scores import score_cache
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
 from fishexp.run.resume import code_changes
@@ -90,8 +91,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             record.total = sum(p.numel() for p in model.network.parameters())
 
             fixed, unit = method.offers == "mask", config["method"].get("unit", "entry")
+            cache = score_cache(config, record, settings, collectives.world_size, logger)
             choose = MaskSelector(
-                problem, method.name, method.function, settings.keep, unit, logger, record.note_kept, fixed=fixed
+                problem, method.name, method.function, settings.keep, unit, logger, record.note_kept, cache, fixed=fixed
             )
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
             record.metrics, record.gradient_methods = outcome.metrics, gradient_methods(model.network)
@@ -235,7 +237,8 @@ def facts_of(record: Record, settings: Settings) -> Facts:
 def snapshot_facts(record: Record, logger: Logger) -> dict[str, Any]:
     """Return what :func:`begin` needs of a snapshot to resume record and log."""
     kept = [record.kept, record.kept_per_worker]
-    return {"kept": kept, "conditions": _conditions(record), "inputs": record.inputs, **logger.state()}
+    read = {"scores_read": record.scores_read}
+    return {"kept": kept, "conditions": _conditions(record), "inputs": record.inputs, **read, **logger.state()}
 
 
 def _conditions(record: Record) -> dict[str, Any]:
@@ -292,6 +295,7 @@ def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Sn
     lost = f"{context.resume_reason}; " if context.resume_reason else ""
     if about:
         record.kept, record.kept_per_worker = about["kept"]
+        record.scores_read = about["scores_read"]
         logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
         if changes := _changes(about["conditions"], record):
             logger.say(f"not as before, so that the result may differ, at least in its last bits: {', '.join(changes)}")

@@ -1,6 +1,7 @@
 """Which weights may move: the mask that a method's scores and ``keep`` lead to."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from fishexp.masks.units import Unit
 from fishexp.sparse.modules import plain
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
+from fishexp.training.score_cache import ScoreCache
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class MaskSelector:
         keep: Fraction of all weights that may move; None for a method that names its mask.
         unit: Which entries of a weight move together.
         report_kept: Called with the number of weights that may move, of all workers together and of each worker.
+        cache: Of the scores; None to compute them in any case.
 
     Attributes:
         method: As given.
@@ -41,13 +44,14 @@ class MaskSelector:
         unit: Unit,
         logger: Logger,
         report_kept: Callable[[int, int], None],
+        cache: ScoreCache | None,
         *,
         fixed: bool,
     ) -> None:
         self._problem, self._select = problem, select
         self._keep = keep
         self._unit: Unit = unit
-        self._logger, self._report_kept = logger, report_kept
+        self._logger, self._report_kept, self._cache = logger, report_kept, cache
         self.method, self.fixed = method, fixed
         self._total = sum(p.numel() for p in problem.model.parameters())
         self._head = sum(problem.model.get_parameter(name).numel() for name in problem.head)
@@ -112,16 +116,24 @@ class MaskSelector:
         Raises:
             FishexpError: If the method changes a weight. It may move running statistics, as the original FISH does.
         """
+        cache, self._cache = self._cache, None  # for the first mask: the weights of later ones are of this run alone
         with plain(self._problem.model):
             parameters = dict(self._problem.model.named_parameters())
             before = source(parameters).fingerprints()
+            key = cache.key(self._problem, before) if cache else ""
+            if cache and (scores := cache.read(key, self._problem)) is not None:
+                return scores
+            start = time.perf_counter()
             selected = self._select(self._problem)
+            seconds = time.perf_counter() - start
             after = source(parameters).fingerprints()
         for name in before:
             if before[name] != after[name]:
                 raise FishexpError(
                     f"method={self.method} has changed {name}; it may look at the model, and has to leave it as it is"
                 )
+        if cache:
+            cache.write(key, selected, self._problem, seconds)
         return selected
 
     def _paid_keep(self) -> float:
