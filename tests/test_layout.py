@@ -24,9 +24,10 @@ YAMLS = sorted((group, file.stem) for group in GROUPS for file in Path(CONF, gro
 def test_tests_mirror_the_package_and_import_no_other_test() -> None:
     for path in TESTS.rglob("*.py"):
         room = path.parent.relative_to(TESTS)
-        assert room.parts[:1] in {(), ("support",), ("benchmarks",), ("experiments",)} or (PACKAGE / room).is_dir(), (
-            path
-        )
+        assert (
+            room.parts[:1] in {(), ("support",), ("benchmarks",), ("experiments",), ("cuda",)}
+            or (PACKAGE / room).is_dir()
+        ), path
         imported = re.findall(r"^from tests(\S*) import (.*)$|^import tests(\S*)", path.read_text(), re.M)
         assert not [line for line in imported if "test_" in "".join(line)], path
 
