@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fishexp.delta import Delta, content
-from fishexp.delta.checkpoint import header_bytes, read_header
-from fishexp.delta.fingerprint import canonical
+from fishexp.delta.checkpoint import read_header
 from fishexp.errors import DeltaError
 from fishexp.masks import random_masks, top_k
 from fishexp.masks.random_masks import ScoredParameter, Seeded, SeedRecipe, expand, make_recipe, random_scores
 from fishexp.masks.topk import Mask
 from fishexp.methods import random
 from fishexp.sparse import sparsify
+from tests.support.delta_cases import joined, split
 from tests.support.training import mlp, problem
 
 Shapes = dict[str, tuple[int, ...]]
@@ -208,9 +207,7 @@ def trained(seed: int = 4, keep: float = 0.1, change: Callable[[Mask], None] | N
 
 
 def in_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        _, metadata = read_header(file, path)
-    return json.loads(metadata["fishexp.delta"])
+    return split(path.read_bytes())[1]
 
 
 def equal(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]) -> bool:
@@ -263,17 +260,11 @@ def test_a_mask_that_keeps_next_to_nothing_is_stored_by_its_positions() -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The file with another JSON text, and a checksum that fits it."""
-    with path.open("rb") as file:
-        vectors, metadata = read_header(file, path)
-        data = file.read()
-    text = json.loads(metadata["fishexp.delta"])
-    del text["checksum"]
-    change(text)
-    text["checksum"] = hashlib.sha256(canonical(text) + data).hexdigest()
-    kinds = {name: vector.kind for name, vector in vectors.items()}
+    """The file with another header of the delta, and a checksum that fits it."""
+    header, about, vectors = split(path.read_bytes())
+    change(about)
     other = path.with_name("other")
-    other.write_bytes(header_bytes(kinds, {"fishexp.delta": canonical(text).decode()}, sort_keys=True) + data)
+    other.write_bytes(joined(header, about, vectors))
     return other
 
 

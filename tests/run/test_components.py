@@ -62,7 +62,7 @@ def test_a_method_of_the_users_is_not_ours_of_the_same_last_name(name: str, in_a
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "random.py").write_text("from fishexp.methods.random import scores\n")
-    (tmp_path / "conf" / "method" / "mine.yaml").write_text("name: mine.random\n")
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("name: mine.random\nunit: entry\n")
     distributed = ("regime=distributed", "regime.backend=simulated", "regime.warmup_epochs=0", "compat=fish")
     done = run(tmp_path, f"method={name.partition('.')[0]}", *distributed, "keep=0.02")
     assert done.returncode == 0, done.stderr

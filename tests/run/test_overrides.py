@@ -70,7 +70,7 @@ def test_a_key_that_only_some_components_of_a_sweep_have_applies_to_those() -> N
         fish, random, big = configs("-m", "method=fish,random,magnitude", f"{key}=64", "seed=0")
         assert fish["method"]["samples"] == 64
         assert "samples" not in random["method"]
-        assert big["method"] == {"name": "magnitude", "order": "largest"}
+        assert big["method"] == {"name": "magnitude", "order": "largest", "unit": "entry"}
     runs = configs("-m", "method=fish,random", "samples=64,128", "order=smallest", "method=fish,random,magnitude")
     assert [(run["method"]["name"], run["method"].get("samples"), run["method"].get("order")) for run in runs] == [
         ("fish", 64, None), ("fish", 128, None), ("random", None, None), ("magnitude", None, "smallest"),
