@@ -31,14 +31,20 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         pytest.param((), id="random", marks=pytest.mark.slow),
         pytest.param(("method=fish", "method.samples=8", "regime.masks=disjoint", "regime.wire=bf16"), id="disjoint"),
-        pytest.param(("method.unit=row", "regime.masks=disjoint", "regime.merge=sum"), id="disjoint-rows"),
+        pytest.param(
+            ("method.unit=row", "regime.masks=disjoint", "regime.merge=sum"),
+            id="disjoint-rows",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("regime.warmup_epochs=1", "regime.merge=sum"), id="warm-up", marks=pytest.mark.slow),
         pytest.param(
             ("method=full", "regime.optimiser=adamw", "regime.lr=0.01", "regime.shard=false"),
             id="full",
             marks=pytest.mark.slow,
         ),
-        pytest.param(("method=fish", "method.samples=8", "decay=all", "compat=fish"), id="all-compat"),
+        pytest.param(
+            ("method=fish", "method.samples=8", "decay=all", "compat=fish"), id="all-compat", marks=pytest.mark.slow
+        ),
         pytest.param(("compat=fish", "regime.warmup_epochs=1", "regime.workers=3"), id="stale", marks=pytest.mark.slow),
         pytest.param(("regime.workers=1",), id="alone"),
         pytest.param(("snapshot_keep=1", "regime.sync_every=1"), id="one-snapshot", marks=pytest.mark.slow),

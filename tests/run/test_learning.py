@@ -43,6 +43,7 @@ def test_resnet9_learns_from_a_little_of_cifar10(tmp_path: Path) -> None:
     assert 0.9 * record["kept"] < moved <= record["kept"]
 
 
+@pytest.mark.slow
 def test_minilm_learns_from_a_little_of_sst2(tmp_path: Path) -> None:
     """Guessing is right in 51 %; AdamW, clipping and dropout on 0.5 % of a pre-trained BERT."""
     arguments = ("data=glue", "data.task=sst2", "model=minilm", "data.train_limit=1200", "data.valid_limit=400")

@@ -52,7 +52,9 @@ def every_regime() -> list[Any]:
         pytest.param(("regime.epochs=3", *checkpointing, "decay=all"), id="checkpointing-decay-all"),
         pytest.param(("regime.epochs=3", "regime=checkpointing", "regime.momentum=reset"), id="fixed"),
         pytest.param(
-            ("regime.epochs=3", *checkpointing, "compat=fish", "method=fish", "method.samples=8"), id="all-compat"
+            ("regime.epochs=3", *checkpointing, "compat=fish", "method=fish", "method.samples=8"),
+            id="all-compat",
+            marks=pytest.mark.slow,
         ),
     ]
 

@@ -69,6 +69,7 @@ def log(folder: Path) -> str:
     return (run_folder(folder) / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path)
     undisturbed(tmp_path, monkeypatch)
