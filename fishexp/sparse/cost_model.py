@@ -11,7 +11,7 @@ from fishexp.sparse.parameter import GradientMethod, SparseParameter
 # share of the dense method's predicted time, below which a sparse method is taken
 MAX_TIME_SHARE = 0.95
 # terms of the sum that an entry's gradient is, for which methods are compared: the tokens of a batch, or its pixels
-NOMINAL_LENGTH = 1024
+NOMINAL_LENGTHS: dict[Kind, int] = {"linear": 1024, "conv": 16384}
 
 
 def gradient_method(
@@ -54,7 +54,7 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
         return "submatrix" if kept.keeps_whole_lines() else "dense"
     if costs is None:
         return "dense"
-    call = kept.costs.call / NOMINAL_LENGTH
+    call = kept.costs.call / NOMINAL_LENGTHS[kind]
     times: dict[GradientMethod, float] = {"dense": kept.weight.numel() * costs.dense}
     if (lines := kept.submatrix_lines) is not None:
         narrow, wide = kept.weight.shape[int(kept.by_column)], kept.weight.numel()
