@@ -87,8 +87,11 @@ def print_warnings(cases: Sequence[Case]) -> None:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
+    name = hardware.name(device)
+    if device.type == "cpu":  # the same name stands for processors with other instructions
+        name += f" with {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "device": hardware.name(device),
+        "device": name,
         "versions": record.versions() | packages.versions(),
         "commit": record.commit(),
     }

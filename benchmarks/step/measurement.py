@@ -19,8 +19,11 @@ from benchmarks.step.check import check_frozen, check_step
 from benchmarks.step.contenders import Contender
 from benchmarks.timing import Effort, interleave
 from fishexp.masks.topk import Mask
+from fishexp.system import hardware
 
 PRECISIONS = ("fp32", "bf16")
+# times as long as in fp32 that a product may take in bf16; a processor that needs longer emulates it
+MAX_SLOWDOWN = 4.0
 BASELINE = "dense"
 
 
@@ -59,12 +62,13 @@ def measure(case: StepCase, device: torch.device, effort: Effort) -> Iterator[St
     mask = choose_mask(case, model, head)
     check_step(case, model, mask)
     (batch,) = batches(case.batch, case.batch, case.length, device)
-    for precision in PRECISIONS:  # so that memory which the libraries allocate only once is no contender's
+    precisions = _precisions(device)
+    for precision in precisions:  # so that memory which the libraries allocate only once is no contender's
         contenders.backward(model, batch, precision)
         model.zero_grad()
     prepared = {name: _prepare(name, model, mask, head, batch) for name in installed(case.contenders)}
     check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
-    for precision in PRECISIONS:
+    for precision in precisions:
         calls = {name: partial(contenders.step, p.contender, batch, precision) for name, p in prepared.items()}
         times = interleave(calls, effort, device)
         for name, own in prepared.items():
@@ -77,6 +81,14 @@ def measure(case: StepCase, device: torch.device, effort: Effort) -> Iterator[St
                 peak_bytes=memory.peak(calls[name], own.resident, device),
             )
     check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
+
+
+def _precisions(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions that are worth measuring, and say so if bf16 is not."""
+    if device.type == "cpu" and (slowdown := hardware.bf16_slowdown()) > MAX_SLOWDOWN:
+        print(f"  bf16 is left out: this CPU emulates it, a product takes {slowdown:.0f} times as long as in fp32")
+        return PRECISIONS[:1]
+    return PRECISIONS
 
 
 def _prepare(name: str, model: nn.Module, mask: Mask, head: tuple[str, ...], batch: Batch) -> _Prepared:
