@@ -10,6 +10,7 @@ from benchmarks.records import read
 from benchmarks.registry import BENCHMARKS
 from benchmarks.step.case import ALL, OURS, StepCase
 from benchmarks.timing import Effort
+from fishexp.system import hardware
 
 TWO = Effort(0.0, least=2, warmup=1)
 
@@ -21,7 +22,10 @@ def test_every_package_is_registered_and_its_cases_bear_its_name() -> None:
         assert {case.benchmark for case in cases} == {name}
 
 
-def test_run_records_and_remakes_the_table_and_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_run_records_and_remakes_the_table_and_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "bf16_slowdown", lambda: 1.0)
     (tmp_path / "README.md").write_text(f"before {page.START} old {page.END} after")
     few = [StepCase("resnet8", 2, None, OURS, 0.02, "random")] * 2
     run(few, TWO, "cpu", tmp_path)

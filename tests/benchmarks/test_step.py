@@ -1,5 +1,6 @@
 """The benchmark of a training step, on tiny models: what is wrong is not timed."""
 
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.timing import Effort
 from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
 from fishexp.sparse.parameter import SparseParameter
+from fishexp.system import hardware
 
 TWO = Effort(0.0, least=2, warmup=1)
 BERT = StepCase("tiny-bert", 2, 8, ALL, 0.02, "random")
@@ -28,8 +30,16 @@ def prepared(case: StepCase) -> tuple[nn.Module, Mask]:
     return model, choose_mask(case, model, head)
 
 
+def test_bf16_is_left_out_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(hardware, "bf16_slowdown", lambda: 30.0)
+    case = replace(CONV, contenders=("dense", "ours"))
+    assert {result.precision for result in measure(case, torch.device("cpu"), TWO)} == {"fp32"}
+    assert "takes 30 times as long as in fp32" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("case", [BERT, CONV], ids=lambda case: case.model)
-def test_a_step_of_every_contender_that_is_installed(case: StepCase) -> None:
+def test_a_step_of_every_contender_that_is_installed(case: StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "bf16_slowdown", lambda: 1.0)
     found = list(measure(case, torch.device("cpu"), TWO))
     names = [name for name in case.contenders if name not in PACKAGES or find_spec(PACKAGES[name])]
     assert [(r.precision, r.contender) for r in found] == [(p, n) for p in ("fp32", "bf16") for n in names]
