@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_type_hints
@@ -67,17 +67,22 @@ def test_the_settings_of_config_yaml_are_those_of_the_schema() -> None:
     assert set(config) - {"defaults", "hydra"} == set(Settings.model_fields)  # type: ignore[call-overload]
 
 
+def time_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["method=fsh"], ["method.smaples=3"], ["epoch=3"]])
 def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> None:
-    """Under a second on a free machine; the best of three, as others may be at work beside us."""
+    """Under a second of the processor's time; the best of three, as others may be at work beside us."""
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n"
     code += "from fishexp.__main__ import main; sys.exit(main())"
     seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=1) >= 1:
-        start = time.perf_counter()
+        start = time_of_children()
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time_of_children() - start)
         assert done.stdout.endswith("False\n"), done
     assert min(seconds) < 1
 
