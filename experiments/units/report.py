@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import MISSING, rate, score, signs, write_readme
@@ -15,8 +14,7 @@ _INTRO = """# Rows, columns and channels beside single entries
 
 Made by `python -m experiments units` from [records.jsonl](records.jsonl). FISH keeps the same budget of entries, rows,
 columns or channels (`method.unit`), those of the highest mean Fisher information. Scores are accuracies in %, means ±
-sample standard deviations over seeds. *Training* is the median over seeds of the seconds in training steps, one thread,
-and its ratio to single entries; forward pass, loss and loader are in it, and whatever else the machine did."""
+sample standard deviations over seeds. What a step costs is in [benchmarks](../../benchmarks), measured side by side."""
 _TITLES = {"sst2": "## SST-2", "cifar10": "## CIFAR-10"}
 
 
@@ -32,34 +30,18 @@ def _parts(section: Section[Cell]) -> list[str]:
         score=f"Accuracy in % on {chosen_on(section, 'sentences' if name == 'sst2' else 'images')}",
         columns=lambda cell: {"unit": cell.unit, "keep": f"{cell.keep:g}"},
         name=lambda cell: f"{cell.unit} at {cell.keep:g}",
-        shared="Every unit takes its rate at both keeps.",
+        shared="The rates tried were the same for all units.",
     )
     return [_TITLES[name], section.study.about, _table(section.results), *signs(section.results), *rates]
 
 
 def _table(results: Sequence[Result[Cell]]) -> str:
     """Make the table with a row for each keep and unit."""
-    entries = {result.cell.keep: _seconds(result) for result in results if result.cell.unit == "entry"}
     columns = {
         "keep": [f"{result.cell.keep:g}" for result in results],
         "unit": [result.cell.unit for result in results],
         "accuracy, %": [score(result) for result in results],
         "lr": [rate(result) for result in results],
         "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
-        "training, s": [_text(_seconds(result)) for result in results],
-        "of entries": [_ratio(_seconds(result), entries[result.cell.keep]) for result in results],
     }
     return markdown_table(columns, left=("unit",))
-
-
-def _seconds(result: Result[Cell]) -> float | None:
-    """Return the seconds in training steps of a run, the median over seeds; None where there are no runs."""
-    return median(run["seconds"]["train"] for run in result.group.runs) if result.group else None
-
-
-def _text(seconds: float | None) -> str:
-    return MISSING if seconds is None else f"{seconds:.1f}"
-
-
-def _ratio(seconds: float | None, entries: float | None) -> str:
-    return f"{seconds / entries:.2f}" if seconds and entries else MISSING
