@@ -99,11 +99,12 @@ def measured() -> Costs:
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        call = _seconds(_linear(torch.float32, "sddmm", torch.ones(1, 1) > 0, tokens=1)) / 3
-        parts = {
-            kind: {str(dtype).removeprefix("torch."): measure(dtype, call) for dtype in DTYPES}
-            for kind, measure in (("linear", _measure_linear), ("conv", _measure_conv))
-        }
+        with torch.random.fork_rng(devices=[]):  # layers draw weights: a run that measures draws what all others draw
+            call = _seconds(_linear(torch.float32, "sddmm", torch.ones(1, 1) > 0, tokens=1)) / 3
+            parts = {
+                kind: {str(dtype).removeprefix("torch."): measure(dtype, call) for dtype in DTYPES}
+                for kind, measure in (("linear", _measure_linear), ("conv", _measure_conv))
+            }
     finally:
         torch.set_num_threads(threads)
     log.info("measured what gradients cost on this processor: %.1f seconds, once", time.perf_counter() - start)
