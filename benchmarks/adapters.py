@@ -19,8 +19,7 @@ def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
 
     torch.sparse.check_sparse_tensor_invariants.disable()  # the default; torch warns PEFT unless it is explicit
     layers, _, modules = _linear(model, head)
-    wanted = _count_outside_head(mask, head)
-    r = max(1, round(wanted / sum(layer.in_features + layer.out_features for layer in layers.values())))
+    r = _rank(layers, mask, head)
     return _wrap(model, ShiraConfig(r=r, random_seed=0, target_modules=list(layers), modules_to_save=modules))
 
 
@@ -41,8 +40,7 @@ def _lora(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
     from peft import LoraConfig  # pyright: ignore[reportMissingImports]
 
     layers, _, modules = _linear(model, head)
-    wanted = _count_outside_head(mask, head)
-    r = max(1, round(wanted / sum(layer.in_features + layer.out_features for layer in layers.values())))
+    r = _rank(layers, mask, head)
     return _wrap(model, LoraConfig(r=r, target_modules=list(layers), modules_to_save=modules))
 
 
@@ -53,6 +51,12 @@ def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linea
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads
     }
     return layers, sum(layer.weight.numel() for layer in layers.values()), heads
+
+
+def _rank(layers: dict[str, nn.Linear], mask: Mask, head: tuple[str, ...]) -> int:
+    """Return the r for which r (in + out) numbers a layer are nearest to what ``mask`` keeps outside the head."""
+    numbers = sum(layer.in_features + layer.out_features for layer in layers.values())
+    return max(1, round(_count_outside_head(mask, head) / numbers))
 
 
 def _count_outside_head(mask: Mask, head: tuple[str, ...]) -> int:

@@ -332,7 +332,7 @@ def gradient_costs(resumed: list[Snapshot], device: torch.device) -> Costs:
     before = resumed[0].about.get("gradient_costs") if resumed else None
     if before is not None:
         return Costs.from_json(before)
-    return Costs.from_json((calibrated() if device.type == "cpu" else known()).to_json())
+    return calibrated() if device.type == "cpu" else known()
 
 
 def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:

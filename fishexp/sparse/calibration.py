@@ -55,7 +55,7 @@ def calibrated() -> Costs:
         with suppress(OSError):  # then it is measured again the next time
             _write(file, costs)
         costs = _read(file) or costs  # of two processes at once, the first counts
-    return Costs.from_json(costs.to_json()).scaled(torch.get_num_threads())
+    return costs.scaled(torch.get_num_threads())
 
 
 def _file() -> Path:

@@ -1,7 +1,7 @@
 """What the parts of the gradient methods cost: of this processor if it was measured, else of its instruction set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -62,12 +62,8 @@ class Costs:
         return Costs(parts, self.call)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the costs as values for JSON, rounded to four digits, as which they decide."""
-        parts = {
-            kind: {dtype: {name: float(f"{ns:.4g}") for name, ns in vars(own).items()} for dtype, own in types.items()}
-            for kind, types in self.parts.items()
-        }
-        return {"parts": parts, "call": float(f"{self.call:.4g}")}
+        """Return the costs as values for JSON."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Costs":

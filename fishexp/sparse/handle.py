@@ -260,8 +260,8 @@ class Sparse:
 
 def gradient_methods(model: nn.Module) -> dict[str, str]:
     """Return :meth:`Sparse.ways` of a model that is sparsified, in JSON's types; nothing of one that is not."""
-    kept = [module for module in model.modules() if isinstance(module, SparseParameter)]
-    return {one.name: one.last_method for one in kept if one.last_method is not None}
+    states = [vars(module)[STATE] for module in model.modules() if STATE in vars(module)]
+    return {name: way for state in states for name, way in Sparse(model, state).ways().items()}
 
 
 def restore(model: nn.Module) -> None:
