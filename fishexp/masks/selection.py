@@ -96,6 +96,16 @@ def ranking(scores: Sequence[Tensor]) -> Tensor:
     return order[values[order].argsort(descending=True, stable=True)]
 
 
+def orders(rows: Tensor) -> Tensor:
+    """Return the order of each row of (rows, entries) scores, from the highest on; equal ones stay as they are."""
+    if rows.dtype not in _LONG:
+        values = _value(rows, torch.float32 if rows.dtype in _SINGLE else torch.float64)
+        return (values + 0.0).argsort(dim=1, descending=True, stable=True)  # -0.0 is 0.0
+    order = _rest(rows).argsort(dim=1, descending=True, stable=True)
+    values = _value(rows, torch.float64).gather(1, order)
+    return order.gather(1, values.argsort(dim=1, descending=True, stable=True))
+
+
 def refuse_nan(scores: Mapping[str, Tensor], names: Collection[str]) -> None:
     """Refuse scores of these names that hold NaN.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fishexp.errors import FishexpError
+from fishexp.masks.allocation import Per, check_per, select_shares
 from fishexp.masks.budget import left
 from fishexp.masks.random_masks import Seeded
 from fishexp.masks.selection import DTYPES, ranking, refuse_nan, select_largest
@@ -80,11 +81,13 @@ class LazyScores(Mapping[str, Tensor]):
         return name in self.like
 
 
-def top_k(scores: Scores, keep: float, always: Iterable[str] = (), unit: Unit = "entry") -> Mask:
+def top_k(scores: Scores, keep: float, always: Iterable[str] = (), unit: Unit = "entry", per: Per = "network") -> Mask:
     """Keep the highest-scoring fraction of all weights, over all layers at once.
 
-    With another unit than an entry, rows, columns or channels of weights are kept whole or not at all
-    (:mod:`fishexp.masks.units`): those of the highest mean score that fit, see :func:`fishexp.masks.units.deal_units`.
+    With ``per="matrix"`` or ``"row"`` scores compete within a tensor or an output row instead, each of which gets its
+    share (:func:`fishexp.masks.allocation.select_shares`). With another unit than an entry, rows, columns or channels
+    of weights are kept whole or not at all (:mod:`fishexp.masks.units`): those of the highest mean score that fit, see
+    :func:`fishexp.masks.units.deal_units`.
 
     A warning says so where fewer scores are above 0 than are to be kept.
 
@@ -94,22 +97,28 @@ def top_k(scores: Scores, keep: float, always: Iterable[str] = (), unit: Unit = 
         keep: Fraction of *all* weights to keep, in (0, 1]; 0.005 is 0.5 %.
         always: Parameters kept whole, such as a new classifier head. They are paid for out of ``keep``.
         unit: ``entry``, ``row``, ``column`` or ``channel``.
+        per: ``network``, ``matrix`` or ``row``; the last two of entries only.
 
     Returns:
         name -> bool tensor of the parameter's shape, on its device. Exactly ``floor(keep * total)`` entries are true,
         ``keep`` read as a decimal; with larger units at most so many. Of equal scores the first in the order of
-        ``scores`` wins. The mask of entries by :func:`random_scores` has their seed.
+        ``scores`` wins. The mask of the best entries of a network by :func:`random_scores` has their seed.
 
     Raises:
         FishexpError: If ``keep`` is out of range or too small to pay for ``always`` or a unit, ``always`` names an
-            unknown parameter, a score is NaN, or scores are no dense tensors of real numbers.
+            unknown parameter, a score is NaN, scores are no dense tensors of real numbers, or ``unit`` and ``per`` do
+            not go together.
 
     Source:
         Sung, Nair & Raffel, "Training Neural Networks with Fixed Sparse Masks", arXiv:2111.09839.
     """
     like, always = _like(scores), _names(always)
     count = _left(like, keep, always)
-    if check_unit(unit) != "entry":
+    if check_per(per, check_unit(unit)) != "network":
+        refuse_nan(scores, scores)
+        others = {name: score for name, score in scores.items() if name not in always}
+        return _with_always(select_shares(others, count, per), like, always)
+    if unit != "entry":
         (chosen,) = _best_units(scores, unit, [count], always)
         return _with_always(chosen, like, always)
     mask = _with_always(_best(scores, count, always).mask, like, always)

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
+from fishexp.masks.allocation import SelectionSettings
 from fishexp.masks.topk import Scores
-from fishexp.masks.units import UnitSettings
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
 
 # keys of the yaml that are used after `scores` is called
-RUN_SETTINGS = UnitSettings
+RUN_SETTINGS = SelectionSettings
 
 
 def scores(problem: Problem, *, order: Literal["largest", "smallest"]) -> Scores:

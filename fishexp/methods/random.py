@@ -2,11 +2,15 @@
 
 import torch
 
+from fishexp.masks.allocation import AllocationSettings
 from fishexp.masks.random_masks import random_scores
 from fishexp.masks.topk import Scores
 from fishexp.masks.units import Unit, unit_shape
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
+
+# keys of the yaml that are used after `scores` is called
+RUN_SETTINGS = AllocationSettings
 
 
 def scores(problem: Problem, *, unit: Unit) -> Scores:

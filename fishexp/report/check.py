@@ -71,6 +71,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "config.model.name": (_is_text, "a name"),
     "config.method.name": (_is_text, "a name"),
     "config.method.unit": (_or_none(_is_text), "a name or null"),
+    "config.method.per": (_or_none(_is_text), "a name or null"),
     "config.regime.lr": (_or_none(lambda value: _is_number(value) and value >= 0), "a learning rate"),
     "config.keep": (_or_none(lambda value: _is_number(value) and 0 < value <= 1), "a fraction in (0, 1] or null"),
     "config.seed": (_is_count, "a seed"),

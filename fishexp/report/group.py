@@ -10,9 +10,13 @@ from fishexp.report.check import check_finished
 from fishexp.report.scores import Scores, scores_of, success_metrics
 
 # methods in the order of a table; others follow
-_METHODS = ("fish", "random", "magnitude", "bitfit", "full")
+_METHODS = (
+    "fish", "random", "magnitude", "gradient", "snip", "relative", "activation", "lift", "bitfit", "full",
+)  # fmt: skip
 # setting that says what moves together
 UNIT = "method.unit"
+# setting that says within what scores compete
+PER = "method.per"
 # name of the digest of the examples among the settings
 EXAMPLES = "data.examples"
 
@@ -49,9 +53,10 @@ class Group:
 
     @property
     def label(self) -> str:
-        """Name the method, and what moves together if that is no single entry: ``fish rows``."""
-        unit = self.settings.get(UNIT)
-        return self.method + (f" {unit}s" if unit not in (None, "entry") else "")
+        """Name the method, and how its scores became a mask if not as usual: ``fish rows``, ``fish per matrix``."""
+        unit, per = self.settings.get(UNIT), self.settings.get(PER)
+        shares = f" per {per}" if per not in (None, "network") else ""
+        return self.method + (f" {unit}s" if unit not in (None, "entry") else "") + shares
 
     @property
     def keep(self) -> float | None:
@@ -155,13 +160,14 @@ def single(record: Mapping[str, Any]) -> Group:
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without its seed: dotted key -> value.
 
-    Masks were of single entries before there were units. The version of the random streams counts as a setting, and so
-    does the digest of the examples if the record has it.
+    Masks were of the best single entries of the network before there were others. The version of the random streams
+    counts as a setting, and so does the digest of the examples if the record has it.
     """
     settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
     settings.pop("seed", None)
     if not settings.get("method.ignores_keep"):
         settings.setdefault(UNIT, "entry")
+        settings.setdefault(PER, "network")
     inputs = record.get("inputs")
     examples = inputs.get("examples") if isinstance(inputs, Mapping) else None
     return settings if examples is None else settings | {EXAMPLES: examples}

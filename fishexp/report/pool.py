@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.errors import FishexpError
-from fishexp.report.group import EXAMPLES, UNIT, Group, single
+from fishexp.report.group import EXAMPLES, PER, UNIT, Group, single
 from fishexp.run.record import read
 
 # settings for which reports have a place of their own
-SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", UNIT, "keep", "regime.lr")
+SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", UNIT, PER, "keep", "regime.lr")
 # setting that is a digest of the data set's files
 _FILES = "data.root"
 # settings that follow from a component's name

@@ -16,6 +16,8 @@ from fishexp.run.settings import GROUPS, Config, component_module, is_ours, opti
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
+# settings of a method that there were not always -> the value that says what was so before, and is no part of identity
+_AS_BEFORE = {"per": "network"}
 # function of a component's module that lists the files which its options stand for
 FILES = "files"
 # names in a folder that no run reads: what other runs report there
@@ -29,6 +31,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 def run_id(config: Config) -> str:
     """Return eight hexadecimal digits that two runs share if, and only if, they ask for the same numbers."""
     identity = _canonical(shareable(config)) | {"streams": STREAMS}
+    identity["method"] = {k: v for k, v in identity["method"].items() if k not in _AS_BEFORE or v != _AS_BEFORE[k]}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -37,8 +40,9 @@ def run_name(config: Config) -> str:
     data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
     task = f"-{config['data']['task']}" if "task" in config["data"] else ""
     unit = f"-{unit}" if (unit := config["method"].get("unit", "entry")) != "entry" else ""
+    per = f"-per-{per}" if (per := config["method"].get("per", "network")) != "network" else ""
     keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
-    return f"{data}{task}/{model}/{method}{unit}{keep}/seed{config['seed']}-{run_id(config)}"
+    return f"{data}{task}/{model}/{method}{unit}{per}{keep}/seed{config['seed']}-{run_id(config)}"
 
 
 def shareable(config: Config) -> Config:

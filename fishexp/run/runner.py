@@ -90,10 +90,20 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             problem = _problem(model, data, device, settings, logger, collectives, gradient_costs(resumed, device))
             record.total = sum(p.numel() for p in model.network.parameters())
 
-            fixed, unit = method.offers == "mask", config["method"].get("unit", "entry")
+            fixed = method.offers == "mask"
+            unit, per = config["method"].get("unit", "entry"), config["method"].get("per", "network")
             cache = score_cache(config, record, settings, collectives.world_size, logger)
             choose = MaskSelector(
-                problem, method.name, method.function, settings.keep, unit, logger, record.note_kept, cache, fixed=fixed
+                problem,
+                method.name,
+                method.function,
+                settings.keep,
+                unit,
+                per,
+                logger,
+                record.note_kept,
+                cache,
+                fixed=fixed,
             )
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
             record.metrics, record.gradient_methods = outcome.metrics, gradient_methods(model.network)

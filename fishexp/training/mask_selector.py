@@ -7,6 +7,7 @@ from typing import Any
 
 from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
+from fishexp.masks.allocation import Per, check_per
 from fishexp.masks.budget import left
 from fishexp.masks.topk import Mask, count, split, top_k
 from fishexp.masks.units import Unit
@@ -27,12 +28,16 @@ class MaskSelector:
         fixed: Whether the method names the mask outright, whatever the weights are, and needs no ``keep``.
         keep: Fraction of all weights that may move; None for a method that names its mask.
         unit: Which entries of a weight move together.
+        per: Within what scores compete.
         report_kept: Called with the number of weights that may move, of all workers together and of each worker.
         cache: Of the scores; None to compute them in any case.
 
     Attributes:
         method: As given.
         fixed: As given.
+
+    Raises:
+        FishexpError: If ``unit`` and ``per`` do not go together.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class MaskSelector:
         select: Callable[[Problem], Any],
         keep: float | None,
         unit: Unit,
+        per: Per,
         logger: Logger,
         report_kept: Callable[[int, int], None],
         cache: ScoreCache | None,
@@ -51,6 +57,7 @@ class MaskSelector:
         self._problem, self._select = problem, select
         self._keep = keep
         self._unit: Unit = unit
+        self._per: Per = check_per(per, unit)
         self._logger, self._report_kept, self._cache = logger, report_kept, cache
         self.method, self.fixed = method, fixed
         self._total = sum(p.numel() for p in problem.model.parameters())
@@ -70,7 +77,7 @@ class MaskSelector:
         """Select a mask for each worker; no two have an entry in common outside the head.
 
         Raises:
-            FishexpError: If the method names its mask outright, or ``keep`` pays for more entries than there are.
+            FishexpError: If :meth:`check_disjoint` does, or ``keep`` pays for more entries than there are.
         """
         self.check_disjoint()
         with self._logger.clock("scores"):
@@ -85,11 +92,16 @@ class MaskSelector:
         """Refuse masks of the workers' own for a method that names its mask outright.
 
         Raises:
-            FishexpError: If it does.
+            FishexpError: If it does, or gives each matrix or row its share, of which nothing says how to deal it out.
         """
         if self.fixed:
             raise FishexpError(
                 f"regime.masks=disjoint: method={self.method} names its weights itself; take regime.masks=same"
+            )
+        if self._per != "network":
+            raise FishexpError(
+                f"regime.masks=disjoint deals out the best of the whole network, and method.per={self._per} selects "
+                "within each; take regime.masks=same or method.per=network"
             )
 
     def count(self, workers: int = 1) -> int:
@@ -108,7 +120,7 @@ class MaskSelector:
     def _mask(self) -> Mask:
         if self.fixed:
             return self._selected()
-        return top_k(self._selected(), self._paid_keep(), self._problem.head, self._unit)
+        return top_k(self._selected(), self._paid_keep(), self._problem.head, self._unit, self._per)
 
     def _selected(self) -> Any:
         """Return what the method selects in the model as it is, whose weights are its own while it looks.
@@ -143,6 +155,7 @@ class MaskSelector:
     def _report(self, in_all: int, each: int, details: str) -> None:
         self._report_kept(in_all, each)
         units = "" if self._unit == "entry" else f" in {self._unit}s"
+        units += "" if self._per == "network" else f", a share of each {self._per}"
         line = f"{in_all:,} of {self._total:,} weights may move{units} ({in_all / self._total:.3%}){details}"
         if line != self._last_line:  # later masks say the same
             self._logger.say(line)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fishexp.masks.topk import Scores, split, top_k
-from fishexp.methods import bitfit, fish, full, magnitude, random
+from fishexp.methods import activation, bitfit, fish, full, gradient, lift, magnitude, random, relative, snip
 from fishexp.training.collectives import InProcessCollectives
 from fishexp.training.problem import Problem
 from tests.support.training import mlp, problem
@@ -24,6 +24,11 @@ METHODS: dict[str, Callable[[Problem], Scores]] = {
     "smallest": partial(magnitude.scores, order="smallest"),
     "random": partial(random.scores, unit="entry"),
     "random rows": partial(random.scores, unit="row"),
+    "gradient": partial(gradient.scores, samples=12),
+    "snip": partial(snip.scores, samples=12),
+    "relative": partial(relative.scores, samples=12, exponent=0.5, epsilon=1e-3),
+    "activation": partial(activation.scores, samples=12),
+    "lift": partial(lift.scores, rank=None),
     "bitfit": bitfit.mask,
     "full": full.mask,
 }
@@ -32,6 +37,8 @@ RULES: dict[str, Callable[[Scores], Any]] = {
     "split": lambda scores: split(scores, 0.2, 3, HEAD),
     "rows": lambda scores: [top_k(scores, keep, HEAD, "row") for keep in (0.15, 0.3, 0.9, 1)],
     "split columns": lambda scores: split(scores, 0.2, 3, HEAD, "column"),
+    "per matrix": lambda scores: [top_k(scores, keep, HEAD, per="matrix") for keep in (0.06, 0.3, 0.9, 1)],
+    "per row": lambda scores: [top_k(scores, keep, HEAD, per="row") for keep in (0.06, 0.3, 0.9, 1)],
     "one by one": lambda scores: [{name: torch.as_tensor(score).argmax()} for name, score in scores.items()],
 }
 

@@ -8,7 +8,8 @@ import pytest
 from tests.support.cli import QUICK, fishexp, records
 
 COMPOSITION = {
-    "method=fsh": "method=fsh: no such method; did you mean fish? there are: bitfit, fish, full, magnitude, random",
+    "method=fsh": "method=fsh: no such method; did you mean fish? there are: "
+    "activation, bitfit, fish, full, gradient, lift, magnitude, random, relative, snip",
     "data=imagenet": "data=imagenet: no such data; there are: cifar10, digits, glue",
     "regime=federal": "regime=federal: no such regime; there are: checkpointing, distributed, transfer",
     "data=glue/rte": "data=glue/rte: no such data; did you mean glue?",
@@ -35,7 +36,8 @@ COMPOSITION = {
     "seed=interval(0,5)": "seed=interval(0,5): a sweep lists its values; write seed=range(0,5) or seed=0,1,2",
     "seed=range(3,3)": "seed=range(3,3) stands for no value at all",
     "method=glob(*)": "method=glob(*) is 5 values: add -m",
-    "method=glob(x*)": "method=glob(x*) stands for no value at all; there are: bitfit, fish, full, magnitude, random",
+    "method=glob(x*)": "method=glob(x*) stands for no value at all; there are: "
+    "activation, bitfit, fish, full, gradient, lift, magnitude, random, relative, snip",
     "hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: write -m for a sweep, and nothing for a single run",
     "hydra/sweeper=basic": "hydra/sweeper=basic: a sweep is every combination of the values",
     "hydra.rundir=a": "unknown key hydra.rundir; --cfg hydra shows all",

@@ -39,7 +39,10 @@ SHORT = {
     ("seed=3-3",): ("seed=3",),
     ("-m", "lr=0.1,0.2", "seed=0,1"): ("-m", "regime.lr=0.1,0.2", "seed=0,1"),
     ("-m", "lr=0.1,0.2", "regime.lr=0.3"): ("regime.lr=0.3",),
-    ("-m", "method=glob(*)"): ("-m", "method=bitfit,fish,full,magnitude,random"),
+    ("-m", "method=glob(*)"): (
+        "-m",
+        "method=activation,bitfit,fish,full,gradient,lift,magnitude,random,relative,snip",
+    ),
     ("-m", "model=glob(resnet*,exclude=*8)"): ("-m", "model=resnet34,resnet9"),
     ("-m", "seed=range(2)"): ("-m", "seed=0,1"),
 }
@@ -70,7 +73,7 @@ def test_a_key_that_only_some_components_of_a_sweep_have_applies_to_those() -> N
         fish, random, big = configs("-m", "method=fish,random,magnitude", f"{key}=64", "seed=0")
         assert fish["method"]["samples"] == 64
         assert "samples" not in random["method"]
-        assert big["method"] == {"name": "magnitude", "order": "largest", "unit": "entry"}
+        assert big["method"] == {"name": "magnitude", "order": "largest", "unit": "entry", "per": "network"}
     runs = configs("-m", "method=fish,random", "samples=64,128", "order=smallest", "method=fish,random,magnitude")
     assert [(run["method"]["name"], run["method"].get("samples"), run["method"].get("order")) for run in runs] == [
         ("fish", 64, None), ("fish", 128, None), ("random", None, None), ("magnitude", None, "smallest"),

@@ -1,0 +1,87 @@
+"""Activation: weights matter by their size and by what comes in (Sun et al., 2024, arXiv:2306.11695)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from fishexp.errors import FishexpError
+from fishexp.fisher.eval_mode import evaluation_mode, gradients_kept
+from fishexp.masks.allocation import SelectionSettings
+from fishexp.masks.topk import Scores
+from fishexp.sparse.parameter import weights
+from fishexp.training.problem import Problem
+from fishexp.training.scoring import SCORING_BATCH, scoring_examples, sum_over_workers
+
+# keys of the yaml that are used after `scores` is called
+RUN_SETTINGS = SelectionSettings
+# as long as some steps of training do, so that runs with the same weights and examples share them
+SCORES_TAKE_LONG = True
+
+
+def scores(problem: Problem, *, samples: Annotated[int, Ge(1)]) -> Scores:
+    """Score weights of linear layers and convolutions by |w| times the norm of the inputs that they are multiplied by.
+
+    The norm is over all examples, tokens and places in an image. All other weights score 0: biases, normalisation
+    layers, embeddings.
+
+    Args:
+        samples: Number of training examples; all of them if there are fewer.
+
+    Raises:
+        FishexpError: If the model has no linear layer and no convolution, or fewer examples than workers.
+    """
+    # sentences one by one: in a batch, padding would come in as well
+    batch = SCORING_BATCH if problem.data.train.lengths is None else 1
+    model, collectives = problem.model, problem.collectives
+    shares, sums = scoring_examples(problem, samples, collectives.world_size), []
+    with problem.progress(sum(len(shares[rank]) for rank in collectives.local_ranks), "scoring") as advance:
+        for rank in collectives.local_ranks:
+            batches = problem.batches_of(shares[rank], batch)
+            with evaluation_mode(model, batches) as scored, squared_inputs(model) as found, torch.no_grad():
+                for inputs, labels in scored:
+                    problem.logits(inputs)
+                    advance(len(labels))
+                sums.append(found)
+    squares, parameters = sum_over_workers(collectives, sums), weights(model)
+    return {
+        name: p.detach().abs() * squares[name].sqrt() if name in squares else torch.zeros_like(p)
+        for name, p in parameters.items()
+    }
+
+
+@contextmanager
+def squared_inputs(model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
+    """Sum up the squares of what comes in at linear layers and convolutions, in the forward passes of the block.
+
+    Yields:
+        name of a weight -> for each of its entries, the sum of squares of the inputs that it is multiplied by.
+
+    Raises:
+        FishexpError: If there is no such layer.
+    """
+    names = {p: name for name, p in weights(model).items()}
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd) and layer.weight in names]
+    if not layers:
+        raise FishexpError("method=activation scores linear layers and convolutions, and this model has neither")
+    found = {name: torch.zeros_like(p) for p, name in names.items() if any(layer.weight is p for layer in layers)}
+
+    def add(layer: Any, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].detach().to(layer.weight.dtype)
+        device = x.device.type
+        with torch.enable_grad(), torch.autocast(device, enabled=False):
+            # with a gradient of ones, an entry's gradient is the sum of what it is multiplied by
+            outputs = layer.forward(x.square())
+            found[names[layer.weight]] += torch.autograd.grad(outputs.sum(), layer.weight)[0]
+
+    with gradients_kept(names.keys()):
+        handles = [layer.register_forward_pre_hook(add) for layer in layers]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
