@@ -20,6 +20,7 @@ from benchmarks.timing import Effort
 from fishexp.errors import FishexpError
 from fishexp.run import record
 from fishexp.system import hardware
+from fishexp.system.atomic import append
 
 HOME = Path(__file__).parent
 QUICK = Path("outputs/benchmarks")  # a smoke test's numbers stay out of the repository
@@ -73,7 +74,7 @@ def _run_case(case: Case, device: torch.device, effort: Effort, home: Path) -> N
     for result in benchmark.measure(case, device, effort):
         threads = torch.get_num_threads()  # which a benchmark may set until it ends
         line = setting | asdict(result) | {"threads": threads} | environment | {"ended": _now()}
-        record.append(home / "records.jsonl", json.dumps(line))
+        append(home / "records.jsonl", json.dumps(line), "record")
         print(f"  {line['precision']} {result}", flush=True)
 
 

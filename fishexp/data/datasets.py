@@ -88,16 +88,25 @@ class Dataset:
 
     def digest(self) -> str:
         """Hash all examples as a model gets them, not augmented, to 12 hexadecimal digits."""
-        hashed = hashlib.sha256()
-        for name, examples in {"train": self.train, **self.valid}.items():
-            hashed.update(f"{name} {len(examples)}".encode())
-            for index in torch.arange(len(examples)).split(_HASHED_TOGETHER):
-                inputs, labels = examples.batch(index)
-                named = inputs if isinstance(inputs, Mapping) else {"": inputs}
-                for key, tensor in {**named, "labels": labels}.items():
-                    hashed.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    hashed.update(raw(tensor))
-        return hashed.hexdigest()[:12]
+        return _digest({"train": self.train, **self.valid})
+
+    def reported_digest(self, name: str) -> str:
+        """Hash the examples of a reported set as :meth:`digest` does: the same whatever the model trained on."""
+        return _digest({"": self.valid[name]})
+
+
+def _digest(sets: Mapping[str, Any]) -> str:
+    """Hash the examples of these sets as a model gets them, not augmented, to 12 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for name, examples in sets.items():
+        hashed.update(f"{name} {len(examples)}".encode())
+        for index in torch.arange(len(examples)).split(_HASHED_TOGETHER):
+            inputs, labels = examples.batch(index)
+            named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+            for key, tensor in {**named, "labels": labels}.items():
+                hashed.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                hashed.update(raw(tensor))
+    return hashed.hexdigest()[:12]
 
 
 def _permutation(size: int) -> Tensor:

@@ -22,7 +22,7 @@ from fishexp.masks.positions import (
 )
 from fishexp.masks.random_masks import Seeded
 from fishexp.sparse.parameter import weights
-from fishexp.training.evaluate import evaluate
+from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
@@ -65,7 +65,10 @@ class LocalSGD:
     Attributes:
         masks: Entries of the masks: a single mask for all workers, or a mask for each; empty in the warm-up.
         state: How far the workers are.
+        evaluation: Metrics and predictions of what the workers held in common when it was last evaluated.
     """
+
+    evaluation: Evaluation
 
     def __init__(
         self,
@@ -110,14 +113,14 @@ class LocalSGD:
         self.masks: list[Positions] = []
         self.state = LocalSGDState()
 
-    def train(self, resumed: list[Snapshot]) -> tuple[Metrics, Delta | None, dict[str, int]]:
+    def train(self, resumed: list[Snapshot]) -> tuple[Evaluation, Delta | None, dict[str, int]]:
         """Train for all epochs, or what is left of them.
 
         Args:
             resumed: The local workers' snapshots to resume from, taken out of the list; empty for a run that begins.
 
         Returns:
-            Metrics, delta and bytes of a :class:`fishexp.regimes.Outcome`.
+            Evaluation, delta and bytes of a :class:`fishexp.regimes.Outcome`.
         """
         self.collectives.bytes_sent = 0  # what the workers had to agree on before is no training
         if resumed:
@@ -209,7 +212,8 @@ class LocalSGD:
         metrics = self.state.shared_metrics
         if metrics is None or single:
             with self.logger.clock("evaluate"), nullcontext() if single else self.shared_state.applied():
-                metrics = evaluate(first.problem, self.recipe["evaluation_batch_size"])
+                self.evaluation = evaluate(first.problem, self.recipe["evaluation_batch_size"])
+            metrics = self.evaluation.metrics
         self.state.shared_metrics = metrics
         first.trainer.end_epoch(metrics)
         for worker in self.workers[1:]:
@@ -246,8 +250,11 @@ class LocalSGD:
         self.synchronizer.digests = [snapshot.about["digest"] for snapshot in resumed]
         resumed.clear()
 
-    def _outcome(self) -> tuple[Metrics, Delta | None, dict[str, int]]:
-        """Return metrics and delta of what the workers hold in common, and the bytes that were sent."""
+    def _outcome(self) -> tuple[Evaluation, Delta | None, dict[str, int]]:
+        """Return evaluation and delta of what the workers hold in common, and the bytes that were sent.
+
+        The workers always merge after the last step, so that this process has evaluated what is returned.
+        """
         world_size, parameters = self.collectives.world_size, weights(self.problem.model).values()
         buffers = self.shared_state.buffers
         entries = sum(p.numel() for p in parameters) + sum(len(buffer.flatten()) for buffer in buffers)
@@ -262,7 +269,7 @@ class LocalSGD:
         }
         first = self.workers[0]
         delta = None if first.base_values.whole or first.rank > 0 else first.base_values.delta(self.problem.fresh)
-        return first.trainer.metrics, delta, sent
+        return self.evaluation, delta, sent
 
 
 def _mask_tensors(masks: list[Positions]) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ that, to start several workers, are no arguments of it: its module names them as
 
 from dataclasses import dataclass, field
 
-from fishexp.data.datasets import Metrics
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError
+from fishexp.training.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class Outcome:
     """Hold the result of training.
 
     Attributes:
-        metrics: Metrics after the last epoch; the headline first.
+        evaluation: Metrics and predictions after the last epoch.
         delta: The trained model against what it was before; None where every weight moved, or none.
         bytes: Sizes of what was stored or sent, for the record.
     """
 
-    metrics: Metrics
+    evaluation: Evaluation
     delta: Delta | None = None
     bytes: dict[str, int] = field(default_factory=dict)
 

@@ -74,7 +74,7 @@ def train(
                 checkpoints.add(epoch, trainable.delta())
             trainable.rebase()
     checkpoints.finish(epochs)
-    return Outcome(trainer.metrics, bytes=checkpoints.bytes())
+    return Outcome(trainer.evaluation, bytes=checkpoints.bytes())
 
 
 def _resume(

@@ -46,7 +46,7 @@ def train(
             trainer.run_epoch(trainable)
             if trainer.progress.epoch == 2:
                 _report_gradient_methods(trainable, logger)
-    return Outcome(trainer.metrics, trainable.delta(problem.fresh) if decay == "kept" else None)
+    return Outcome(trainer.evaluation, trainable.delta(problem.fresh) if decay == "kept" else None)
 
 
 def _resume(snapshot: Snapshot, trainer: Trainer, problem: Problem, decay: Decay) -> Trainable:

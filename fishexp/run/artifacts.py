@@ -22,6 +22,7 @@ from fishexp.delta import Delta
 from fishexp.errors import FishexpError, RunFailed, first_line
 from fishexp.models import WEIGHTS, Model
 from fishexp.models.labels import align_classes_
+from fishexp.run.predictions import PREDICTIONS, Predictions, write_predictions
 from fishexp.run.record import RECORD
 from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync
@@ -207,6 +208,19 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     return sizes
 
 
+def save_predictions(folder: Path, run_id: str, data: Dataset, predicted: Mapping[str, Tensor]) -> None:
+    """Write what a run predicted for the examples of each reported set, with their labels.
+
+    Args:
+        predicted: As in :class:`fishexp.training.evaluate.Evaluation`.
+    """
+    sets = {}
+    for name, found in predicted.items():
+        labels = data.valid[name].labels.cpu().numpy()
+        sets[name] = Predictions(data.reported_digest(name), data.classes, labels, found.numpy())
+    write_predictions(folder, run_id, sets)
+
+
 def check_saved(folder: Path) -> None:
     """Check that all is there, and as long as it should be, that :func:`load_run` needs of a run that just ended.
 
@@ -263,7 +277,7 @@ def _check_options(folder: Path, options: Any, about: Mapping[str, Any]) -> None
 
 def forget(folder: Path) -> None:
     """Remove what an earlier run left, before a run begins anew in its folder: nobody is to take it for this run's."""
-    for name in (RECORD, PREPROCESSING, DELTA, WEIGHTS, BASE):
+    for name in (RECORD, PREDICTIONS, PREPROCESSING, DELTA, WEIGHTS, BASE):
         (folder / name).unlink(missing_ok=True)
     Checkpoints(folder).clear()
 

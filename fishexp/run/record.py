@@ -1,10 +1,7 @@
 """Records: a JSON line for each run, failed runs too, appended and never changed."""
 
-import errno
-import fcntl
 import json
 import logging
-import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fishexp.errors import FishexpError, RunFailed
-from fishexp.system.atomic import replacing
+from fishexp.run.predictions import append_predictions
+from fishexp.system.atomic import append, replacing
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +90,8 @@ class Record:
     def write(self, records: Path, folder: Path) -> None:
         """Write the record to the run's folder, and append it to the file ``records``, stamped with the time.
 
+        The predictions of a finished run, which are in its folder, are appended beside ``records`` before.
+
         If one cannot be written, the other is all the same. A run has not finished without a record in its folder.
 
         Raises:
@@ -110,7 +110,9 @@ class Record:
                 unwritten = f"{folder / RECORD} cannot be written ({error.strerror}); continue with resume=true"
                 self.status, self.error = "failed", unwritten
         try:
-            append(records, self._line())
+            if self.status == "finished":
+                append_predictions(records, folder)
+            append(records, self._line(), "record")
         except RunFailed as error:
             there = f"; it is in {folder / RECORD}, and resume=true appends it" if self.status == "finished" else ""
             raise RunFailed(unwritten or f"{error}{there}") from None
@@ -119,35 +121,6 @@ class Record:
 
     def _line(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)
-
-
-def append(path: Path, line: str) -> None:
-    """Append a line in a single write under a lock, so that jobs at the same time cannot tear each other's lines.
-
-    Raises:
-        RunFailed: If the file cannot be written, or the disk is full; nothing is appended then.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _append(file.fileno(), line)
-    except OSError as error:
-        raise RunFailed(f"{path}: the record cannot be appended ({error.strerror})") from None
-
-
-def _append(file: int, line: str) -> None:
-    """Append a line to an open file, whole or not at all."""
-    size = os.fstat(file).st_size
-    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by others: keep this line out of theirs
-    data = f"{chr(10) * torn}{line}\n".encode()
-    try:
-        if os.write(file, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(file)
-    except OSError:  # a full disk, found at once or as it is written out: leave no half line behind
-        os.ftruncate(file, size)
-        raise
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from fishexp.errors import FishexpError
 from fishexp.run.identity import own_code, run_id
-from fishexp.run.record import RECORD, append, commit, finished, read, same_code, versions
+from fishexp.run.predictions import append_predictions
+from fishexp.run.record import RECORD, commit, finished, read, same_code, versions
 from fishexp.run.run_folder import lock
 from fishexp.run.settings import Config
+from fishexp.system.atomic import append
 
 
 def done_already(config: Config, folder: Path) -> tuple[bool, str]:
@@ -37,10 +39,10 @@ def done_already(config: Config, folder: Path) -> tuple[bool, str]:
 
 
 def _complete(folder: Path, records: Path, run_id: str) -> None:
-    """Do for a run that its folder says is finished what was left: append its record, and remove its snapshots.
+    """Do what was left for a run that is finished by its folder: append predictions and record, remove snapshots.
 
     Raises:
-        RunFailed: If the record cannot be appended now either.
+        RunFailed: If they cannot be appended now either.
     """
     if not (folder / RECORD).exists():
         return
@@ -48,7 +50,8 @@ def _complete(folder: Path, records: Path, run_id: str) -> None:
         record = next(read(folder / RECORD), None)
         if record and (record["run_id"], record["status"]) == (run_id, "finished"):
             if run_id not in finished(records):
-                append(records, json.dumps(record))
+                append_predictions(records, folder)
+                append(records, json.dumps(record), "record")
             shutil.rmtree(folder / "snapshots", ignore_errors=True)
 
 

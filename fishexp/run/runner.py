@@ -19,7 +19,7 @@ from fishexp.distributed.failures import Facts
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
-from fishexp.run.artifacts import build_model, check_saved, forget, save_run
+from fishexp.run.artifacts import build_model, check_saved, forget, save_predictions, save_run
 from fishexp.run.cached_scores import score_cache
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
@@ -106,9 +106,10 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
                 fixed=fixed,
             )
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
-            record.metrics, record.gradient_methods = outcome.metrics, gradient_methods(model.network)
+            record.metrics = outcome.evaluation.metrics
+            record.gradient_methods = gradient_methods(model.network)
             if context.is_main:
-                record.bytes = _save(folder, Path(settings.outputs), model, data, outcome)
+                record.bytes = _save(folder, Path(settings.outputs), model, data, outcome, record.run_id)
             logger.say(f"weights, metrics and record are in {os.path.relpath(folder)}")
         if context.await_record():  # so that nobody will want to resume it
             snapshots.clear()
@@ -395,10 +396,11 @@ def _problem(
     )
 
 
-def _save(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome) -> dict[str, int]:
-    """Write the weights to ``folder``, and measure what was stored or sent, in bytes."""
+def _save(folder: Path, outputs: Path, model: Model, data: Dataset, outcome: Outcome, run_id: str) -> dict[str, int]:
+    """Write weights and predictions to ``folder``, and measure what was stored or sent, in bytes."""
     with writing(folder):
         sizes = save_run(folder, model, data, outcome.delta) | outcome.bytes
+        save_predictions(folder, run_id, data, outcome.evaluation.predicted)
     if (folder / WEIGHTS).exists():
         drop_base(folder, outputs)
     check_saved(folder)

@@ -1,5 +1,7 @@
-"""Files and folders that are either as they were or complete, whatever happens while they are written."""
+"""Files, folders and lines that are either as they were or complete, whatever happens while they are written."""
 
+import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -81,6 +83,38 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(path.parent)
+
+
+def append(path: Path, line: str, what: str) -> None:
+    """Append a line in a single write under a lock, so that jobs at the same time cannot tear each other's lines.
+
+    Args:
+        what: What the line is, for the message.
+
+    Raises:
+        RunFailed: If the file cannot be written, or the disk is full; nothing is appended then.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _append(file.fileno(), line)
+    except OSError as error:
+        raise RunFailed(f"{path}: the {what} cannot be appended ({error.strerror})") from None
+
+
+def _append(file: int, line: str) -> None:
+    """Append a line to an open file, whole or not at all."""
+    size = os.fstat(file).st_size
+    torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by others: keep this line out of theirs
+    data = f"{chr(10) * torn}{line}\n".encode()
+    try:
+        if os.write(file, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    except OSError:  # a full disk, found at once or as it is written out: leave no half line behind
+        os.ftruncate(file, size)
+        raise
 
 
 def _beside(path: Path) -> Path:

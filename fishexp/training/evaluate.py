@@ -1,6 +1,7 @@
-"""Metrics of a model on the reported examples, in evaluation mode."""
+"""Metrics and predictions of a model on the reported examples, in evaluation mode."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +13,23 @@ from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold how a model does on the reported examples.
+
+    Attributes:
+        metrics: The data set's metrics, the headline first, the loss and the shares of the largest classes.
+        predicted: Reported set -> (examples,) in the order of the data set, on the CPU: the class of the largest logit,
+            or the number that a regression predicts.
+    """
+
+    metrics: Metrics
+    predicted: dict[str, Tensor]
+
+
 @torch.no_grad()
-def evaluate(problem: Problem, batch_size: int) -> Metrics:
-    """Compute the data set's metrics, the loss and the largest classes over its reported examples, in evaluation mode.
+def evaluate(problem: Problem, batch_size: int) -> Evaluation:
+    """Compute metrics and predictions of the model over the data set's reported examples, in evaluation mode.
 
     Workers in several processes, which have to hold the same weights, share the work.
 
@@ -26,6 +41,7 @@ def evaluate(problem: Problem, batch_size: int) -> Metrics:
     """
     problem.model.eval()
     metrics: Metrics = {}
+    predicted: dict[str, Tensor] = {}
     for name, examples in problem.data.valid.items():
         logits, labels = _outputs(problem, examples, batch_size)
         loss = problem.loss(logits, labels).item()
@@ -35,11 +51,14 @@ def evaluate(problem: Problem, batch_size: int) -> Metrics:
         if problem.data.classes > 1:
             found |= class_shares(logits, labels)
         metrics |= {f"{metric}_{name}" if name else metric: value for metric, value in found.items()}
-    return metrics
+        in_order = logits.argmax(-1) if problem.data.classes > 1 else logits.squeeze(-1)
+        predicted[name] = torch.empty_like(in_order)
+        predicted[name][problem.evaluation_order(examples)] = in_order
+    return Evaluation(metrics, predicted)
 
 
 def _outputs(problem: Problem, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Compute the logits of all examples, and find their labels; both on the CPU.
+    """Compute the logits of all examples, and find their labels; both on the CPU, in the order of evaluation.
 
     A batch has the same bits whichever worker computes it.
     """
@@ -65,9 +84,9 @@ def _outputs(problem: Problem, examples: Examples, batch_size: int) -> tuple[Ten
     return whole, labels
 
 
-def evaluate_only(problem: Problem, log: Logger, batch_size: int) -> Metrics:
+def evaluate_only(problem: Problem, log: Logger, batch_size: int) -> Evaluation:
     """Evaluate and report a model that is not to be trained at all."""
     with log.clock("evaluate"):
-        metrics = evaluate(problem, batch_size)
-    log.epoch(0, metrics)
-    return metrics
+        evaluation = evaluate(problem, batch_size)
+    log.epoch(0, evaluation.metrics)
+    return evaluation

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
-from fishexp.training.evaluate import evaluate
+from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
 from fishexp.training.problem import Problem
@@ -84,18 +84,18 @@ class Trainer:
 
     Attributes:
         progress: How far training is.
-        metrics: Metrics after the last epoch.
+        evaluation: Metrics and predictions after the last epoch; made by :meth:`run_epoch`.
         optimizer: Optimiser of the weights that train now; made by :meth:`start_optimizer`.
         epoch_steps: Optimiser steps in an epoch.
     """
 
+    evaluation: Evaluation
     optimizer: Optimizer
 
     def __init__(
         self, problem: Problem, logger: Logger, snapshots: Snapshots, recipe: Recipe, *, quiet: bool = False
     ) -> None:
         self._problem, self._logger, self._snapshots, self._recipe = problem, logger, snapshots, recipe
-        self.metrics: Metrics = {}
         self._bar: ProgressBar | None = None
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
@@ -136,8 +136,8 @@ class Trainer:
                     snapshot = Snapshot(trainable.delta(), tensors | trainable.tensors(), about)
                     self._snapshots.save(self.progress.steps, snapshot)
         with self._logger.clock("evaluate"):
-            metrics = evaluate(self._problem, self._recipe["evaluation_batch_size"])
-        self.end_epoch(metrics)
+            self.evaluation = evaluate(self._problem, self._recipe["evaluation_batch_size"])
+        self.end_epoch(self.evaluation.metrics)
 
     def steps(self) -> Iterator[Tensor]:
         """Take the optimiser steps that are left of the present epoch; yields the loss of each, on the device."""
@@ -162,7 +162,6 @@ class Trainer:
     def end_epoch(self, metrics: Metrics) -> None:
         """Report the epoch whose :meth:`steps` are done, and begin the next."""
         mean = self.progress.loss.item() / self.progress.examples
-        self.metrics = metrics
         self._logger.epoch(self.progress.epoch, {"train_loss": mean, **metrics})
         self.begin_next_epoch()
 

@@ -19,6 +19,7 @@ from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
 from fishexp.run import record
 from fishexp.run.identity import run_id
+from fishexp.system.atomic import append
 
 
 class Runner:
@@ -36,7 +37,7 @@ class Runner:
         if status == 0:
             for run in composed_runs(tuple(overrides[3:])):
                 done = {"run_id": run_id(run), "status": "finished", "config": run, "metrics": {"accuracy": 1}}
-                record.append(self.records, json.dumps(done))
+                append(self.records, json.dumps(done), "record")
         return status
 
 

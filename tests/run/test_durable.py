@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
 from functools import partial
@@ -17,6 +18,7 @@ from fishexp.distributed.context import Context
 from fishexp.errors import RunFailed
 from fishexp.run import record as record_module
 from fishexp.run.record import Record, read
+from fishexp.system.atomic import append
 from fishexp.training.trainer import Trainer
 from tests.support.cli import QUICK, Result, fishexp
 from tests.support.program import Program
@@ -128,11 +130,11 @@ def test_a_line_that_cannot_be_brought_onto_the_disk_is_not_left_half(monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = Path("records.jsonl")
-    record_module.append(path, '{"a": 1}')
+    append(path, '{"a": 1}', "record")
     with monkeypatch.context() as patch:
-        patch.setattr(record_module.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(RunFailed) as refused:
-            record_module.append(path, '{"b": 2}')
+            append(path, '{"b": 2}', "record")
     assert str(refused.value) == "records.jsonl: the record cannot be appended (No space left on device)"
     assert path.read_text() == '{"a": 1}\n'
 
@@ -145,17 +147,16 @@ def test_a_kill_at_the_very_end_leaves_a_finished_run(where: str, monkeypatch: p
     def cut(*_: object) -> None:
         raise Cut
 
-    def append(path: Path, line: str) -> None:
-        original(path, line)
+    def append_and_cut(path: Path, line: str, what: str) -> None:
+        append(path, line, what)
         raise Cut
 
-    original = record_module.append
     assert fishexp(*OPTIONS, "outputs=whole").status == 0
     with monkeypatch.context() as patch:
         if where == "before the snapshots go":
             patch.setattr(Context, "await_record", cut)
         else:
-            patch.setattr(record_module, "append", cut if where == "before the line" else append)
+            patch.setattr(record_module, "append", cut if where == "before the line" else append_and_cut)
         with pytest.raises(Cut):
             fishexp(*OPTIONS, "outputs=cut")
     assert (run_folder("cut") / "snapshots").exists()

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 import fishexp as library
 from fishexp.models import resnet
 from fishexp.run.identity import run_id
-from fishexp.run.record import STREAMS, append, read
+from fishexp.run.record import STREAMS, read
+from fishexp.system.atomic import append
 from fishexp.training.streams import seed_torch
 from tests.support.cli import QUICK, fishexp, records
 from tests.support.launched import wait_for
@@ -313,11 +314,10 @@ def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
 
 
 def test_many_writers_of_long_lines(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from fishexp.run.record import append\n"
-    code += (
-        'for i in range(200): append(Path(\'r.jsonl\'), f\'{{"run_id": "{sys.argv[1]}-{i}", "pad": "{"x" * 9000}"}}\')'
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code.replace('\\"x\\"', "'x'"), str(n)]) for n in range(4)]
+    code = "import sys; from pathlib import Path; from fishexp.system.atomic import append\n"
+    code += 'line = \'{"run_id": "%s-%d", "pad": "\' + "x" * 9000 + \'"}\'\n'
+    code += 'for i in range(200): append(Path("r.jsonl"), line % (sys.argv[1], i), "record")'
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert len({line["run_id"] for line in lines}) == len(lines) == 800
@@ -329,7 +329,7 @@ def test_lines_that_are_no_records_block_no_run(tmp_path: Path, caplog: pytest.L
     path.write_text('{"run_id": "a", "sta')
     result = fishexp(*QUICK, "records=records.jsonl")
     assert 'records.jsonl line 1 is not a record, and no other line is: \'{"run_id": "a", "sta\'' in result.mistake()
-    append(path, '{"run_id": "b", "status": "finished", "config": {}, "metrics": {}}')
+    append(path, '{"run_id": "b", "status": "finished", "config": {}, "metrics": {}}', "record")
     assert len(path.read_text().splitlines()) == 2
     done = fishexp(*QUICK, "records=records.jsonl", "resume=true")
     assert done.status == 0, done.err
@@ -359,7 +359,11 @@ def test_a_line_that_is_no_record_is_skipped_and_named(
 
 def test_control_characters_of_a_record_reach_no_terminal(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    append(path, json.dumps({"run_id": "a\x1b[2J", "status": "x", "config": {"\x9b1m": ["\x07b", 1]}, "metrics": {}}))
+    append(
+        path,
+        json.dumps({"run_id": "a\x1b[2J", "status": "x", "config": {"\x9b1m": ["\x07b", 1]}, "metrics": {}}),
+        "record",
+    )
     assert list(read(path)) == [{"run_id": "a[2J", "status": "x", "config": {"1m": ["b", 1]}, "metrics": {}}]
 
 

@@ -73,7 +73,7 @@ def test_training_equals_the_plain_loop(decay: Decay, drop_last: bool, tmp_path:
     with Logger(tmp_path, "", {}, "disabled") as log:
         snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
         outcome = transfer.train(ours, lambda: mask, log, snapshots, [], decay, drop_last=drop_last, **OPTIONS)  # type: ignore[arg-type]
-    metrics = outcome.metrics
+    metrics = outcome.evaluation.metrics
     reference, asked = plain_loop(decay, drop_last)
     for found, expected in zip(weights(ours.model).values(), reference.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
