@@ -42,21 +42,21 @@ def resolved(cfg: DictConfig) -> Config:
     return config
 
 
-def _recipe(key: str, _root_: DictConfig) -> Any:
-    """Look up the default of ``key`` for this data set, model, method and task in conf/recipes.yaml."""
+def _recipe(key: str, method: str | None = None, *, _root_: DictConfig) -> Any:
+    """Look up the default of ``key`` for this data set, model, method (or another) and task in conf/recipes.yaml."""
     recipes = _root_.recipes
     recipe = recipes.get(_root_.data.name, recipes.other)
     if key not in recipe:
         raise FishexpError(f"conf/recipes.yaml has no {key} for data={_root_.data.name}")
     value = recipe[key]
-    names = [_root_.model.name, _root_.method.name, _root_.data.get("task"), "other"]
+    names = [_root_.model.name, method or _root_.method.name, _root_.data.get("task"), "other"]
     while isinstance(value, Mapping):
         value = next((value[name] for name in names if name in value), None)
     return value
 
 
 def register_resolvers() -> None:
-    """Make ``${recipe:KEY}`` and ``${run_name:}`` known to OmegaConf; it may be called again."""
+    """Make ``${recipe:KEY}``, ``${recipe:KEY,METHOD}`` and ``${run_name:}`` known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("recipe", _recipe, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _root_: run_name(resolved(_root_)), replace=True)
 

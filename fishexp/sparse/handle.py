@@ -1,5 +1,6 @@
 """What sparsify returns: the kept entries of a model, to train, to look at, to save, and to leave again."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -277,6 +278,17 @@ def restore(model: nn.Module) -> None:
         if state is not None:
             for name, weight in weights(module).items():
                 weight.requires_grad_(state.required.get(name, weight.requires_grad))
+
+
+def copy_plain(model: nn.Module) -> nn.Module:
+    """Copy a model that is plain (:func:`fishexp.sparse.modules.plain`), without what a mask left in it; all trains."""
+    states = [vars(module)[STATE] for module in model.modules() if STATE in vars(module)]
+    copied = copy.deepcopy(model, {id(state): None for state in states})
+    for module in copied.modules():
+        vars(module).pop(STATE, None)
+    for weight in weights(copied).values():
+        weight.requires_grad_(True)
+    return copied
 
 
 class _Retired(nn.Parameter):

@@ -12,7 +12,7 @@ from fishexp.training.problem import Problem
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def check_last_batch(problem: Problem, examples: int, batch_size: int) -> None:
+def check_last_batch(problem: Problem, examples: int, batch_size: int, prefix: str) -> None:
     """Try a batch of one example on a copy of the model, if an epoch has one and the model a BatchNorm.
 
     A BatchNorm whose input has a single value per channel has no variance to divide by. Whether it comes to that is
@@ -20,6 +20,7 @@ def check_last_batch(problem: Problem, examples: int, batch_size: int) -> None:
 
     Args:
         examples: Training examples of an epoch.
+        prefix: What comes before ``batch_size`` in the key of the option, for errors: ``regime.``.
 
     Raises:
         FishexpError: If the model refuses the batch.
@@ -37,8 +38,8 @@ def check_last_batch(problem: Problem, examples: int, batch_size: int) -> None:
             raise
         batches = "batches" if batch_size == 1 else f"a last batch, of {examples} examples,"
         raise FishexpError(
-            f"regime.batch_size={batch_size} leaves {batches} of 1, whose variance BatchNorm cannot take; "
-            "take another batch_size, or regime.drop_last=true"
+            f"{prefix}batch_size={batch_size} leaves {batches} of 1, whose variance BatchNorm cannot take; "
+            f"take another batch_size, or {prefix}drop_last=true"
         ) from None
     finally:
         problem.set_random_streams(streams)

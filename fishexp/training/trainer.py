@@ -1,7 +1,7 @@
 """The training loop: epoch by epoch, from the beginning or from wherever a snapshot left it."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +26,7 @@ from fishexp.training.trainable import Trainable
 OptimizerName: TypeAlias = Literal["sgd", "adamw"]
 CHECK_STEPS = 20  # optimiser steps between looks at the loss: each look waits for the device
 STATE = "optimiser."  # prefix of the optimiser's tensors in a snapshot
+GROUP = "regime."  # prefix of the keys of a recipe on the command line
 COUNTS = ("epoch", "steps", "batches", "examples")  # fields of Progress in a snapshot
 
 
@@ -100,14 +101,13 @@ class Trainer:
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
         self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
-        check_last_batch(problem, self._examples, recipe["batch_size"])
-        self.epoch_steps = math.ceil(math.ceil(self._examples / recipe["batch_size"]) / recipe["accumulate"])
-        self._warmup, epochs = recipe["warmup"], recipe["epochs"]
-        if self._warmup > epochs / 4:
-            self._warmup = epochs / 4
-            rises = f"the learning rate rises for {epochs / 4}"
-            if not quiet:
-                logger.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
+        check_last_batch(problem, self._examples, recipe["batch_size"], GROUP)
+        self.epoch_steps = count_steps(self._examples, recipe["batch_size"], recipe["accumulate"])
+        epochs = recipe["epochs"]
+        self._warmup = limit_warmup(recipe["warmup"], epochs)
+        if self._warmup < recipe["warmup"] and not quiet:
+            rises = f"the learning rate rises for {self._warmup}"
+            logger.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
 
     def _epoch_start(self, epoch: int, steps: int) -> Progress:
         return Progress(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)
@@ -148,7 +148,7 @@ class Trainer:
             recipe["batch_size"], drop_last=recipe["drop_last"], done=progress.batches, order=self._order
         )
         self._order = None
-        options = {"accumulate": recipe["accumulate"], "clip": recipe["clip"]}
+        options = {"accumulate": recipe["accumulate"], "clip": recipe["clip"], "prefix": GROUP}
         for loss, examples in train_steps(self._problem, self.optimizer, self._schedule, batches, progress, **options):
             yield loss
             if self._bar is not None:
@@ -220,12 +220,14 @@ def train_steps(
     *,
     accumulate: int,
     clip: float | None,
+    prefix: str,
 ) -> Iterator[tuple[Tensor, int]]:
     """Train on ``batches``, an optimiser step at a time, and count the steps in ``progress``.
 
     Args:
         accumulate: Batches in an optimiser step; the gradient is that of the mean loss over all their examples.
         clip: Largest norm of the kept entries' gradient; None for no limit.
+        prefix: What comes before ``lr`` in the key of the learning rate, for errors: ``regime.``.
 
     Yields:
         After each step its mean loss (a tensor, on the device; in nats for classes) and its number of examples.
@@ -256,9 +258,9 @@ def train_steps(
         progress.loss += step_loss * examples  # stays on the device: no wait per step
         first_bad = torch.where(step_loss.isfinite(), first_bad, first_bad.clamp(max=step))
         if step % CHECK_STEPS == 0:
-            _check_finite(first_bad, progress.epoch)
+            _check_finite(first_bad, progress.epoch, prefix)
         yield step_loss, examples
-    _check_finite(first_bad, progress.epoch)
+    _check_finite(first_bad, progress.epoch, prefix)
 
 
 def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]]]:
@@ -267,9 +269,19 @@ def _grouped(batches: Batches, size: int) -> Iterator[list[tuple[Inputs, Tensor]
         yield group
 
 
-def _check_finite(first_bad: Tensor, epoch: int) -> None:
+def _check_finite(first_bad: Tensor, epoch: int, prefix: str) -> None:
     if math.isfinite(step := first_bad.item()):
-        raise RunFailed(f"epoch {epoch}: the loss is not finite at step {step:.0f}; lower regime.lr")
+        raise RunFailed(f"epoch {epoch}: the loss is not finite at step {step:.0f}; lower {prefix}lr")
+
+
+def count_steps(examples: int, batch_size: int, accumulate: int) -> int:
+    """Count the optimiser steps of an epoch."""
+    return math.ceil(math.ceil(examples / batch_size) / accumulate)
+
+
+def limit_warmup(warmup: float, epochs: int) -> float:
+    """Return over how many epochs the learning rate rises: at most a quarter of all."""
+    return min(warmup, epochs / 4)
 
 
 def make_optimizer(
@@ -289,8 +301,13 @@ def linear_schedule(optimizer: Optimizer, steps: int, warmup: int, done: int = 0
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, linear_factor(steps, warmup), last_epoch=done - 1)
+
+
+def linear_factor(steps: int, warmup: int) -> Callable[[int], float]:
+    """Return the function that :func:`linear_schedule` multiplies a learning rate by: of the steps that were taken."""
 
     def factor(step: int) -> float:
         return min((step + 1) / warmup if warmup else 1.0, (steps - step) / max(steps - warmup, 1))
 
-    return LambdaLR(optimizer, factor, last_epoch=done - 1)
+    return factor

@@ -36,10 +36,7 @@ def test_one_file_and_one_yaml_outside_the_repository_add_a_method(tmp_path: Pat
         2,
         "fishexp: unknown key method.pwoer; did you mean method.power? there are: method.power\n",
     )
-    assert (
-        "method= activation | bitfit | fish | full | gradient | lift | magnitude | random | relative | snip | late"
-        in run(tmp_path, "--help").stdout
-    )
+    assert "| relative | snip | late\n" in run(tmp_path, "--help").stdout
 
 
 def test_a_dotted_name_and_a_module_that_is_not_there(tmp_path: Path) -> None:

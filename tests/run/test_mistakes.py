@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from fishexp.run.yamls import CONF
 from tests.support.cli import QUICK, fishexp, records
 
+METHODS = sorted(file.stem for file in Path(CONF, "method").glob("*.yaml"))
+
 COMPOSITION = {
-    "method=fsh": "method=fsh: no such method; did you mean fish? there are: "
-    "activation, bitfit, fish, full, gradient, lift, magnitude, random, relative, snip",
+    "method=fsh": f"method=fsh: no such method; did you mean fish? there are: {', '.join(METHODS)}",
     "data=imagenet": "data=imagenet: no such data; there are: cifar10, digits, glue",
     "regime=federal": "regime=federal: no such regime; there are: checkpointing, distributed, transfer",
     "data=glue/rte": "data=glue/rte: no such data; did you mean glue?",
@@ -35,9 +37,8 @@ COMPOSITION = {
     "seed=5-1": "seed=5-1 counts down; write seed=1-5",
     "seed=interval(0,5)": "seed=interval(0,5): a sweep lists its values; write seed=range(0,5) or seed=0,1,2",
     "seed=range(3,3)": "seed=range(3,3) stands for no value at all",
-    "method=glob(*)": "method=glob(*) is 5 values: add -m",
-    "method=glob(x*)": "method=glob(x*) stands for no value at all; there are: "
-    "activation, bitfit, fish, full, gradient, lift, magnitude, random, relative, snip",
+    "method=glob(*)": f"method=glob(*) is {len(METHODS)} values: add -m",
+    "method=glob(x*)": f"method=glob(x*) stands for no value at all; there are: {', '.join(METHODS)}",
     "hydra.mode=MULTIRUN": "hydra.mode=MULTIRUN: write -m for a sweep, and nothing for a single run",
     "hydra/sweeper=basic": "hydra/sweeper=basic: a sweep is every combination of the values",
     "hydra.rundir=a": "unknown key hydra.rundir; --cfg hydra shows all",

@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from fishexp.run.identity import run_id
+from fishexp.run.yamls import CONF
 from tests.support.cli import QUICK, fishexp, records
+
+METHODS = sorted(file.stem for file in Path(CONF, "method").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +42,7 @@ SHORT = {
     ("seed=3-3",): ("seed=3",),
     ("-m", "lr=0.1,0.2", "seed=0,1"): ("-m", "regime.lr=0.1,0.2", "seed=0,1"),
     ("-m", "lr=0.1,0.2", "regime.lr=0.3"): ("regime.lr=0.3",),
-    ("-m", "method=glob(*)"): (
-        "-m",
-        "method=activation,bitfit,fish,full,gradient,lift,magnitude,random,relative,snip",
-    ),
+    ("-m", "method=glob(*)"): ("-m", f"method={','.join(METHODS)}"),
     ("-m", "model=glob(resnet*,exclude=*8)"): ("-m", "model=resnet34,resnet9"),
     ("-m", "seed=range(2)"): ("-m", "seed=0,1"),
 }

@@ -1,0 +1,22 @@
+"""The profiles of the comparison of rules: how large it may be made."""
+
+from collections.abc import Sequence
+from itertools import product
+
+from experiments.lib.sentences import RULES, SMALL, Cell, study
+from experiments.lib.study import Study
+
+# rules whose lead is followed over budgets, and those that are allocated in other ways
+_OVER_BUDGETS, _ALLOCATED = ("fish", "random", "magnitude", "gradient"), ("fish", "magnitude")
+_KEEPS = (0.0002, 0.001, 0.02)
+_SEEDS = range(3)
+_SST2, _STSB = SMALL["sst2"], SMALL["stsb"]
+
+PROFILES: dict[str, Sequence[Study[Cell]]] = {
+    "cpu": [
+        study(_SST2, [Cell(rule) for rule in RULES], _SEEDS),
+        study(_STSB, [Cell(rule) for rule in RULES], _SEEDS),
+        study(_SST2, [Cell(rule, per=per) for rule, per in product(_ALLOCATED, ("matrix", "row"))], _SEEDS, "sst2-per"),
+        study(_SST2, [Cell(rule, keep) for keep, rule in product(_KEEPS, _OVER_BUDGETS)], range(2), "sst2-keeps"),
+    ],
+}
