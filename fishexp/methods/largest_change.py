@@ -5,6 +5,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from fishexp.errors import FishexpError
+from fishexp.masks.allocation import SelectionSettings
 from fishexp.masks.topk import Scores
 from fishexp.sparse.handle import copy_plain
 from fishexp.sparse.parameter import weights
@@ -12,6 +13,8 @@ from fishexp.training.apart import Passes, draw_seed, train_apart
 from fishexp.training.problem import Problem
 from fishexp.training.trainer import OptimizerName, limit_warmup, linear_schedule, make_optimizer
 
+# keys of the yaml that are used after `scores` is called
+RUN_SETTINGS = SelectionSettings
 # longer than training does, so that runs with the same weights and examples share them (fishexp/run/cached_scores.py)
 SCORES_TAKE_LONG = True
 
