@@ -35,7 +35,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("name", nargs="?", default="", help=", ".join(names()))
     name = parser.parse_args(arguments).name
     try:
-        return run_experiment(load(name), environment, HOME / name / "records.jsonl", f"outputs/{name}")
+        experiment = load(name)
+        home = experiment.shares or name
+        return run_experiment(experiment, environment, HOME / home / "records.jsonl", f"outputs/{home}", HOME / name)
     except FishexpError as error:
         print(f"fishexp: {error}", file=sys.stderr)
         return 2

@@ -23,20 +23,25 @@ class Experiment(Generic[C]):
         profiles: Name of a profile, which says how large the experiment is made -> its studies.
         cost_table: (the commands, the run_ids that are done) -> the text that DRY=1 prints.
         write_report: (folder, the sections of all profiles) -> README.md and pictures in the folder.
+        shares: Name of the experiment in whose folder the records are and whose runs count here too; None for its own.
     """
 
     profiles: Mapping[str, Sequence[Study[C]]]
     cost_table: Callable[[Iterable[Command], set[str]], str]
     write_report: Callable[[Path, Sequence[Section[C]]], None]
+    shares: str | None = None
 
 
-def run_experiment(experiment: Experiment[C], environment: Mapping[str, str], records: Path, outputs: str) -> int:
+def run_experiment(
+    experiment: Experiment[C], environment: Mapping[str, str], records: Path, outputs: str, folder: Path
+) -> int:
     """Carry out a profile and write the report, or with DRY print what there is to do; return the exit status.
 
     Args:
         environment: PROFILE, DRY, PYTHON.
-        records: File to which the runs append their records; the report is written beside it.
+        records: File to which the runs append their records.
         outputs: Folder of the run folders.
+        folder: Of the report.
 
     Raises:
         FishexpError: If there is no such profile, a setting is wrong or the records are not in order.
@@ -49,7 +54,7 @@ def run_experiment(experiment: Experiment[C], environment: Mapping[str, str], re
         return 0
     python = environment.get("PYTHON") or sys.executable
     status = carry_out(lambda: plan(profiles[name], records), python, outputs, records)
-    experiment.write_report(records.parent, sections(experiment, records))
+    experiment.write_report(folder, sections(experiment, records))
     return status
 
 

@@ -32,21 +32,22 @@ class Command:
 
 
 def plan(studies: Sequence[Study[C]], records: Path) -> Iterator[Command]:
-    """Yield every command of the sweep: the choices of learning rates, then the table, seed by seed.
+    """Yield every command of the sweep, study by study: the choices of learning rates, then the table, seed by seed.
+
+    So a table is complete for some number of seeds before the next begins.
 
     Raises:
         FishexpError: If a file holds lines but no record, or records of one cell differ in their settings.
     """
     runs = recorded_runs(records)
-    planned = [(study, [result_of(study, cell, runs) for cell in study.cells]) for study in studies]
-    for study, results in planned:
+    for study in studies:
+        results = [result_of(study, cell, runs) for cell in study.cells]
         if study.choose is not None:
             for cell in dict.fromkeys(result.source for result in results):
                 sweep = {"seed": 0, "regime.lr": tuple(study.rates[cell.method])}
                 yield Command(f"{study.name} rates".strip(), as_overrides(study.settings(cell, study.choose, sweep)))
-    for seed in dict.fromkeys(seed for study in studies for seed in study.seeds):
-        for study, results in planned:
-            for result in results if seed in study.seeds else []:
+        for seed in study.seeds:
+            for result in results:
                 lr = result.lr or study.rates[result.cell.method][0]
                 settings = study.settings(result.cell, study.report, {"seed": seed, "regime.lr": lr})
                 yield Command(f"{study.name} table".strip(), as_overrides(settings), waits=result.lr is None)

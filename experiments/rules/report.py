@@ -6,16 +6,21 @@ from pathlib import Path
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import MISSING, rate, score, signs, write_readme
 from experiments.lib.results import Result, Section
-from experiments.units.profiles import Cell
+from experiments.lib.sentences import SMALL, Cell
 from fishexp.report.group import span
 from fishexp.system.text_table import markdown_table
 
-_INTRO = """# Rows, columns and channels beside single entries
+_INTRO = """# The mask rules side by side
 
-Made by `python -m experiments units` from [records.jsonl](records.jsonl). FISH keeps the same budget of entries, rows,
-columns or channels (`method.unit`), those of the highest mean Fisher information. Scores are accuracies in %, means ±
-sample standard deviations over seeds. What a step costs is in [benchmarks](../../benchmarks), measured side by side."""
-_TITLES = {"sst2": "## SST-2", "cifar10": "## CIFAR-10"}
+Made by `make rules` from [records.jsonl](records.jsonl). Every rule keeps the same number of weights, the classifier
+included, and has its own learning rate, chosen on held-out training examples. Scores are means ± sample standard
+deviations over seeds, on the development examples."""
+_TITLES = {
+    "sst2": "## SST-2, 0.5 %",
+    "stsb": "## STS-B, 0.5 %",
+    "sst2-per": "## SST-2, 0.5 %, a share for each matrix or row",
+    "sst2-keeps": "## SST-2, other budgets",
+}
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
@@ -25,23 +30,29 @@ def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
 
 def _parts(section: Section[Cell]) -> list[str]:
     name = section.study.name
+    unit = SMALL[section.study.common["data.task"]].score
     rates = rates_tried(
-        section,
-        score=f"Accuracy in % on {chosen_on(section, 'sentences' if name == 'sst2' else 'images')}",
-        columns=lambda cell: {"unit": cell.unit, "keep": f"{cell.keep:g}"},
-        name=lambda cell: f"{cell.unit} at {cell.keep:g}",
-        shared="The rates tried were the same for all units.",
+        section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )
-    return [_TITLES[name], section.study.about, _table(section.results), *signs(section.results), *rates]
+    return [_TITLES[name], section.study.about, _table(section.results, unit), *signs(section.results), *rates]
 
 
-def _table(results: Sequence[Result[Cell]]) -> str:
-    """Make the table with a row for each keep and unit."""
-    columns = {
-        "keep": [f"{result.cell.keep:g}" for result in results],
-        "unit": [result.cell.unit for result in results],
-        "accuracy, %": [score(result) for result in results],
+def _columns(cell: Cell) -> dict[str, str]:
+    return {"rule": cell.rule, "per": cell.per, "keep": f"{cell.keep:g}"}
+
+
+def _name(cell: Cell) -> str:
+    shares = "" if cell.per == "network" else f" per {cell.per}"
+    return f"{cell.rule}{shares} at {cell.keep:g}"
+
+
+def _table(results: Sequence[Result[Cell]], unit: str) -> str:
+    """Make the table with a row for each cell."""
+    rows = [_columns(result.cell) for result in results]
+    columns = {header: [row[header] for row in rows] for header in rows[0]}
+    columns |= {
+        unit: [score(result) for result in results],
         "lr": [rate(result) for result in results],
         "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
     }
-    return markdown_table(columns, left=("unit",))
+    return markdown_table(columns, left=("rule", "per"))

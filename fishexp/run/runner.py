@@ -94,17 +94,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             unit, per = config["method"].get("unit", "entry"), config["method"].get("per", "network")
             cache = score_cache(config, record, settings, collectives.world_size, logger)
             choose = MaskSelector(
-                problem,
-                method.name,
-                method.function,
-                settings.keep,
-                unit,
-                per,
-                logger,
-                record.note_kept,
-                cache,
+                problem, method.name, method.function, settings.keep, unit, per, logger, record.note_kept, cache,
                 fixed=fixed,
-            )
+            )  # fmt: skip
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
             record.metrics = outcome.evaluation.metrics
             record.gradient_methods = gradient_methods(model.network)
