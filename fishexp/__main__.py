@@ -70,7 +70,7 @@ def main() -> int:
         print(f"fishexp: {error.filename}: {error.strerror}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("fishexp: interrupted", file=sys.stderr)
+        print("fishexp: interrupted; with resume=true or minutes=... the same command continues", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -123,6 +123,8 @@ def _run(args: Namespace) -> int:
         print(config.shown(command, args.cfg, args.package))
         return 0
     _use_gpus(command.runs.gpus)
+    if minutes := min((run["minutes"] for run in command.configs if run["minutes"] is not None), default=None):
+        signals.stop_after(60 * minutes)
     _prepare(command.configs, args.multirun)
     with tempfile.NamedTemporaryFile(prefix="fishexp-") as file:
         sweep = Sweep(

@@ -14,7 +14,7 @@ from fishexp.run.record import STREAMS
 from fishexp.run.settings import GROUPS, Config, component_module, is_ours, options_of
 
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
-NOT_IDENTITY = ("records", "wandb", "resume", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
+NOT_IDENTITY = ("records", "wandb", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 # settings of a method that there were not always -> the value that says what was so before, and is no part of identity
 _AS_BEFORE = {"per": "network"}

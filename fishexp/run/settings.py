@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Unpack, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fishexp.errors import FishexpError, nearest
@@ -50,6 +50,7 @@ class Settings(BaseModel):
     outputs: str
     records: str
     resume: Literal["strict"] | bool
+    minutes: Annotated[float, Gt(0)] | None
     snapshot_minutes: Annotated[float, Ge(0)]
     snapshot_keep: Annotated[int, Ge(1)]
     debug: bool

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM, taken where a run can take them: between two steps, not inside torch or an import."""
+"""Ctrl-C, SIGTERM, SIGUSR2 and the end of the time given, taken where a run can take them: between two steps.
+
+Not inside torch or an import: raised in the middle of a backward pass or of a library's import, an interrupt can end
+the process without a message and without a record, as some C++ code lets no exception through.
+"""
 
 import signal
 import threading
@@ -6,8 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# what ends a run: SIGTERM is sent by batch systems and `kill`, SIGUSR2 by Slurm where it is told to warn
+KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # seconds that a step has to end by itself
 GRACE = 5.0
+# what is kept of the time given, for the step that goes on, a snapshot and the record: a share of it, at most seconds
+_SHARE_KEPT, _MOST_KEPT = 0.1, 60.0
 
 # signals wait for `check`, as this is inside `between_steps`
 _waiting = False
@@ -18,13 +26,17 @@ _timer: threading.Timer | None = None
 
 
 def install() -> None:
-    """Have both signals raise KeyboardInterrupt: at once outside a run, between two steps in a run.
-
-    Raised in the middle of a backward pass or of a library's import, it can end the process without a message and
-    without a record: some C++ code lets no exception through.
-    """
-    for kind in (signal.SIGINT, signal.SIGTERM):
+    """Have these signals raise KeyboardInterrupt: at once outside a run, between two steps in a run."""
+    for kind in KINDS:
         signal.signal(kind, _ask)
+
+
+def stop_after(seconds: float) -> None:
+    """Have the process stop as if it got SIGUSR2, so early that it has ended when ``seconds`` are over."""
+    left = max(seconds - min(_SHARE_KEPT * seconds, _MOST_KEPT), 0)
+    timer = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR2))
+    timer.daemon = True
+    timer.start()
 
 
 def _ask(kind: int, frame: FrameType | None) -> None:
@@ -49,11 +61,22 @@ def between_steps() -> Iterator[None]:
         _waiting = outer
         if not outer and _asked:
             _asked = False
-            if _timer is not None:
-                _timer.cancel()
+            _stop_timer()
 
 
 def check() -> None:
     """Raise KeyboardInterrupt if a signal came since :func:`between_steps` was entered."""
     if _asked:
         raise KeyboardInterrupt
+
+
+def last_snapshot_wanted() -> bool:
+    """Tell whether a signal waits, so that a snapshot saves what would be lost; it may take longer than ``GRACE``."""
+    if _asked:
+        _stop_timer()
+    return _asked
+
+
+def _stop_timer() -> None:
+    if _timer is not None:
+        _timer.cancel()

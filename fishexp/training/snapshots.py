@@ -21,6 +21,7 @@ from torch import Tensor
 from fishexp.delta import Delta, planes
 from fishexp.delta.fingerprint import CODES, DTYPES, raw
 from fishexp.errors import RunFailed
+from fishexp.system import signals
 from fishexp.system.atomic import sync
 from fishexp.training.collectives import Collectives, InProcessCollectives
 
@@ -77,8 +78,8 @@ class Snapshots:
             self.workers = {rank: Snapshots(folder / f"worker{rank}", minutes, keep, facts=facts) for rank in ranks}
 
     def due(self) -> bool:
-        """Tell whether it is time for another snapshot."""
-        return time.monotonic() - self._last >= 60 * self.minutes
+        """Tell whether it is time for another snapshot, or for a last one."""
+        return signals.last_snapshot_wanted() or time.monotonic() - self._last >= 60 * self.minutes
 
     def save(self, steps: int, snapshot: Snapshot, settled: int | None = None) -> None:
         """Write the state after ``steps`` optimiser steps; older snapshots go once it is safe on disk.

@@ -15,6 +15,7 @@ import torch
 
 import fishexp as library
 from fishexp.run.record import Record, read
+from fishexp.system import signals
 from fishexp.training.logger import Logger
 from fishexp.training.snapshots import Snapshots
 from fishexp.training.trainer import Trainer
@@ -73,6 +74,63 @@ def test_a_run_cut_anywhere_ends_as_one_that_was_not(options: tuple[str, ...], m
         assert int(max(folder.name for folder in run_folder("cut").glob("snapshots/*"))) == steps
     assert fishexp(*SMALL, *options, "outputs=cut", *EVERY_STEP).status == 0
     assert_alike("whole", "cut")
+
+
+def signalled_after(steps: int, kind: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process get a signal in the middle of an optimiser step."""
+    taken = iter(range(1, 1000))
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *arguments: Any) -> Any:
+        if next(taken) == steps:
+            signal.raise_signal(kind)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_is_followed_by_a_snapshot_and_loses_no_step(
+    kind: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (*SMALL, "regime.epochs=3", "regime.optimiser=sgd")
+    assert fishexp(*options, "outputs=whole").status == 0
+    with monkeypatch.context() as patch:
+        signalled_after(5, kind, patch)
+        cut = fishexp(*options, "outputs=cut")
+    assert cut.status == 130
+    assert cut.err == "fishexp: interrupted; with resume=true or minutes=... the same command continues\n"
+    (snapshot,) = run_folder("cut").glob("snapshots/*")
+    assert int(snapshot.name) == 5
+    assert fishexp(*options, "outputs=cut", "resume=true").status == 0
+    assert_alike("whole", "cut")
+
+
+def test_a_sweep_stops_before_its_minutes_are_over_and_the_same_command_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs are done once, and the one that was cut loses no step."""
+    options = ("-m", *SMALL, "regime.epochs=2", "seed=0,1,2")
+    assert fishexp(*options, "outputs=whole").status == 0
+    begun: list[int] = []
+    original = Trainer.run_epoch
+
+    def run_epoch(self: Trainer, trainable: Any) -> None:
+        begun.append(self.progress.steps)
+        while len(begun) == 4 and not signals._asked:
+            time.sleep(0.01)
+        original(self, trainable)
+
+    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    assert fishexp(*options, "outputs=cut", "minutes=0.1").status == 130
+    assert len(begun) <= 4
+    begun += [-1] * 4
+    assert fishexp(*options, "outputs=cut", "minutes=60").status == 0
+    done = [record["seed"] for record in read(Path("cut", "records.jsonl")) if record["status"] == "finished"]
+    assert sorted(done) == [0, 1, 2]
+    for seed in range(3):
+        whole, cut = (next(Path(outputs).glob(f"*/*/*/seed{seed}-*")) for outputs in ("whole", "cut"))
+        assert (whole / "delta.safetensors").read_bytes() == (cut / "delta.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

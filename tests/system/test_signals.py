@@ -11,20 +11,20 @@ from fishexp.system import signals
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    before = {kind: signal.getsignal(kind) for kind in signals.KINDS}
     signals.install()
     yield
     for kind, handler in before.items():
         signal.signal(kind, handler)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", signals.KINDS)
 def test_outside_a_run_it_is_raised_at_once(kind: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(kind)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", signals.KINDS)
 def test_in_a_run_it_waits_for_the_end_of_the_step(kind: signal.Signals) -> None:
     done: list[str] = []
 
@@ -73,3 +73,37 @@ def test_a_step_that_does_not_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_signal_that_comes_as_the_run_ends_is_not_lost() -> None:
     with pytest.raises(KeyboardInterrupt), signals.between_steps():
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_last_snapshot_may_take_longer_than_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "GRACE", 0.2)
+    done: list[str] = []
+
+    def run() -> None:
+        with signals.between_steps():
+            assert not signals.last_snapshot_wanted()
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.last_snapshot_wanted()
+            time.sleep(0.6)
+            done.append("the snapshot")
+            signals.check()
+            done.append("the next step")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert done == ["the snapshot"]
+
+
+def test_it_stops_before_the_time_is_over() -> None:
+    start = time.monotonic()
+
+    def run() -> None:
+        signals.stop_after(1)
+        with signals.between_steps():
+            while time.monotonic() < start + 5:
+                signals.check()
+                time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert 0.85 < time.monotonic() - start < 1
