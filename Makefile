@@ -9,7 +9,7 @@ PROFILE ?= cpu
 # a process for each core, and work for whoever has none left; tests use one thread each
 PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: setup demo table2 table3 table4 test test-quick test-slow test-cuda check bench wheel clean
+.PHONY: setup demo rules table1 table2 table3 table4 figure2 test test-quick test-slow test-cuda check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -24,14 +24,25 @@ demo: setup  ## five methods on the digits over three seeds, a table and a pictu
 	$(BIN)/python -m fishexp.report.table $(DEMO)/records.jsonl --uncommitted | tee $(DEMO)/table.md
 	$(BIN)/python -m fishexp.report.plot $(DEMO)/records.jsonl --uncommitted -o $(DEMO)/demo.png
 
-table2: setup  ## the paper's Table 2, workers that merge rarely, on GLUE; PROFILE and DRY as for table4
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
+EXPERIMENT = PROFILE=$(PROFILE) DRY=$(DRY) HOURS=$(HOURS) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
 
-table3: setup  ## the paper's Table 3, the same on CIFAR-10; PROFILE and DRY as for table4
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
+rules: setup  ## which rule at which budget: ten of them at equal k, each at its own rate; PROFILE, DRY, HOURS as for table4
+	$(EXPERIMENT)
 
-table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many
-	PROFILE=$(PROFILE) DRY=$(DRY) PYTHON=$(BIN)/python $(BIN)/python -m experiments $@
+table1: setup  ## the paper's Table 1, GLUE, with Diff Pruning and LoRA beside it; PROFILE, DRY, HOURS as for table4
+	$(EXPERIMENT)
+
+table2: setup  ## the paper's Table 2, workers that merge rarely, on GLUE; PROFILE, DRY, HOURS as for table4
+	$(EXPERIMENT)
+
+table3: setup  ## the paper's Table 3, the same on CIFAR-10; PROFILE, DRY, HOURS as for table4
+	$(EXPERIMENT)
+
+table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper more; DRY=1 says how many, HOURS=n stops after n
+	$(EXPERIMENT)
+
+figure2: setup  ## the paper's Figure 2, budgets, samples and labels on GLUE; PROFILE, DRY, HOURS as for table4
+	$(EXPERIMENT)
 
 test: setup  ## all but the slow tests, on all cores; then those that need the machine for themselves
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone and not cuda'

@@ -20,6 +20,8 @@ HOME = Path(__file__).parent
 _ENVIRONMENT = """environment:
   PROFILE  how large the experiment is made: cpu (the default), gpu, paper
   DRY      1: say how many runs and hours there are to do, and run nothing
+  HOURS    stop after so many hours, with a snapshot of the run that goes on; tables are filled in order of worth, the
+           first for all of its seeds before the next, and the same command goes on
   PYTHON   the interpreter of the runs; by default the one that runs this
 """
 

@@ -1,5 +1,6 @@
-"""An experiment, and the environment variables that say what to do with it: PROFILE, DRY, PYTHON."""
+"""An experiment, and the environment variables that say what to do with it: PROFILE, DRY, HOURS, PYTHON."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def run_experiment(
     """Carry out a profile and write the report, or with DRY print what there is to do; return the exit status.
 
     Args:
-        environment: PROFILE, DRY, PYTHON.
+        environment: PROFILE, DRY, HOURS, PYTHON.
         records: File to which the runs append their records.
         outputs: Folder of the run folders.
         folder: Of the report.
@@ -53,9 +54,25 @@ def run_experiment(
         print(experiment.cost_table(plan(profiles[name], records), set(finished(records))))
         return 0
     python = environment.get("PYTHON") or sys.executable
-    status = carry_out(lambda: plan(profiles[name], records), python, outputs, records)
+    status = carry_out(lambda: plan(profiles[name], records), python, outputs, records, _hours(environment))
     experiment.write_report(folder, sections(experiment, records))
     return status
+
+
+def _hours(environment: Mapping[str, str]) -> float:
+    """Return how many hours a sweep may take.
+
+    Raises:
+        FishexpError: If HOURS is no number above 0.
+    """
+    text = environment.get("HOURS") or "inf"
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not hours > 0:
+        raise FishexpError(f"HOURS={text} is no number above 0; give the hours that the sweep may take, as HOURS=1.5")
+    return hours
 
 
 def sections(experiment: Experiment[C], records: Path) -> list[Section[C]]:

@@ -1,7 +1,9 @@
 """Carrying out the commands of a plan whose runs are not done."""
 
+import math
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -9,36 +11,46 @@ from experiments.lib.plan import Command
 from fishexp.run.record import finished
 
 REPOSITORY = Path(__file__).parents[2]
+# seconds left of a sweep's hours below which no run is begun; a run stops at most 60 before its time is over
+_SHORTEST = 120
 RUN_FAILED = 1  # exit status of `python -m fishexp` where a run broke down; the others of a sweep may still do
 
 
-def carry_out(plan: Callable[[], Iterable[Command]], python: str, outputs: str, records: Path) -> int:
-    """Run what ``plan`` says, the first command first, until all is done or has been tried once.
+def carry_out(
+    plan: Callable[[], Iterable[Command]], python: str, outputs: str, records: Path, hours: float = math.inf
+) -> int:
+    """Run what ``plan`` says, the first command first, until all is done or has been tried once, or time is up.
 
     The plan is asked for again after every command, as later steps depend on the results of earlier ones. Runs on
     record are skipped, cut ones resumed, and those that another process is at left to it: the same command may go on
     in several terminals.
 
+    Args:
+        hours: After which the run that goes on is stopped, with a snapshot.
+
     Returns:
-        0 if every run is done, else the exit status of the command that ended the sweep, or 1.
+        0 if every run is done or time is up, else the exit status of the command that ended the sweep, or 1.
     """
+    end, done = time.monotonic() + 3600 * hours, finished(records)
     tried: set[Command] = set()
-    while True:
-        done = finished(records)
+    while (seconds_left := end - time.monotonic()) > _SHORTEST:
         untried = (command for command in plan() if not command.waits and command not in tried)
         command = next((command for command in untried if command.to_do(done)), None)
         if command is None:
             break
         tried.add(command)
         places = f"outputs={outputs}", f"records={records}"
-        status = _call([python, "-m", "fishexp", "-m", "resume=true", *places, *command.overrides])
-        if status not in (0, RUN_FAILED):
+        limit = [] if hours == math.inf else [f"minutes={seconds_left / 60:.2f}"]
+        status = _call([python, "-m", "fishexp", "-m", "resume=true", *places, *limit, *command.overrides])
+        if status not in (0, RUN_FAILED) and end - time.monotonic() > _SHORTEST:
             return status if status > 0 else 128 - status
+        done = finished(records)
     left = sum(len(command.to_do(done)) for command in plan())
     if left:
         runs = "1 run is" if left == 1 else f"{left} runs are"
-        print(f"{runs} not done: failed, or going on in another process; the same command continues")
-    return RUN_FAILED if left else 0
+        why = "time is up" if seconds_left <= _SHORTEST else "failed, or going on in another process"
+        print(f"{runs} not done: {why}; the same command continues")
+    return RUN_FAILED if left and seconds_left > _SHORTEST else 0
 
 
 def _call(command: Sequence[str]) -> int:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lib import sweep
+from experiments.lib import experiment, sweep
 from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
+from fishexp.errors import FishexpError
 from fishexp.run import record
 from fishexp.run.identity import run_id
 from fishexp.system.atomic import append
@@ -69,6 +70,33 @@ def test_a_run_that_fails_or_goes_on_elsewhere_is_tried_once(runner: Runner, cap
     assert go(runner, commands("0", "1")) == 1
     assert [overrides[-1] for overrides in runner.calls] == ["seed=0", "seed=1"]
     assert "1 run is not done" in capsys.readouterr().out
+
+
+def test_when_time_is_up_the_sweep_ends_well_and_says_what_is_left(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The second run takes all of the hour but what it keeps back to end in time."""
+    clock = iter([0, 10, 20, 3590, 3590, 3590])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    runner.status = lambda overrides: 130 if overrides[-1] == "seed=1" else 0
+    limits: list[str] = []
+    call = runner.__call__
+
+    def noting(command: list[str]) -> int:
+        limits.append(command[command.index("-m", 2) + 4])
+        return call([word for word in command if not word.startswith("minutes=")])
+
+    monkeypatch.setattr(sweep, "_call", noting)
+    plan = commands("0", "1", "2")
+    assert sweep.carry_out(lambda: plan, "python", "outputs", runner.records, hours=1) == 0
+    assert limits == ["minutes=59.83", "minutes=59.67"]
+    assert "2 runs are not done: time is up; the same command continues" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "soon", "nan"])
+def test_hours_are_a_number_above_zero(hours: str) -> None:
+    with pytest.raises(FishexpError, match=f"HOURS={hours} is no number above 0"):
+        experiment._hours({"HOURS": hours})
 
 
 @pytest.mark.parametrize(("status", "ended"), [(2, 2), (130, 130), (-9, 137)])

@@ -113,7 +113,7 @@ def test_all_rows_of_the_cpu_profile_merge_several_times() -> None:
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
     one_seed = replace(table2.EXPERIMENT, profiles={"cpu": [replace(CPU, seeds=(0,))]})
-    assert run_experiment(one_seed, {"DRY": "1"}, tmp_path / "records.jsonl", "outputs") == 0
+    assert run_experiment(one_seed, {"DRY": "1"}, tmp_path / "records.jsonl", "outputs", tmp_path) == 0
     lines = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()]
     assert [row[:4] for row in lines[1:4]] == [
         ["rates", "18", "0", "18"],

@@ -136,7 +136,7 @@ def test_rates_are_borrowed_from_one_keep_and_interval(tmp_path: Path) -> None:
 def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(sweep, "_call", None)
     one_seed = replace(table3.EXPERIMENT, profiles={"cpu": [replace(CPU, seeds=(0,)), JUNE]})
-    assert run_experiment(one_seed, {"DRY": "1"}, tmp_path / "records.jsonl", "outputs") == 0
+    assert run_experiment(one_seed, {"DRY": "1"}, tmp_path / "records.jsonl", "outputs", tmp_path) == 0
     lines = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["step", "runs", "done", "to do", "hours to go"]
     assert [row[:4] for row in lines[1:5]] == [
@@ -261,7 +261,7 @@ def test_real_runs_give_all_that_the_report_shows(monkeypatch: pytest.MonkeyPatc
         known={fish: 0.1},
     )
     experiment, path = replace(table3.EXPERIMENT, profiles={"tiny": [tiny]}), tmp_path / "records.jsonl"
-    assert run_experiment(experiment, {"PROFILE": "tiny"}, path, str(tmp_path / "outputs")) == 0
+    assert run_experiment(experiment, {"PROFILE": "tiny"}, path, str(tmp_path / "outputs"), path.parent) == 0
     assert [(run["status"], run["bytes"]["merges"]) for run in record.read(path)] == [("finished", 2)] * 3
     text = (tmp_path / "README.md").read_text()
     assert "missing" not in text

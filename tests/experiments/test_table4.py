@@ -233,7 +233,7 @@ def test_from_nothing_to_the_readme_and_again(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(sweep, "_call", call)
     experiment, environment = replace(table4.EXPERIMENT, profiles={"tiny": [TINY]}), {"PROFILE": "tiny", "PYTHON": "py"}
-    arguments: Any = (experiment, environment, tmp_path / "records.jsonl", str(tmp_path / "outputs"))
+    arguments: Any = (experiment, environment, tmp_path / "records.jsonl", str(tmp_path / "outputs"), tmp_path)
     assert run_experiment(*arguments) == 0
     assert {command[:3] for command in calls} == {("py", "-m", "fishexp")}
     assert len(calls) == 2 + 3  # FISH and dense have a rate chosen; they and FISH with new masks run
@@ -265,7 +265,7 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
     run = composed_run(settings)
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(line(settings, 0.5) | {"run_id": run_id(run)}) + "\n")
-    assert run_experiment(smaller, {"DRY": "1"}, path, "outputs") == 0
+    assert run_experiment(smaller, {"DRY": "1"}, path, "outputs", tmp_path) == 0
     rows = [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.splitlines()[:4]]
     assert rows[0] == ["step", "runs", "done", "to do", "hours to go", "GB to come"]
     assert rows[1][:4] == ["rates", "15", "1", "14"]
