@@ -22,7 +22,8 @@ from fishexp.delta import Delta
 from fishexp.errors import FishexpError, RunFailed, first_line
 from fishexp.models import WEIGHTS, Model
 from fishexp.models.labels import align_classes_
-from fishexp.run.predictions import PREDICTIONS, Predictions, write_predictions
+from fishexp.run.predictions import Predictions, write_predictions
+from fishexp.run.predictions_file import PREDICTIONS
 from fishexp.run.record import RECORD
 from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync

@@ -1,28 +1,19 @@
-"""Predictions: what each run predicted for each reported example, so that reports can compare runs example by example.
-
-A run leaves them in its folder, and appends them to a file beside its records, ``records.predictions.jsonl`` beside
-``records.jsonl``: a JSON line of its run_id and, for each reported set, the digest of the examples, the number of
-classes and what was predicted, compressed. The first line of some examples has their labels too. Of two lines of a run
-the later one counts.
-"""
+"""Predictions: what a run predicted for each reported example, so that reports can compare runs example by example."""
 
 import json
-import logging
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fishexp.errors import FishexpError, RunFailed
-from fishexp.system.atomic import append, replacing
+from fishexp.errors import FishexpError
+from fishexp.run.predictions_file import PREDICTIONS, labels_in, lines_of, predictions_file
+from fishexp.system.atomic import replacing
 
-log = logging.getLogger(__name__)
-
-PREDICTIONS = "predictions.json"  # in the folder of a run
 # bytes that the predictions of a set may take up in memory
 _LARGEST = 1 << 28
 
@@ -42,11 +33,6 @@ class Predictions:
     classes: int
     labels: np.ndarray
     predicted: np.ndarray
-
-
-def predictions_file(records: Path) -> Path:
-    """Return the file beside a file of records that has the predictions of its runs."""
-    return records.with_name(f"{records.stem}.predictions.jsonl")
 
 
 def write_predictions(folder: Path, run_id: str, sets: Mapping[str, Predictions]) -> None:
@@ -71,37 +57,14 @@ def write_predictions(folder: Path, run_id: str, sets: Mapping[str, Predictions]
         new.write_text(json.dumps({"run_id": run_id, "sets": packed}) + "\n")
 
 
-def append_predictions(records: Path, folder: Path) -> None:
-    """Append the predictions in the folder of a run beside ``records``; runs of older versions have none.
-
-    Labels of examples that are there already are left out.
-
-    Raises:
-        RunFailed: If they cannot be appended.
-    """
-    file = predictions_file(records)
-    try:
-        run = next(_lines(folder / PREDICTIONS), None)
-        known = set(_labels(_lines(file)))
-    except OSError as error:
-        raise RunFailed(f"{error.filename}: the predictions cannot be read ({error.strerror})") from None
-    if run is None:
-        return
-    for packed in run["sets"].values():
-        if packed["examples"] in known:
-            packed.pop("labels", None)
-        known.add(packed["examples"])
-    append(file, json.dumps(run), "predictions")
-
-
 def read_predictions(records: Path) -> dict[str, dict[str, Predictions]]:
     """Read run_id -> reported set -> predictions from the file beside ``records``; empty if there is none.
 
     Raises:
         FishexpError: If predictions are damaged, or the labels of their examples are missing.
     """
-    lines = list(_lines(predictions_file(records)))
-    labels = _labels(lines)
+    lines = list(lines_of(predictions_file(records)))
+    labels = labels_in(lines)
     latest = {line["run_id"]: line["sets"] for line in lines}
     return {
         run_id: {name: _unpacked(records, run_id, packed, labels) for name, packed in sets.items()}
@@ -118,30 +81,6 @@ def _unpacked(records: Path, run_id: str, packed: Mapping[str, Any], labels: Map
     if true is None or predicted is None or len(true) != len(predicted):
         raise FishexpError(f"{predictions_file(records)}: the predictions of run {run_id} are damaged; run it again")
     return Predictions(examples, classes, true, predicted)
-
-
-def _labels(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return digest of examples -> their labels, from the lines that have some."""
-    return {each["examples"]: each["labels"] for line in lines for each in line["sets"].values() if "labels" in each}
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file of predictions; a warning says which lines are none, such as one that a crash cut."""
-    skipped = []
-    for number, text in enumerate(file.read_text("utf-8", "replace").splitlines() if file.exists() else [], 1):
-        try:
-            line = json.loads(text)
-            well = isinstance(line["run_id"], str) and all(
-                isinstance(each["examples"], str) and isinstance(each["classes"], int) for each in line["sets"].values()
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            well, line = False, {}
-        if well:
-            yield line
-        else:
-            skipped.append(number)
-    if skipped:
-        log.warning("%s: %d lines are no predictions and are skipped, first line %d", file, len(skipped), skipped[0])
 
 
 def _dtype(classes: int) -> np.dtype:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fishexp.errors import FishexpError, RunFailed
-from fishexp.run.predictions import append_predictions
+from fishexp.run.predictions_file import append_predictions
 from fishexp.system.atomic import append, replacing
 
 log = logging.getLogger(__name__)

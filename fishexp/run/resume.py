@@ -9,7 +9,7 @@ from typing import Any
 
 from fishexp.errors import FishexpError
 from fishexp.run.identity import own_code, run_id
-from fishexp.run.predictions import append_predictions
+from fishexp.run.predictions_file import append_predictions
 from fishexp.run.record import RECORD, commit, finished, read, same_code, versions
 from fishexp.run.run_folder import lock
 from fishexp.run.settings import Config

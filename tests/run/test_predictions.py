@@ -14,14 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from fishexp.data import digits
 from fishexp.errors import FishexpError, RunFailed
-from fishexp.run.predictions import (
-    PREDICTIONS,
-    Predictions,
-    append_predictions,
-    predictions_file,
-    read_predictions,
-    write_predictions,
-)
+from fishexp.run.predictions import Predictions, read_predictions, write_predictions
+from fishexp.run.predictions_file import PREDICTIONS, append_predictions, predictions_file
 from fishexp.training.evaluate import evaluate
 from tests.support.cases import CLASSES
 from tests.support.cli import QUICK, fishexp, records
