@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.lib.report import MISSING
-from experiments.lib.results import Result, Section
+from experiments.lib.results import MOST_GROWN, Result, Section
 from experiments.lib.study import C
 from fishexp.system.text_table import markdown_table
 
@@ -37,7 +37,7 @@ def rates_tried(
     rows = [columns(cell) for cell in sources]
     table = {header: [row[header] for row in rows] for header in rows[0]}
     left = [header for header in table if header != "keep"]
-    for lr in sorted({lr for cell in sources for lr in section.study.rates[cell.method]}):
+    for lr in sorted({lr for result in sources.values() for lr in _rates(section, result)}):
         table[f"{lr:g}"] = [_tried(section, result, lr) for result in sources.values()]
     text = f"{score}; the rate taken is in bold, of equals the smallest."
     return [
@@ -47,9 +47,14 @@ def rates_tried(
     ]
 
 
+def _rates(section: Section[Any], result: Result[Any]) -> list[float]:
+    """Return the rates of the grid for the result's source, as far as it has grown."""
+    return [*section.study.rates[result.source.method], *result.beyond]
+
+
 def _tried(section: Section[Any], result: Result[Any], lr: float) -> str:
     """Return the score of the runs with ``lr`` as the entry of a table, in bold if it is the rate taken."""
-    if lr not in section.study.rates[result.source.method]:
+    if lr not in _rates(section, result):
         return ""
     if lr not in result.tried:
         return MISSING
@@ -62,7 +67,9 @@ def _edges(section: Section[C], sources: Mapping[C, Result[C]], name: Callable[[
     """Say for which cells a better rate may lie beyond those tried."""
     found = []
     for cell, result in sources.items():
-        rates = section.study.rates[cell.method]
+        rates = _rates(section, result)
         ends = {min(rates): "smallest", max(rates): "largest"}
         found += [f"{name(cell)} ({ends[result.lr]})"] if result.lr in ends else []
-    return f"At the edge of those tried, so that a better one may lie beyond: {', '.join(found)}." if found else ""
+    limit = f" (a grid grows at most {MOST_GROWN} times at each end)" if section.study.grow else ""
+    about = f"At the edge of those tried{limit}, so that a better one may lie beyond"
+    return f"{about}: {', '.join(found)}." if found else ""

@@ -34,6 +34,8 @@ class Command:
 def plan(studies: Sequence[Study[C]], records: Path) -> Iterator[Command]:
     """Yield every command of the sweep, study by study: the choices of learning rates, then the table, seed by seed.
 
+    Where a grid of rates grows, the rate beyond it is a command as soon as those within are on record.
+
     So a table is complete for some number of seeds before the next begins.
 
     Raises:
@@ -43,9 +45,10 @@ def plan(studies: Sequence[Study[C]], records: Path) -> Iterator[Command]:
     for study in studies:
         results = [result_of(study, cell, runs) for cell in study.cells]
         if study.choose is not None:
-            for cell in dict.fromkeys(result.source for result in results):
-                sweep = {"seed": 0, "regime.lr": tuple(study.rates[cell.method])}
-                yield Command(f"{study.name} rates".strip(), as_overrides(study.settings(cell, study.choose, sweep)))
+            for cell, beyond in {result.source: result.beyond for result in results}.items():
+                for rates in (tuple(study.rates[cell.method]), *((lr,) for lr in beyond)):
+                    settings = study.settings(cell, study.choose, {"seed": 0, "regime.lr": rates})
+                    yield Command(f"{study.name} rates".strip(), as_overrides(settings))
         for seed in study.seeds:
             for result in results:
                 lr = result.lr or study.rates[result.cell.method][0]

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Generic
 
 from experiments.lib.records import RecordedRuns
-from experiments.lib.settings import composed_run
+from experiments.lib.settings import Settings, composed_run
 from experiments.lib.study import C, Study
 from fishexp.report.group import Group
 from fishexp.run.settings import Config
+
+# times that a grid of learning rates grows at each end
+MOST_GROWN = 3
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Result(Generic[C]):
     Attributes:
         lr: The rate chosen for it; None before its runs on held-out examples are done.
         source: The cell on whose held-out runs the rate was chosen; others may share it.
+        beyond: The rates beyond those of the study by which the grid grew.
         tried: Learning rate -> those runs, None where they failed.
         group: Its own runs at that rate; None where none has finished.
         failed: Number of its runs at that rate that failed.
@@ -26,6 +30,7 @@ class Result(Generic[C]):
     cell: C
     lr: float | None
     source: C
+    beyond: Sequence[float]
     tried: Mapping[float, Group | None]
     group: Group | None
     failed: int
@@ -55,24 +60,56 @@ def best_rate(tried: Mapping[float, Group | None]) -> float | None:
     return min(means, key=lambda lr: (-means[lr], lr)) if means else None
 
 
+def rates_beyond(rates: Sequence[float], tried: Mapping[float, Group | None], grow: float) -> list[float]:
+    """Return the rates to try next: beyond the largest or the smallest, if no other is better than it.
+
+    A run that failed, or whose metric is undefined, is worse than any other. Where all are, there are none to try.
+
+    Args:
+        rates: The rates that the grid began with.
+        tried: Learning rate -> its runs on held-out examples.
+        grow: Factor from a rate to the next; the grid grows ``MOST_GROWN`` times at most at each end.
+    """
+    means = {lr: group.mean for lr, group in tried.items() if group and group.mean is not None}
+    if not means:
+        return []
+    best, largest, smallest = max(means.values()), max(tried), min(tried)
+    above = means.get(largest) == best and sum(lr > max(rates) for lr in tried) < MOST_GROWN
+    below = means.get(smallest) == best and sum(lr < min(rates) for lr in tried) < MOST_GROWN
+    return [float(f"{lr:.12g}") for lr in [largest * grow] * above + [smallest / grow] * below]
+
+
 def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
     """Look up what is on record of ``cell``. Its rate is chosen once all have been tried.
 
     Raises:
         FishexpError: If runs on record have the cell's settings but differ from each other in further ones.
     """
-    source, tried = study.sources[cell], {}
+    source = study.sources[cell]
     if study.choose is None:
-        lr = study.known[source]
+        lr, beyond, tried = study.known[source], [], {}
     else:
-        rates = study.rates[source.method]
-        found = {lr: runs.find(study.settings(source, study.choose, {"regime.lr": lr})) for lr in rates}
-        tried = {lr: group for lr, (group, failed) in found.items() if group or failed}
-        lr = best_rate(tried) if len(tried) == len(rates) else None
+        lr, beyond, tried = _choice(study, source, study.choose, runs)
     if lr is None:
-        return Result(cell, None, source, tried, None, 0)
+        return Result(cell, None, source, beyond, tried, None, 0)
     settings = study.settings(cell, {"data.holdout": 0}, study.report, {"regime.lr": lr})
-    return Result(cell, lr, source, tried, *runs.find(settings))
+    return Result(cell, lr, source, beyond, tried, *runs.find(settings))
+
+
+def _choice(
+    study: Study[C], source: C, choose: Settings, runs: RecordedRuns
+) -> tuple[float | None, list[float], dict[float, Group | None]]:
+    """Return the rate chosen for ``source`` (None before all are tried), how its grid grew, and the runs on record."""
+    first = study.rates[source.method]
+    beyond, tried, due = list[float](), dict[float, Group | None](), list(first)
+    while due:
+        found = {lr: runs.find(study.settings(source, choose, {"regime.lr": lr})) for lr in due}
+        tried |= {lr: group for lr, (group, failed) in found.items() if group or failed}
+        if len(tried) < len(first) + len(beyond):
+            return None, beyond, tried
+        due = rates_beyond(first, tried, study.grow) if study.grow else []
+        beyond += due
+    return best_rate(tried), beyond, tried
 
 
 def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:

@@ -41,6 +41,8 @@ class Study(Generic[C]):
         report: Settings of the runs in the table.
         seeds: Seeds of the runs in the table.
         known: Cell -> its rate, where none is chosen.
+        grow: Factor from a rate to the one tried beyond it where the best is the largest or the smallest so far; None
+            for a grid that stays as it is.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Study(Generic[C]):
     report: Settings
     seeds: Sequence[int]
     known: Mapping[C, float] = field(default_factory=dict)
+    grow: float | None = None
 
     @property
     def cells(self) -> list[C]:
