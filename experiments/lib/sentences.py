@@ -10,7 +10,7 @@ from experiments.lib.study import Study
 RULES = (
     "fish", "random", "magnitude", "smallest", "gradient", "snip", "relative", "activation", "lift", "largest_change",
 )  # fmt: skip
-# learning rates in steps of 4
+# learning rates in steps of 4; the grid grows until the best is inside
 _SPARSE_RATES, _DENSE_RATES = (5e-4, 2e-3, 8e-3), (2e-5, 8e-5, 3.2e-4)
 # rule -> the method, with what has to be said of it so that its runs are told from those of others
 _METHODS: dict[str, Settings] = {
@@ -106,4 +106,5 @@ def study(task: Task, cells: Sequence[Cell], seeds: Sequence[int], name: str = "
         sources={cell: cell for cell in cells},
         report={},
         seeds=seeds,
+        grow=4,
     )
