@@ -11,7 +11,10 @@ from fishexp.report.marks import footnotes, marked_score
 from fishexp.system.text_table import markdown_table
 
 MISSING = "missing"
-METHOD_NAMES = {"fish": "FISH", "random": "random", "full": "dense training"}
+METHOD_NAMES = {
+    "fish": "FISH", "random": "random", "magnitude": "magnitude", "bitfit": "Bit-Fit", "full": "dense training",
+    "diff_pruning": "Diff Pruning", "lora": "LoRA",
+}  # fmt: skip
 
 
 def write_readme(

@@ -1,25 +1,33 @@
 """Cells and studies on GLUE that several experiments share, so that a run counts in each of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.lib import costs
+from experiments.lib.plan import Command
+from experiments.lib.results import Section
 from experiments.lib.settings import Settings
 from experiments.lib.study import Study
+from fishexp.run.settings import Config
 
 # rules that score weights, in the order of a table
 RULES = (
     "fish", "random", "magnitude", "smallest", "gradient", "snip", "relative", "activation", "lift", "largest_change",
 )  # fmt: skip
-# learning rates in steps of 4; the grid grows until the best is inside
-_SPARSE_RATES, _DENSE_RATES = (5e-4, 2e-3, 8e-3), (2e-5, 8e-5, 3.2e-4)
 # rule -> the method, with what has to be said of it so that its runs are told from those of others
 _METHODS: dict[str, Settings] = {
     "fish": {"method": "fish", "method.samples": 1024, "method.labels": "true_label"},
     "magnitude": {"method": "magnitude", "method.order": "largest"},
     "smallest": {"method": "magnitude", "method.order": "smallest"},
 }
-# rules whose masks keep no budget
-_WITHOUT_KEEP = ("bitfit", "full")
+# headlines of the tasks of GLUE
+_SCORES = {"cola": "Matthews correlation times 100", "stsb": "Pearson correlation times 100"}
+# task -> examples of the development set
+_VALID = {"cola": 1043, "sst2": 872, "stsb": 1500}
+# seconds until the first step, and after the last
+_START = 6
+# what the penalty of Diff Pruning's gates, published for BERT-large, is for minilm's weights: all open cost as much
+_PENALTY_WEIGHT = 1.85e-6
 
 
 @dataclass(frozen=True)
@@ -64,30 +72,64 @@ class Task:
         score: The headline metric and its unit.
         about: What is trained on, for the report.
         settings: Settings of every run.
+        methods: Method -> further settings of its runs.
+        rates: Method, or ``other``, -> the learning rates tried at first, in steps of 4; the grid grows until the best
+            is inside.
     """
 
     name: str
     score: str
     about: str
     settings: Settings
+    methods: Mapping[str, Settings]
+    rates: Mapping[str, Sequence[float]]
 
 
-def _small(task: str, score: str, examples: int, epochs: int, what: str) -> Task:
+def _task(
+    name: str, about: str, settings: Settings, methods: Mapping[str, Settings], rates: Mapping[str, Sequence[float]]
+) -> Task:
+    settings = {"data": "glue", "data.task": name} | settings
+    return Task(name, _SCORES.get(name, "Accuracy in %"), about, settings, methods, rates)
+
+
+def _small(task: str, examples: int, epochs: int, what: str) -> Task:
     about = f"minilm on {examples:,} {what}, {epochs} epochs in batches of 16; reported on all development examples."
-    limits: Settings = {"data": "glue", "data.task": task, "data.train_limit": examples, "regime.epochs": epochs}
-    return Task(task, score, about, limits | {"model": "minilm", "precision": "fp32", "threads": 1, "device": "cpu"})
+    limits: Settings = {"data.train_limit": examples, "regime.epochs": epochs}
+    machine: Settings = {"model": "minilm", "precision": "fp32", "threads": 1, "device": "cpu"}
+    methods: Mapping[str, Settings] = {
+        "diff_pruning": {"method.penalty_weight": _PENALTY_WEIGHT, "method.stage1_epochs": epochs}
+    }
+    return _task(task, about, limits | machine, methods, {"full": (2e-5, 8e-5, 3.2e-4), "other": (5e-4, 2e-3, 8e-3)})
 
 
+def _large(task: str) -> Task:
+    about = (
+        "BERT-large (cased, whole-word masking), 7 epochs in batches of 16 (RTE 8); reported on the development set."
+    )
+    rates = {
+        "full": (2.5e-6, 1e-5, 4e-5),
+        "bitfit": (1.25e-4, 5e-4, 2e-3),
+        "lora": (5e-5, 2e-4, 8e-4),
+        "other": (1.25e-5, 5e-5, 2e-4),
+    }
+    return _task(task, about, {"model": "bert_large", "precision": "bf16", "device": "cuda"}, {}, rates)
+
+
+# tasks cut for one machine without a GPU, and as the paper has them
 SMALL: Mapping[str, Task] = {
-    "sst2": _small("sst2", "Accuracy in %", 3000, 2, "sentences of SST-2"),
-    "stsb": _small("stsb", "Pearson correlation times 100", 2000, 3, "pairs of STS-B"),
-    "cola": _small("cola", "Matthews correlation times 100", 4000, 3, "sentences of CoLA"),
+    "sst2": _small("sst2", 3000, 2, "sentences of SST-2"),
+    "stsb": _small("stsb", 2000, 3, "pairs of STS-B"),
+    "cola": _small("cola", 4000, 3, "sentences of CoLA"),
+}
+LARGE: Mapping[str, Task] = {
+    task: _large(task) for task in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
 }
 
 
-def rates(rule: str) -> Sequence[float]:
-    """Return the learning rates tried for a rule at first."""
-    return _DENSE_RATES if rule == "full" else _SPARSE_RATES
+def task_of(section: Section[Cell]) -> Task:
+    """Return the task of a section of a report."""
+    tasks = SMALL if section.study.common["model"] == "minilm" else LARGE
+    return tasks[section.study.common["data.task"]]
 
 
 def study(task: Task, cells: Sequence[Cell], seeds: Sequence[int], name: str = "") -> Study[Cell]:
@@ -100,11 +142,26 @@ def study(task: Task, cells: Sequence[Cell], seeds: Sequence[int], name: str = "
         name=name or task.name,
         about=task.about,
         common=task.settings,
-        methods={},
+        methods=task.methods,
         choose={"data.holdout": 500},
-        rates={cell.method: rates(cell.rule) for cell in cells},
+        rates={method: task.rates.get(method, task.rates["other"]) for method in {cell.method for cell in cells}},
         sources={cell: cell for cell in cells},
         report={},
         seeds=seeds,
         grow=4,
     )
+
+
+def cost_table(commands: Iterable[Command], done: set[str]) -> str:
+    """Make the table of runs and hours: a row for each step, and their sum."""
+    return costs.cost_table(commands, done, _run_seconds)
+
+
+def _run_seconds(run: Config) -> float | None:
+    """Estimate how long a run takes; None if nothing like it was measured."""
+    speed = costs.speed_of(run)
+    data, epochs = run["data"], run["regime"]["epochs"]
+    if speed is None or run["method"]["name"] in ("diff_pruning", "full", "largest_change", "lora"):
+        return None
+    evaluated = epochs * (data["holdout"] or _VALID[data["task"]])
+    return _START + speed.seconds(epochs * data["train_limit"], evaluated, run["method"].get("samples", 0))

@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import MISSING, rate, score, signs, write_readme
 from experiments.lib.results import Result, Section
-from experiments.lib.sentences import SMALL, Cell
+from experiments.lib.sentences import Cell, task_of
 from fishexp.report.group import span
 from fishexp.system.text_table import markdown_table
 
@@ -30,7 +30,7 @@ def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
 
 def _parts(section: Section[Cell]) -> list[str]:
     name = section.study.name
-    unit = SMALL[section.study.common["data.task"]].score
+    unit = task_of(section).score
     rates = rates_tried(
         section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )

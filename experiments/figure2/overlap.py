@@ -1,0 +1,79 @@
+"""The overlap of the masks of different cells: which share of the kept weights two of them have in common."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from experiments.lib.report import section_name
+from experiments.lib.results import Result, Section
+from experiments.lib.sentences import Cell
+from experiments.lib.sweep import REPOSITORY
+from fishexp.delta import Delta
+from fishexp.system.text_table import markdown_table
+
+# where the runs of the experiment are, on the machine that made them
+_OUTPUTS = REPOSITORY / "outputs" / "rules"
+
+
+def overlaps(section: Section[Cell], folder: Path) -> list[str]:
+    """Return heading, text and table of the overlaps within a budget, of masks that are here or were measured before.
+
+    They are kept in a file in ``folder``, as the masks themselves are not committed.
+    """
+    file = folder / f"{section_name(section)}-overlap.json"
+    known: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    measured = known | _measured(section.results)
+    if not measured:
+        return []
+    file.write_text(json.dumps(measured, indent=1) + "\n")
+    cells = [result.cell for result in section.results]
+    columns = {"": [_name(cell) for cell in cells]}
+    for other in cells:
+        columns[_name(other)] = [_entry(measured.get(_key(cell, other))) for cell in cells]
+    text = "Weights that two masks have in common, as a share of those kept, the classifier aside; mean over seeds."
+    return ["### Overlap of masks", text, markdown_table(columns, left=("",))]
+
+
+def _measured(results: Sequence[Result[Cell]]) -> dict[str, float]:
+    """Measure the overlap of each two cells of the same budget whose runs are on this machine."""
+    masks = {result.cell: _masks(result) for result in results}
+    found = {}
+    for cell, own in masks.items():
+        for other, theirs in masks.items():
+            if seeds := own.keys() & theirs.keys() if cell.keep == other.keep else set():
+                found[_key(cell, other)] = round(mean(_share(own[seed], theirs[seed]) for seed in seeds), 4)
+    return found
+
+
+def _masks(result: Result[Cell]) -> dict[int, torch.Tensor]:
+    """Return seed -> (kept,) positions of the kept weights in all partly kept weights, one behind the other."""
+    found = {}
+    for run in result.group.runs if result.group else []:
+        for file in _OUTPUTS.glob(f"*/*/*/seed{run['seed']}-{run['run_id']}/delta.safetensors"):
+            delta, start, positions = Delta.load(file), 0, []
+            for name in sorted(delta.result):
+                moved = delta.moved.get(name)
+                if moved is not None and moved.kept is not None:
+                    positions.append(moved.kept + start)
+                start += delta.result[name].entries
+            found[run["seed"]] = torch.cat(positions)
+    return found
+
+
+def _share(mask: torch.Tensor, other: torch.Tensor) -> float:
+    return torch.isin(mask, other, assume_unique=True).double().mean().item()
+
+
+def _key(cell: Cell, other: Cell) -> str:
+    return f"{cell.keep:g}: {_name(cell)} | {_name(other)}"
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.samples:,} {cell.labels}"
+
+
+def _entry(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"

@@ -1,0 +1,55 @@
+"""The report: README.md and a picture, made from the results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.figure2.overlap import overlaps
+from experiments.figure2.plot import draw
+from experiments.lib.learning_rates import chosen_on, rates_tried
+from experiments.lib.report import rate, score, section_name, signs, write_readme
+from experiments.lib.results import Result, Section
+from experiments.lib.sentences import Cell, task_of
+from fishexp.system.text_table import markdown_table
+
+_INTRO = """# Figure 2: how large a mask, how many examples, whose labels
+
+Made by `make figure2`; its records stand in [../rules](../rules), as some of its runs are those of the rules'
+comparison. Every cell takes the learning rate chosen for its budget with 1,024 examples and their true labels. The
+paper shows the original as a picture, whose values could not be had; with labels drawn from the model (`expected`,
+`sampled`) its code has no runs of FISH."""
+_LABEL_NAMES = {"true_label": "true", "expected": "expectation over the model's", "sampled": "drawn from the model's"}
+
+
+def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
+    """Write README.md and the pictures; nothing where no study has results."""
+    write_readme(folder, _INTRO, sections, _parts)
+
+
+def _parts(section: Section[Cell], folder: Path) -> list[str]:
+    task, picture = task_of(section), f"{section_name(section)}.png"
+    parts = [f"## {task.name}, profile {section.profile}", task.about]
+    figure = draw(section, task.score)
+    if figure is not None:
+        figure.savefig(folder / picture)
+        parts.append(f"![{task.score} over the examples that FISH scores]({picture})")
+    about = f"{task.score} on {chosen_on(section, 'examples')}"
+    rates = rates_tried(section, score=about, columns=lambda cell: {"keep": f"{cell.keep:g}"}, name=_name, shared="")
+    return [*parts, _table(section.results, task.score), *signs(section.results), *overlaps(section, folder), *rates]
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.keep:g}"
+
+
+def _table(results: Sequence[Result[Cell]], header: str) -> str:
+    """Make the table with a row for each cell."""
+    return markdown_table(
+        {
+            "keep": [f"{result.cell.keep:g}" for result in results],
+            "examples scored": [f"{result.cell.samples:,}" for result in results],
+            "labels": [_LABEL_NAMES[result.cell.labels] for result in results],
+            header: [score(result) for result in results],
+            "lr": [rate(result) for result in results],
+        },
+        left=("labels",),
+    )
