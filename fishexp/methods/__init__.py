@@ -4,5 +4,7 @@ A score is the importance of a weight; the budget and the classifier head are th
 ``unit: entry`` and ``per: network`` in the yaml of a method and ``RUN_SETTINGS = SelectionSettings`` in its module,
 ``method.unit=row`` selects whole rows by its scores (:mod:`fishexp.masks.units`), and ``method.per=row`` the best
 entries of each row (:mod:`fishexp.masks.allocation`). A method that names its weights outright has
-``mask(problem) -> Mask`` instead, and ``ignores_keep: true`` in its yaml.
+``mask(problem) -> Mask`` instead, and ``ignores_keep: true`` in its yaml. A method that has brought weights elsewhere
+returns its scores as :class:`fishexp.masks.started.Started`, with the values in which kept entries begin to train; it
+says ``needs_regime: transfer`` in its yaml, as other regimes do not look at these.
 """

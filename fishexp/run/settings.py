@@ -26,7 +26,7 @@ GROUPS = {
     "regime": ("regimes", ("train",)),
 }
 # keys of a component's yaml that are about the component, not for its function
-ABOUT = ("name", "module", "ignores_keep")
+ABOUT = ("name", "module", "ignores_keep", "needs_regime")
 # name in a component's module of a TypedDict: settings in its yaml that others use, before or after its function
 BESIDE = "RUN_SETTINGS"
 # CPU threads for each core, at most: far more than any use, and fewer than a machine cannot start
@@ -67,6 +67,9 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
         check_keep(settings.keep)
     elif not config["method"].get("ignores_keep"):
         raise FishexpError(f"method={config['method']['name']} needs keep, the fraction of all weights that may move")
+    method, regime = config["method"], config["regime"]["name"]
+    if (needs := method.get("needs_regime", regime)) != regime:
+        raise FishexpError(f"method={method['name']} needs regime={needs}, got regime={regime}")
     cores = os.cpu_count() or 1
     if settings.threads is not None and settings.threads > MAX_THREADS * cores:
         raise FishexpError(

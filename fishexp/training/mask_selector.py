@@ -9,6 +9,7 @@ from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
 from fishexp.masks.allocation import Per, check_per
 from fishexp.masks.budget import left
+from fishexp.masks.started import Started, above_threshold
 from fishexp.masks.topk import Mask, count, split, top_k
 from fishexp.masks.units import Unit
 from fishexp.sparse.modules import plain
@@ -120,7 +121,14 @@ class MaskSelector:
     def _mask(self) -> Mask:
         if self.fixed:
             return self._selected()
-        return top_k(self._selected(), self._paid_keep(), self._problem.head, self._unit, self._per)
+        selected = self._selected()
+        if not isinstance(selected, Started):
+            return top_k(selected, self._paid_keep(), self._problem.head, self._unit, self._per)
+        if self._problem.as_original:
+            mask = above_threshold(selected, self._paid_keep(), self._problem.head)
+        else:
+            mask = top_k(selected, self._paid_keep(), self._problem.head, self._unit, self._per)
+        return Started(mask, selected.start)
 
     def _selected(self) -> Any:
         """Return what the method selects in the model as it is, whose weights are its own while it looks.

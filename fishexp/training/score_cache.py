@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from fishexp.delta.fingerprint import Fingerprint, canonical, digest, raw
 from fishexp.delta.sources import source
 from fishexp.errors import first_line
+from fishexp.masks.started import Started
 from fishexp.masks.topk import Scores
 from fishexp.system.atomic import replacing
 from fishexp.training.problem import Problem
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 4 * 2**30
 # name of a tensor that no parameter has: the state in which scoring left the generator
 _GENERATOR = ".generator"
+# what comes before a parameter's name in that of the values in which its kept entries begin to train
+_START = ".start."
 _METADATA = "fishexp"
 
 
@@ -65,13 +68,24 @@ class ScoreCache:
             os.utime(file)  # it is in use
         problem.generator.set_state(state)
         self._report_read(file, seconds)
-        return {name: score.to(problem.device) for name, score in scores.items()}
+        moved = {name: score.to(problem.device) for name, score in scores.items()}
+        if not isinstance(scores, Started):
+            return moved
+        return Started(moved, {name: values.to(problem.device) for name, values in scores.start.items()})
 
     def write(self, key: str, scores: Scores, problem: Problem, seconds: float) -> None:
         """Keep scores that it took ``seconds`` to compute; say so if they cannot be kept."""
         tensors = {name: score.cpu().contiguous() for name, score in scores.items()}
+        if started := isinstance(scores, Started):
+            tensors |= {_START + name: values.cpu().contiguous() for name, values in scores.start.items()}
         tensors[_GENERATOR] = problem.generator.get_state()
-        about = {"key": key, "names": list(scores), "content": _digest(tensors), "seconds": round(seconds, 3)}
+        about = {
+            "key": key,
+            "names": list(scores),
+            "started": started,
+            "content": _digest(tensors),
+            "seconds": round(seconds, 3),
+        }
         file = self._file(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -108,10 +122,15 @@ def _read(file: Path, key: str) -> tuple[Scores, torch.Tensor, float]:
     """
     with safe_open(file, "pt") as opened:
         about = json.loads((opened.metadata() or {})[_METADATA])
-        tensors = {name: opened.get_tensor(name) for name in (*about["names"], _GENERATOR)}
+        names = about["names"]
+        starts = [_START + name for name in names if about["started"]]
+        tensors = {name: opened.get_tensor(name) for name in (*names, *starts, _GENERATOR)}
     if about["key"] != key or about["content"] != _digest(tensors):
         raise ValueError("it is not what was written")
-    return {name: tensors[name] for name in about["names"]}, tensors[_GENERATOR], float(about["seconds"])
+    scores: Scores = {name: tensors[name] for name in names}
+    if starts:
+        scores = Started(scores, {name: tensors[_START + name] for name in names})
+    return scores, tensors[_GENERATOR], float(about["seconds"])
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-Name: TypeAlias = Literal["weights", "mask", "labels", "order", "shard", "dropout"]
+Name: TypeAlias = Literal["weights", "mask", "labels", "order", "shard", "dropout", "gates"]
 
 # name -> first part of its spawn key; the rank is the second
 _KEYS: dict[Name, int] = {
@@ -19,6 +19,7 @@ _KEYS: dict[Name, int] = {
     "order": 3,  # order of the training examples, and their augmentation
     "shard": 4,  # which worker has which training examples
     "dropout": 5,  # whatever a model draws while it trains
+    "gates": 6,  # gates of diff pruning; their seed is drawn from mask
 }
 # words of 32 bits in the state of a Mersenne twister, and where torch has them among the words of 64 bits in a state
 _TWISTER = 624

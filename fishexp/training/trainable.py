@@ -16,6 +16,7 @@ from fishexp.masks.positions import (
     write_entries,
 )
 from fishexp.masks.random_masks import Seeded
+from fishexp.masks.started import Started
 from fishexp.masks.topk import Mask
 from fishexp.sparse import Sparse, sparsify
 from fishexp.sparse.costs import Costs
@@ -59,13 +60,16 @@ class Trainable:
     def chosen(cls, model: nn.Module, choose: Callable[[], Mask], decay: Decay, costs: Costs) -> "Trainable":
         """Make the entries of the mask that ``choose`` returns trainable.
 
-        The delta's base is the model before ``choose``: scoring as the original does moves running statistics.
+        The delta's base is the model before ``choose``, whatever values the mask lets kept entries begin with: scoring
+        as the original does moves running statistics.
         """
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         mask = choose()
         after = {name: buffer.clone() for name, buffer in model.named_buffers()}
         _set_buffers(model, before)
         trainable = cls(model, mask, decay, costs)
+        if isinstance(mask, Started):
+            _set_kept(model, mask)
         _set_buffers(model, after)
         return trainable
 
@@ -97,6 +101,14 @@ class Trainable:
 def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, buffer in model.named_buffers():
         buffer.copy_(values[name])
+
+
+@torch.no_grad()
+def _set_kept(model: nn.Module, mask: Started) -> None:
+    """Give kept entries the values that they begin to train with."""
+    for name, weight in weights(model).items():
+        weight.copy_(torch.where(mask[name], mask.start[name], weight))
+    weights(model)  # what trains in the place of a partly kept weight takes its values
 
 
 def snapshot_mask(snapshot: Snapshot, model: nn.Module) -> Mask:
