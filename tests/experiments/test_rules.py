@@ -1,0 +1,171 @@
+"""`make rules`, `make table1`, `make figure2`: which runs, shared by which of them; what their reports say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import figure2, rules, table1
+from experiments.__main__ import HOME, main
+from experiments.figure2 import overlap
+from experiments.figure2.profiles import LABELS
+from experiments.lib import sweep
+from experiments.lib.experiment import Experiment, sections
+from experiments.lib.plan import plan
+from experiments.lib.sentences import RULES, Cell
+from experiments.lib.settings import as_overrides, composed_run, composed_runs
+from experiments.lib.study import Study
+from fishexp.delta import Delta
+from fishexp.run.identity import run_id
+from tests.support.tables import chosen, reported, rows, words, write_records
+
+EXPERIMENTS: dict[str, Experiment[Cell]] = {
+    "rules": rules.EXPERIMENT,
+    "table1": table1.EXPERIMENT,
+    "figure2": figure2.EXPERIMENT,
+}
+SST2 = rules.EXPERIMENT.profiles["cpu"][0]
+FISH, RANDOM = Cell("fish"), Cell("random")
+COMMON = (
+    "data=glue data.task=sst2 data.train_limit=3000 regime.epochs=2 model=minilm precision=fp32 threads=1 device=cpu "
+)
+
+
+def first_kinds(study: Study[Cell]) -> list[Cell]:
+    """A cell of each rule, and of each way to share out: budgets and examples are numbers."""
+    return list({(cell.rule, cell.per, cell.labels): cell for cell in study.cells}.values())
+
+
+def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
+    """Word for word, as the identity of runs on record hangs on them."""
+    lines = [run for cell in SST2.cells for run in chosen(SST2, cell, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65})]
+    commands = list(plan([SST2], write_records(tmp_path, lines)))
+    network = "method.per=network method.unit=entry keep=0.005"
+    fish = f"method=fish method.samples=1024 method.labels=true_label {network}"
+    held_out = "data.holdout=500 seed=0 regime.lr=0.0005,0.002,0.008"
+    assert set(commands[0].overrides) == words(f"{COMMON} {fish} {held_out}")
+    smallest = f"method=magnitude method.order=smallest {network}"
+    assert set(commands[3].overrides) == words(f"{COMMON} {smallest} {held_out}")
+    assert [command.step for command in commands] == ["sst2 rates"] * 10 + ["sst2 table"] * 30
+    table = [words(f"{COMMON} {fish} seed={seed} regime.lr=0.002") for seed in range(3)]
+    assert [set(commands[10 + 10 * seed].overrides) for seed in range(3)] == table
+
+
+@pytest.mark.parametrize(("name", "profile"), [(n, p) for n, each in EXPERIMENTS.items() for p in each.profiles])
+def test_every_kind_of_run_can_be_composed_and_no_two_cells_are_one_run(name: str, profile: str) -> None:
+    for study in EXPERIMENTS[name].profiles[profile][:2]:
+        ids = []
+        for cell in first_kinds(study):
+            run = composed_run(study.settings(cell, study.report, {"regime.lr": 0.1}))
+            assert run["keep"] == cell.keep
+            assert run["method"].get("per", cell.per) == cell.per
+            ids.append(run_id(run))
+            assert study.choose is not None or study.known[study.sources[cell]] > 0
+        assert len(set(ids)) == len(ids) > 0
+
+
+def test_runs_are_shared_by_the_experiments() -> None:
+    """The same command in each, so that none runs twice."""
+    for name in ("table1", "figure2"):
+        assert EXPERIMENTS[name].shares == "rules"
+        (study,) = [s for s in EXPERIMENTS[name].profiles["cpu"] if s.name == "sst2"]
+        assert FISH in study.cells
+        for step in ({"seed": 1, "regime.lr": 0.002}, {"data.holdout": 500, "seed": 0, "regime.lr": 0.002}):
+            ours, theirs = (composed_runs(as_overrides(s.settings(FISH, s.report, step))) for s in (SST2, study))
+            assert [run_id(run) for run in ours] == [run_id(run) for run in theirs]
+
+
+def test_a_command_of_another_experiment_leaves_its_records_with_the_rules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(sweep, "_call", lambda command: commands.append(command) or 2)
+    monkeypatch.setattr("experiments.lib.experiment.sections", lambda *_: [])
+    assert main(["figure2"], {"PROFILE": "cpu"}) == 2
+    assert {f"records={HOME / 'rules' / 'records.jsonl'}", "outputs=outputs/rules"} <= set(commands[0])
+
+
+def written(name: str, path: Path) -> str:
+    EXPERIMENTS[name].write_report(path.parent, sections(EXPERIMENTS[name], path))
+    return (path.parent / "README.md").read_text()
+
+
+def test_the_report_of_the_rules(tmp_path: Path) -> None:
+    tried = {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}
+    lines = [run for cell in (FISH, RANDOM) for run in chosen(SST2, cell, tried)]
+    lines += reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.84)) + reported(SST2, RANDOM, 2e-3, (0.70, 0.72, 0.74))
+    text = written("rules", write_records(tmp_path, lines))
+    header, _, fish, random, magnitude, *_ = rows(text, "## SST-2, 0.5 %")
+    by = dict(zip(header, fish, strict=True))
+    assert (by["rule"], by["Accuracy in %"], by["lr"]) == ("fish", "82.0 ± 2.0 (3 seeds)", "0.002")
+    assert dict(zip(header, random, strict=True))["Accuracy in %"] == "72.0 ± 2.0 (3 seeds)"
+    assert "missing" in dict(zip(header, magnitude, strict=True))["Accuracy in %"]
+    assert "STS-B" not in text.partition("## ")[2]  # which has no results
+
+
+def test_a_rule_at_the_edge_of_the_grid_is_tried_beyond(tmp_path: Path) -> None:
+    lines = chosen(SST2, FISH, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.75})
+    commands = list(plan([replace(SST2, sources={FISH: FISH})], write_records(tmp_path, lines)))
+    assert [run["regime"]["lr"] for run in commands[1].to_do(set())] == [0.032]
+    assert all(command.waits for command in commands[2:])
+
+
+def test_the_report_of_table_1_says_what_is_the_papers(tmp_path: Path) -> None:
+    study = table1.EXPERIMENT.profiles["cpu"][0]
+    full = Cell("full", None)
+    lines = chosen(study, full, {2e-5: 0.6, 8e-5: 0.9, 3.2e-4: 0.65}) + reported(study, full, 8e-5, (0.80, 0.82, 0.84))
+    text = written("table1", write_records(tmp_path, lines))
+    assert "dense training 82.5, FISH at\n0.5 % 82.6, at 0.08 % 81.3" in text
+    assert rows(text, "## sst2")[2][:3] == ["dense training", "–", "82.0 ± 2.0 (3 seeds)"]
+
+
+def positions(kept: list[int], size: int) -> torch.Tensor:
+    mask = torch.zeros(size)
+    mask[kept] = 1
+    return mask
+
+
+def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the deltas in the run folders; what was measured stays when these are gone."""
+    (study,) = figure2.EXPERIMENT.profiles["cpu"]
+    few, many = replace(FISH, samples=32), FISH
+    lines = chosen(study, many, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65})
+    runs = {cell: reported(study, cell, 2e-3, (0.8, 0.82)) for cell in (few, many)}
+    for number, run in enumerate(run for each in runs.values() for run in each):
+        run["run_id"] = f"{number:08x}"
+    lines += [run for each in runs.values() for run in each]
+    base = {"a": torch.zeros(30), "b": torch.zeros(20), "head": torch.zeros(3)}
+    masks = {(few, 0): ([1, 2, 3, 4], [0]), (few, 1): ([1, 2, 3, 4], [0]),
+             (many, 0): ([3, 4, 5, 6], [0]), (many, 1): ([1, 2, 3, 4], [1])}  # fmt: skip
+    for cell, each in runs.items():
+        for run in each:
+            a, b = masks[cell, run["config"]["seed"]]
+            folder = tmp_path / "outputs" / "glue" / "minilm" / "fish" / f"seed{run['config']['seed']}-{run['run_id']}"
+            folder.mkdir(parents=True)
+            after = {"a": positions(a, 30), "b": positions(b, 20), "head": torch.ones(3)}
+            Delta.diff(base, after).save(folder / "delta.safetensors")
+    for run in lines:
+        run["seed"] = run["config"]["seed"]
+    monkeypatch.setattr(overlap, "_OUTPUTS", tmp_path / "outputs")
+    path = write_records(tmp_path, lines)
+    text = written("figure2", path)
+    assert (tmp_path / "cpu-sst2.png").stat().st_size > 10_000
+    header, _, *table = rows(text, "### Overlap of masks")
+    share = dict(zip(header, table[0], strict=True))
+    assert share["32 true_label"] == "100%"
+    assert share["1,024 true_label"] == "70%"  # 3 of 5, and 4 of 5
+    stored = json.loads((tmp_path / "cpu-sst2-overlap.json").read_text())
+    assert stored["0.005: 32 true_label | 1,024 true_label"] == 0.7
+    monkeypatch.setattr(overlap, "_OUTPUTS", tmp_path / "nowhere")
+    assert written("figure2", path) == text
+
+
+def test_the_grid_of_figure_2() -> None:
+    sst2, stsb = figure2.EXPERIMENT.profiles["gpu"]
+    assert len(sst2.cells) == 4 * 4 * len(LABELS)
+    assert len(stsb.cells) == 4 * 4  # of a regression no label can be drawn
+    assert {cell.labels for cell in stsb.cells} == {"true_label"}
+    assert len(set(sst2.sources.values())) == 4
+    assert set(RULES) >= {cell.rule for cell in sst2.cells}
