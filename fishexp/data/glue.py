@@ -1,7 +1,7 @@
 """GLUE: nine tasks of English sentences and sentence pairs (Wang et al., 2019)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -146,6 +146,27 @@ def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentenc
     labels = [_label(row[index[-1]], layout, path, number) for number, row in good]
     texts = [[row[column] for _, row in good] for column in index[:-1]]
     return _sentences(texts, labels, layout, max_length)
+
+
+def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
+    """Read columns of an official file with a header, such as that of a test set, which has no labels.
+
+    Returns:
+        For each of ``names``, its text in each line.
+
+    Raises:
+        FishexpError: If the file is missing, lacks a column, or has a line that is too short.
+    """
+    if not path.is_file():
+        raise FishexpError(f"{path} is missing; its folder should be that of the official GLUE download")
+    header, *rows = _lines(path)
+    if missing := [name for name in names if name not in header]:
+        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(header)[:_MAX_SHOWN]!r}")
+    index = [header.index(name) for name in names]
+    for number, row in enumerate(rows, 2):
+        if len(row) <= max(index):
+            raise FishexpError(f"{path} line {number} has too few columns; is the file complete?")
+    return [[row[column] for row in rows] for column in index]
 
 
 def _lines(path: Path) -> list[list[str]]:
