@@ -1,6 +1,6 @@
 """The cost of a sweep: runs and hours to do."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.lib.plan import Command
@@ -62,7 +62,7 @@ class Step:
         return [self.name, *map(str, counts), hours(map(seconds, self.to_do))]
 
 
-def steps(commands: Iterable[Command], done: set[str]) -> list[Step]:
+def steps(commands: Iterable[Command], done: Collection[str]) -> list[Step]:
     """Group the runs of the commands by step, in order."""
     found: dict[str, tuple[list[Config], list[Config]]] = {}
     for command in commands:
@@ -83,9 +83,18 @@ def hours(seconds: Iterable[float | None]) -> str:
     return f"{total / 3600:.1f}"
 
 
-def cost_table(commands: Iterable[Command], done: set[str], seconds: Callable[[Config], float | None]) -> str:
-    """Make the table of runs and hours: a row for each step, and their sum."""
+def cost_table(
+    commands: Iterable[Command],
+    done: Collection[str],
+    seconds: Callable[[Config], float | None],
+    about: str = ABOUT_HOURS,
+) -> str:
+    """Make the table of runs and hours: a row for each step, and their sum.
+
+    Args:
+        about: Sentence that says whose hours these are.
+    """
     found = steps(commands, done)
     total = Step("all", [run for step in found for run in step.runs], [run for step in found for run in step.to_do])
     rows = [HEADER, *(step.row(seconds) for step in (*found, total))]
-    return "\n".join([*aligned_text(rows, left_columns=1), ABOUT_HOURS])
+    return "\n".join([*aligned_text(rows, left_columns=1), about])

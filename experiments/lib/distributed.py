@@ -1,6 +1,6 @@
 """Code shared by the experiments with ``regime=distributed``: costs of a run, bytes sent, tables and sentences."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -25,7 +25,7 @@ running statistics of BatchNorm), and in the whole run, dense merges of the warm
 code counts them. *of dense* compares the run with dense training that merges as often."""
 
 
-def cost_table(commands: Iterable[Command], done: set[str]) -> str:
+def cost_table(commands: Iterable[Command], done: Collection[str]) -> str:
     """Make the table of runs and hours: a row for each step, and their sum."""
     return costs.cost_table(commands, done, run_seconds)
 

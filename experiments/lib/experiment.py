@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from experiments.lib.plan import Command, plan
 from experiments.lib.records import recorded_runs
@@ -22,13 +22,13 @@ class Experiment(Generic[C]):
 
     Attributes:
         profiles: Name of a profile, which says how large the experiment is made -> its studies.
-        cost_table: (the commands, the run_ids that are done) -> the text that DRY=1 prints.
+        cost_table: (the commands, run_id -> record of those that are done) -> the text that DRY=1 prints.
         write_report: (folder, the sections of all profiles) -> README.md and pictures in the folder.
         shares: Name of the experiment in whose folder the records are and whose runs count here too; None for its own.
     """
 
     profiles: Mapping[str, Sequence[Study[C]]]
-    cost_table: Callable[[Iterable[Command], set[str]], str]
+    cost_table: Callable[[Iterable[Command], Mapping[str, Mapping[str, Any]]], str]
     write_report: Callable[[Path, Sequence[Section[C]]], None]
     shares: str | None = None
 
@@ -51,7 +51,7 @@ def run_experiment(
     if name not in profiles:
         raise FishexpError(f"PROFILE={name}: no such profile; there are {', '.join(profiles)}")
     if environment.get("DRY", "0") not in ("", "0"):
-        print(experiment.cost_table(plan(profiles[name], records), set(finished(records))))
+        print(experiment.cost_table(plan(profiles[name], records), finished(records)))
         return 0
     python = environment.get("PYTHON") or sys.executable
     status = carry_out(lambda: plan(profiles[name], records), python, outputs, records, _hours(environment))

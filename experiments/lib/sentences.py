@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 from experiments.lib import costs
 from experiments.lib.plan import Command
@@ -22,10 +24,6 @@ _METHODS: dict[str, Settings] = {
 }
 # headlines of the tasks of GLUE
 _SCORES = {"cola": "Matthews correlation times 100", "stsb": "Pearson correlation times 100"}
-# task -> examples of the development set
-_VALID = {"cola": 1043, "sst2": 872, "stsb": 1500}
-# seconds until the first step, and after the last
-_START = 6
 # what the penalty of Diff Pruning's gates, published for BERT-large, is for minilm's weights: all open cost as much
 _PENALTY_WEIGHT = 1.85e-6
 
@@ -152,16 +150,33 @@ def study(task: Task, cells: Sequence[Cell], seeds: Sequence[int], name: str = "
     )
 
 
-def cost_table(commands: Iterable[Command], done: set[str]) -> str:
-    """Make the table of runs and hours: a row for each step, and their sum."""
-    return costs.cost_table(commands, done, _run_seconds)
+def cost_table(commands: Iterable[Command], done: Mapping[str, Mapping[str, Any]]) -> str:
+    """Make the table of runs and hours, as runs like these took that are on record: a row for each step, and their sum.
+
+    Args:
+        done: run_id -> record of the runs that are done.
+    """
+    took: dict[tuple[Any, ...], list[float]] = {}
+    for record in done.values():
+        seconds = sum(record["seconds"].values())
+        for kind in (_kind(record["config"]), (*_kind(record["config"]), record["method"])):
+            took.setdefault(kind, []).append(seconds)
+
+    def seconds_of(run: Config) -> float | None:
+        found = took.get((*_kind(run), run["method"]["name"])) or took.get(_kind(run))
+        return median(found) if found else None
+
+    return costs.cost_table(commands, done, seconds_of, "Hours as runs of the same task took, by method where known.")
 
 
-def _run_seconds(run: Config) -> float | None:
-    """Estimate how long a run takes; None if nothing like it was measured."""
-    speed = costs.speed_of(run)
-    data, epochs = run["data"], run["regime"]["epochs"]
-    if speed is None or run["method"]["name"] in ("diff_pruning", "full", "largest_change", "lora"):
-        return None
-    evaluated = epochs * (data["holdout"] or _VALID[data["task"]])
-    return _START + speed.seconds(epochs * data["train_limit"], evaluated, run["method"].get("samples", 0))
+def _kind(run: Config) -> tuple[Any, ...]:
+    """Return what runs have in common that take about as long: the task and its size, the model, the device."""
+    data = run["data"]
+    return (
+        data["task"],
+        data["train_limit"],
+        run["regime"]["epochs"],
+        run["model"]["name"],
+        run["device"],
+        run["threads"],
+    )

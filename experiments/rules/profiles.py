@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 
-from experiments.lib.sentences import RULES, SMALL, Cell, study
+from experiments.lib.sentences import LARGE, RULES, SMALL, Cell, study
 from experiments.lib.study import Study
 
 # rules whose lead is followed over budgets, and those that are allocated in other ways
@@ -19,4 +19,5 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
         study(_SST2, [Cell(rule, per=per) for rule, per in product(_ALLOCATED, ("matrix", "row"))], _SEEDS, "sst2-per"),
         study(_SST2, [Cell(rule, keep) for keep, rule in product(_KEEPS, _OVER_BUDGETS)], range(2), "sst2-keeps"),
     ],
+    "gpu": [study(LARGE[task], [Cell(rule) for rule in RULES], _SEEDS) for task in ("sst2", "stsb", "cola")],
 }

@@ -34,7 +34,8 @@ def _parts(section: Section[Cell]) -> list[str]:
     rates = rates_tried(
         section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )
-    return [_TITLES[name], section.study.about, _table(section.results, unit), *signs(section.results), *rates]
+    title = _TITLES[name] if section.profile == "cpu" else f"## {name}, profile {section.profile}"
+    return [title, section.study.about, _table(section.results, unit), *signs(section.results), *rates]
 
 
 def _columns(cell: Cell) -> dict[str, str]:

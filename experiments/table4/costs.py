@@ -1,7 +1,7 @@
 """The cost of a sweep: runs, hours and gigabytes to come."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from experiments.lib import costs
@@ -51,7 +51,7 @@ def _bytes_of_a_weight(keep: float) -> float:
     return 4 * keep + entropy / 8
 
 
-def cost_table(commands: Iterable[Command], done: set[str]) -> str:
+def cost_table(commands: Iterable[Command], done: Collection[str]) -> str:
     """Make the table with a row for each step, and one for the first models that all checkpoints of a seed build on."""
     steps = costs.steps(commands, done)
     rows = [[*costs.HEADER, "GB to come"]]

@@ -1,6 +1,6 @@
 """Rows, columns and channels beside single entries: ``PROFILE=cpu python -m experiments units``."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from experiments.lib import costs
 from experiments.lib.experiment import Experiment
@@ -9,7 +9,7 @@ from experiments.units.profiles import PROFILES
 from experiments.units.report import write_report
 
 
-def cost_table(commands: Iterable[Command], done: set[str]) -> str:
+def cost_table(commands: Iterable[Command], done: Collection[str]) -> str:
     """Make the table of runs; how long they take was not measured on an idle machine."""
     return costs.cost_table(commands, done, lambda run: None)
 

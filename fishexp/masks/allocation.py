@@ -61,8 +61,8 @@ def select_shares(scores: Mapping[str, Tensor], count: int, per: Per) -> dict[st
         name -> bool tensor of the scores' shape, on their device; exactly ``count`` entries are true.
 
     Source:
-        Liu et al., "NeuroAda", arXiv:2510.18940, and Zhang et al., "Gradient-based Parameter Selection",
-        arXiv:2312.10136, select the same number of weights for each output.
+        Zhang et al., "NeuroAda", arXiv:2510.18940, and Zhang et al., "Gradient-based Parameter Selection for
+        Efficient Fine-Tuning", arXiv:2312.10136, select the same number of weights for each output.
     """
     chosen = _matrix_shares(scores, count) if per == "matrix" else _row_shares(scores, count)
     _warn_of_zeros(scores, chosen, per)
