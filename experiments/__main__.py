@@ -1,6 +1,6 @@
 """Carry out an experiment: ``PROFILE=cpu python -m experiments table3``.
 
-Learning rates are chosen on held-out training examples with seed 0; then every cell runs at its rate, seed by seed.
+Learning rates are chosen on held-out training examples with seed 0; every cell runs at its rate, seed by seed.
 Finished runs are skipped and cut ones resumed, so the same command goes on where it stopped, also in two terminals at
 once.
 """
@@ -20,8 +20,8 @@ HOME = Path(__file__).parent
 _ENVIRONMENT = """environment:
   PROFILE  how large the experiment is made: cpu (the default), gpu, paper
   DRY      1: say how many runs and hours there are to do, and run nothing
-  HOURS    stop after so many hours, with a snapshot of the run that goes on; tables are filled in order of worth, the
-           first for all of its seeds before the next, and the same command goes on
+  HOURS    stop after so many hours, with a snapshot of the run that goes on; all cells have one seed before any has
+           two, so that tables are complete for some number of seeds; the same command goes on
   PYTHON   the interpreter of the runs; by default the one that runs this
 """
 
