@@ -26,8 +26,14 @@ class Cell:
 
 
 def _study(
-    name: str, about: str, common: Settings, choose: Settings, rates: Sequence[float], report: Settings
-) -> Study:
+    name: str,
+    about: str,
+    common: Settings,
+    choose: Settings,
+    rates: Sequence[float],
+    report: Settings,
+    grow: float | None = None,
+) -> Study[Cell]:
     """Return a study in which every unit takes the rate that is the best for it."""
     return Study(
         name=name,
@@ -39,6 +45,7 @@ def _study(
         sources={Cell(unit): Cell(unit) for unit in UNITS},
         report=report,
         seeds=range(3),
+        grow=grow,
     )
 
 
@@ -67,6 +74,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             {"data.holdout": 500, "regime.epochs": 2},
             (0.01, 0.03),
             {"data.valid_limit": 1000},
+            grow=3,
         ),
     ],
 }
