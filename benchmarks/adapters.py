@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fishexp.masks.topk import Mask, count
+from fishexp.methods.lora import count_each_rank, linear_layers
 
 
 def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
@@ -18,7 +19,7 @@ def _shira(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
     from peft import ShiraConfig  # pyright: ignore[reportMissingImports]
 
     torch.sparse.check_sparse_tensor_invariants.disable()  # the default; torch warns PEFT unless it is explicit
-    layers, _, modules = _linear(model, head)
+    layers, modules = linear_layers(model, head), _modules(head)
     r = _rank(layers, mask, head)
     return _wrap(model, ShiraConfig(r=r, random_seed=0, target_modules=list(layers), modules_to_save=modules))
 
@@ -27,7 +28,8 @@ def _supertuning(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Modu
     """Wrap ``model`` with Super-Tuning: the largest entries of each linear layer, the same share of each layer."""
     from peft import SupertuningConfig  # pyright: ignore[reportMissingImports]
 
-    layers, total, modules = _linear(model, head)
+    layers, modules = linear_layers(model, head), _modules(head)
+    total = sum(layer.weight.numel() for layer in layers.values())
     sparsity = 1 - _count_outside_head(mask, head) / total
     return _wrap(model, SupertuningConfig(sparsity=sparsity, target_modules=list(layers), modules_to_save=modules))
 
@@ -39,24 +41,19 @@ def _lora(model: nn.Module, mask: Mask, head: tuple[str, ...]) -> nn.Module:
     """
     from peft import LoraConfig  # pyright: ignore[reportMissingImports]
 
-    layers, _, modules = _linear(model, head)
+    layers, modules = linear_layers(model, head), _modules(head)
     r = _rank(layers, mask, head)
     return _wrap(model, LoraConfig(r=r, target_modules=list(layers), modules_to_save=modules))
 
 
-def _linear(model: nn.Module, head: tuple[str, ...]) -> tuple[dict[str, nn.Linear], int, list[str]]:
-    """Return the linear layers outside the head, the number of entries of their weights, and the head's modules."""
-    heads = sorted({name.rpartition(".")[0] for name in head})
-    layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in heads
-    }
-    return layers, sum(layer.weight.numel() for layer in layers.values()), heads
+def _modules(head: tuple[str, ...]) -> list[str]:
+    """Return the names of the head's modules."""
+    return sorted({name.rpartition(".")[0] for name in head})
 
 
 def _rank(layers: dict[str, nn.Linear], mask: Mask, head: tuple[str, ...]) -> int:
     """Return the r for which r (in + out) numbers a layer are nearest to what ``mask`` keeps outside the head."""
-    numbers = sum(layer.in_features + layer.out_features for layer in layers.values())
-    return max(1, round(_count_outside_head(mask, head) / numbers))
+    return max(1, round(_count_outside_head(mask, head) / count_each_rank(layers)))
 
 
 def _count_outside_head(mask: Mask, head: tuple[str, ...]) -> int:

@@ -6,5 +6,6 @@ A score is the importance of a weight; the budget and the classifier head are th
 entries of each row (:mod:`fishexp.masks.allocation`). A method that names its weights outright has
 ``mask(problem) -> Mask`` instead, and ``ignores_keep: true`` in its yaml. A method that has brought weights elsewhere
 returns its scores as :class:`fishexp.masks.started.Started`, with the values in which kept entries begin to train; it
-says ``needs_regime: transfer`` in its yaml, as other regimes do not look at these.
+says ``needs_regime: transfer`` in its yaml, as other regimes do not look at these. So does a method that trains other
+parameters than the model's, with ``adapt(problem, keep, *, ...) -> Adapted`` (:mod:`fishexp.training.adapted`).
 """

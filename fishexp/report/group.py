@@ -12,7 +12,7 @@ from fishexp.report.scores import Scores, scores_of, success_metrics
 # methods in the order of a table; others follow
 _METHODS = (
     "fish", "random", "magnitude", "gradient", "snip", "relative", "activation", "lift", "largest_change",
-    "diff_pruning", "bitfit", "full",
+    "diff_pruning", "bitfit", "lora", "full",
 )  # fmt: skip
 # setting that says what moves together
 UNIT = "method.unit"

@@ -20,7 +20,7 @@ from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
 from fishexp.run.artifacts import build_model, check_saved, forget, save_predictions, save_run
-from fishexp.run.cached_scores import score_cache
+from fishexp.run.choose import make_choose
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
 from fishexp.run.resume import code_changes
@@ -34,7 +34,6 @@ from fishexp.system.atomic import replacing, writing
 from fishexp.training.checkpoints import drop_base, store_base
 from fishexp.training.collectives import Collectives
 from fishexp.training.logger import Logger
-from fishexp.training.mask_selector import MaskSelector
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.streams import seed_torch, stream
@@ -90,13 +89,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             problem = _problem(model, data, device, settings, logger, collectives, gradient_costs(resumed, device))
             record.total = sum(p.numel() for p in model.network.parameters())
 
-            fixed = method.offers == "mask"
-            unit, per = config["method"].get("unit", "entry"), config["method"].get("per", "network")
-            cache = score_cache(config, record, settings, collectives.world_size, logger)
-            choose = MaskSelector(
-                problem, method.name, method.function, settings.keep, unit, per, logger, record.note_kept, cache,
-                fixed=fixed,
-            )  # fmt: skip
+            choose = make_choose(problem, method, config, settings, record, logger)
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
             record.metrics = outcome.evaluation.metrics
             record.gradient_methods = gradient_methods(model.network)

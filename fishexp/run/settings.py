@@ -22,7 +22,7 @@ Config: TypeAlias = dict[str, Any]
 GROUPS = {
     "data": ("data", ("load",)),
     "model": ("models", ("build",)),
-    "method": ("methods", ("scores", "mask")),
+    "method": ("methods", ("scores", "mask", "adapt")),
     "regime": ("regimes", ("train",)),
 }
 # keys of a component's yaml that are about the component, not for its function

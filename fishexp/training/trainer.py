@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
+from fishexp.training.adapted import Adapted
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
@@ -126,7 +127,7 @@ class Trainer:
             self._bar.skip(self._examples * (self.progress.epoch - 1) + self.progress.examples)
             yield
 
-    def run_epoch(self, trainable: Trainable) -> None:
+    def run_epoch(self, trainable: Trainable | Adapted) -> None:
         """Train for the present epoch, or what is left of it, with snapshots where they are due; then evaluate."""
         with self._logger.clock("train"):
             for loss in self.steps():
@@ -183,8 +184,8 @@ class Trainer:
         about = {"loss": progress.loss.item(), "gradient_costs": problem.costs.to_json()}
         return tensors, about | {name: getattr(progress, name) for name in COUNTS}
 
-    def resume(self, snapshot: Snapshot, trainable: Trainable) -> None:
-        """Resume from a snapshot, whose mask ``trainable`` has."""
+    def resume(self, snapshot: Snapshot, trainable: Trainable | Adapted) -> None:
+        """Resume from a snapshot, whose mask or adapters ``trainable`` has."""
         snapshot.delta.apply_(self._problem.model)
         self.restore(snapshot, trainable.parameters)
 

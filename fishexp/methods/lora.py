@@ -1,0 +1,102 @@
+"""LoRA through PEFT: products of two thin matrices are added to Linears (Hu et al., 2022), as an outside reference."""
+
+import logging
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
+
+from annotated_types import Gt
+from torch import nn
+
+from fishexp.errors import FishexpError
+from fishexp.masks.budget import budget
+from fishexp.training.adapted import Adapted
+from fishexp.training.apart import draw_seed
+from fishexp.training.problem import Problem
+from fishexp.training.streams import seed_torch
+
+log = logging.getLogger(__name__)
+
+
+def adapt(problem: Problem, keep: float, *, targets: list[str] | None, scale: Annotated[float, Gt(0)]) -> Adapted:
+    """Put LoRA adapters of one rank into Linears: the largest for which ``keep`` pays, with the head, which trains too.
+
+    They have no dropout. What they draw to begin with follows from the stream of the method.
+
+    Args:
+        keep: Fraction of the number of all weights that may train.
+        targets: Last parts of the names of the Linears; None for all outside the head.
+        scale: Factor of the product: PEFT's ``lora_alpha`` divided by the rank.
+
+    Raises:
+        FishexpError: If PEFT is not installed, no Linear is to be adapted, or ``keep`` does not pay for rank 1.
+
+    Source:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
+    """
+    try:
+        from peft import LoraConfig, LoraModel  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise FishexpError(
+            f"method=lora needs {error.name}, which is not installed: pip install 'fishexp[lora]'"
+        ) from None
+    model = problem.model
+    layers = _targets(linear_layers(model, problem.head), targets)
+    total = sum(p.numel() for p in model.parameters())
+    head = sum(model.get_parameter(name).numel() for name in problem.head)
+    each, most = count_each_rank(layers), budget(keep, total)
+    rank = (most - head) // each
+    if rank < 1:
+        raise FishexpError(
+            f"keep={keep} pays for {most:,} numbers, and LoRA of rank 1 takes {each + head:,}, the head's {head:,} "
+            "among them; raise keep, or adapt fewer layers: method.targets=[query,value]"
+        )
+    pattern = "|".join(re.escape(name) for name in layers)
+    alpha: Any = scale * rank  # PEFT divides it by the rank, whatever its annotation says
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)
+    streams = problem.random_streams()
+    seed_torch(draw_seed(problem), "weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by a deprecated name
+        adapters: Any = LoraModel(model, config, "default")
+    problem.set_random_streams(streams)
+    for name in problem.head:
+        model.get_parameter(name).requires_grad_(True)
+    trains = rank * each + head
+    where = f"{len(layers)} Linears and the head: {trains:,} numbers train ({trains / total:.3%})"
+    log.info("LoRA of rank %d in %s, of %s that keep pays for", rank, where, f"{most:,}")
+    return Adapted(model, {f"{name}.weight": layer.weight for name, layer in layers.items()}, adapters.merge_and_unload)
+
+
+def linear_layers(model: nn.Module, head: Collection[str]) -> dict[str, nn.Linear]:
+    """Return the Linears outside the head by their names.
+
+    Args:
+        head: Names of the head's parameters.
+    """
+    heads = {name.rpartition(".")[0] for name in head}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: layer for name, layer in found.items() if name not in heads}
+
+
+def count_each_rank(layers: Mapping[str, nn.Linear]) -> int:
+    """Count the numbers that adapters of these layers take for each rank that they have."""
+    return sum(layer.in_features + layer.out_features for layer in layers.values())
+
+
+def _targets(layers: Mapping[str, nn.Linear], targets: Collection[str] | None) -> dict[str, nn.Linear]:
+    """Return the layers that are to be adapted."""
+    if not layers:
+        raise FishexpError("method=lora adapts Linears, and this model has none outside its head; choose a BERT")
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    for target in targets or ():
+        if target not in known:
+            raise FishexpError(
+                f"method.targets: this model has no Linear named {target}; there are: {', '.join(known)}"
+            )
+    wanted = known if targets is None else targets
+    found = {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in wanted}
+    if not found:
+        raise FishexpError(f"method.targets=[] adapts nothing; give some of {', '.join(known)}, or null for all")
+    return found
