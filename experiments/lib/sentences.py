@@ -97,7 +97,8 @@ def _small(task: str, examples: int, epochs: int, what: str) -> Task:
     methods: Mapping[str, Settings] = {
         "diff_pruning": {"method.penalty_weight": _PENALTY_WEIGHT, "method.stage1_epochs": epochs}
     }
-    return _task(task, about, limits | machine, methods, {"full": (2e-5, 8e-5, 3.2e-4), "other": (5e-4, 2e-3, 8e-3)})
+    rates = {"full": (2e-5, 8e-5, 3.2e-4), "diff_pruning": (5e-4, 2e-3), "other": (5e-4, 2e-3, 8e-3)}
+    return _task(task, about, limits | machine, methods, rates)
 
 
 def _large(task: str) -> Task:
