@@ -7,6 +7,7 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import MISSING, rate, score, signs, write_readme
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell, task_of
+from experiments.rules.findings import lead_by_rate
 from fishexp.report.group import span
 from fishexp.system.text_table import markdown_table
 
@@ -35,7 +36,8 @@ def _parts(section: Section[Cell]) -> list[str]:
         section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )
     title = _TITLES[name] if section.profile == "cpu" else f"## {name}, profile {section.profile}"
-    return [title, section.study.about, _table(section.results, unit), *signs(section.results), *rates]
+    table = _table(section.results, unit)
+    return [title, section.study.about, table, *signs(section.results), *rates, *lead_by_rate(section.results)]
 
 
 def _columns(cell: Cell) -> dict[str, str]:

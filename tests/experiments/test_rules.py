@@ -17,6 +17,7 @@ from experiments.lib.plan import plan
 from experiments.lib.sentences import RULES, Cell
 from experiments.lib.settings import as_overrides, composed_run, composed_runs
 from experiments.lib.study import Study
+from experiments.rules.findings import lead_by_rate
 from fishexp.delta import Delta
 from fishexp.run.identity import run_id
 from tests.support.tables import chosen, reported, rows, words, write_records
@@ -169,3 +170,15 @@ def test_the_grid_of_figure_2() -> None:
     assert {cell.labels for cell in stsb.cells} == {"true_label"}
     assert len(set(sst2.sources.values())) == 4
     assert set(RULES) >= {cell.rule for cell in sst2.cells}
+
+
+def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
+    """By hand: at the small rate 30 points, at the middle one none, and with each at its best one point behind."""
+    assert lead_by_rate([]) == []
+    lines = chosen(SST2, FISH, {5e-4: 0.9, 2e-3: 0.8, 8e-3: 0.5}) + chosen(
+        SST2, RANDOM, {5e-4: 0.6, 2e-3: 0.8, 8e-3: 0.91}
+    )
+    (section, *_) = sections(rules.EXPERIMENT, write_records(tmp_path, lines))
+    (sentence,) = lead_by_rate(section.results)
+    assert "fish leads random by +30.0 at 0.0005, +0.0 at 0.002, -41.0 at 0.008" in sentence
+    assert "and by -1.0 points when each has its best" in sentence
