@@ -13,6 +13,7 @@ The records of its runs, and the report:
     results.py         the runs of each cell, and the learning rate chosen for it
     report.py          the README.md: its parts, and entries of its tables
     findings.py        sentences made from the numbers
+    differences.py     the table of differences between cells, with intervals
     learning_rates.py  the part on learning rates: which were tried, and which taken
     plot.py            a picture of score against bytes
     distributed.py     costs, tables and sentences for ``regime=distributed``

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from experiments.lib import costs
-from experiments.lib.findings import compare, progress
+from experiments.lib.findings import leads, progress
 from experiments.lib.plan import Command
 from experiments.lib.report import METHOD_NAMES, MISSING, rate, score
 from experiments.lib.results import Result, Section
@@ -101,7 +101,7 @@ def findings(section: Section[C], setting: Callable[[C], Any]) -> str:
     """
     groups = {(result.cell.method, setting(result.cell)): result.group for result in section.results if result.group}
     pairs = [(group, groups.get(("random", key))) for (method, key), group in groups.items() if method == "fish"]
-    parts = [progress(section.results, len(section.study.seeds)), *compare("FISH", "random", pairs)]
+    parts = [progress(section.results, len(section.study.seeds)), *leads("FISH", "random", pairs, section.predicted)]
     if shares := [_share_of_dense(group) for (method, _), group in groups.items() if method == "fish"]:
         parts.append(
             f"A worker with FISH sends {min(shares):.1%} to {max(shares):.1%} of what dense merges as often would."

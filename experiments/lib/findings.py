@@ -1,10 +1,10 @@
 """Sentences made from the numbers of a table."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.lib.results import Result
+from fishexp.report.differences import Predicted, compare
 from fishexp.report.group import Group
 
 
@@ -20,30 +20,29 @@ def progress(results: Sequence[Result[Any]], seeds: int) -> str:
     return f"{len(runs)} of the {len(results) * seeds} runs of this table are on record; they took {hours:.1f} hours."
 
 
-def compare(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]]) -> list[str]:
-    """Say which of two is ahead, how often, and how often by more than chance explains.
+def leads(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]], predicted: Predicted) -> list[str]:
+    """Say how often which of two is ahead, counting only differences that are clear of chance.
 
     Args:
         first: Name of what the first groups of ``pairs`` have in common.
         second: Name of what the second groups have in common.
         pairs: Groups that differ in this alone.
+        predicted: Predictions of their runs, as far as they are on record.
     """
-    scores = [(a, b, a.mean - b.mean) for a, b in pairs if b is not None and a.mean is not None and b.mean is not None]
-    if not scores:
-        return []
-    gaps = [gap for *_, gap in scores]
-    ahead = f"{first} is ahead of {second} in {sum(gap > 0 for gap in gaps)} of {len(gaps)} pairs of cells"
-    text = f"{ahead}, by {min(gaps):+.1f} to {max(gaps):+.1f} points"
-    errors = [_standard_error(a, b) for a, b, _ in scores]
-    if None in errors:
-        return [sentence(f"{text}; some cells have fewer than three seeds, so that small differences mean nothing")]
-    clear = [gap for gap, error in zip(gaps, errors, strict=True) if error is not None and abs(gap) > 2 * error]
-    counts = f"{first} is ahead in {sum(gap > 0 for gap in clear)} and {second} in {sum(gap < 0 for gap in clear)}"
-    return [sentence(text), f"By more than two standard errors of the difference, {counts}."]
+    found = [one for one in compare([(a, b) for a, b in pairs if b is not None], predicted) if one is not None]
+    tested = sum(one.p is not None for one in found)
+    if not tested:
+        why = "no pair of cells has three seeds that tell"
+        return [sentence(f"no interval can be given of {first} against {second}: {why}")] if found else []
+    ahead, behind = ([one.mean for one in found if one.clear and sign * one.mean > 0] for sign in (1, -1))
+    counts = (
+        f"in {len(ahead)} of {len(found)} pairs of cells{_range(ahead)} and behind in {len(behind)}{_range(behind)}"
+    )
+    how = f"paired t test over seeds, Holm's correction for {tested} comparison{'s' * (tested > 1)}"
+    few = f"; {len(found) - tested} have too few seeds to tell" if tested < len(found) else ""
+    clear = "counting those whose 95 % intervals leave out zero"
+    return [sentence(f"{first} is ahead of {second} {counts}, {clear} ({how}){few}")]
 
 
-def _standard_error(a: Group, b: Group) -> float | None:
-    """Return the standard error of the difference of the means; None where a group has fewer than three seeds."""
-    if a.std is None or b.std is None or min(len(a.runs), len(b.runs)) < 3:
-        return None
-    return math.sqrt(a.std**2 / len(a.runs) + b.std**2 / len(b.runs))
+def _range(gaps: Sequence[float]) -> str:
+    return f" (by {min(map(abs, gaps)):.1f} to {max(map(abs, gaps)):.1f} points)" if gaps else ""

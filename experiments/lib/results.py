@@ -7,6 +7,7 @@ from typing import Generic
 from experiments.lib.records import RecordedRuns
 from experiments.lib.settings import Settings, composed_run
 from experiments.lib.study import C, Study
+from fishexp.report.differences import Predicted
 from fishexp.report.group import Group
 from fishexp.run.settings import Config
 
@@ -45,6 +46,7 @@ class Section(Generic[C]):
         results: Results in the order of the table.
         in_table: Configuration of the first cell's runs in the table.
         chosen: Configuration of its runs on held-out examples; None where rates are not chosen.
+        predicted: What the runs predicted, as far as that is on record.
     """
 
     profile: str
@@ -52,6 +54,7 @@ class Section(Generic[C]):
     results: Sequence[Result[C]]
     in_table: Config
     chosen: Config | None
+    predicted: Predicted
 
 
 def best_rate(tried: Mapping[float, Group | None]) -> float | None:
@@ -121,4 +124,5 @@ def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:
     first = study.cells[0]
     in_table = composed_run(study.settings(first, study.report, {"regime.lr": 1}))
     chosen = None if study.choose is None else composed_run(study.settings(first, study.choose))
-    return Section(profile, study, [result_of(study, cell, runs) for cell in study.cells], in_table, chosen)
+    results = [result_of(study, cell, runs) for cell in study.cells]
+    return Section(profile, study, results, in_table, chosen, runs.predicted)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from experiments.lib.findings import compare, progress
+from experiments.lib.findings import leads, progress
 from experiments.lib.report import METHOD_NAMES
 from experiments.lib.results import Result
 from experiments.lib.settings import as_overrides
 from experiments.table4.cells import Cell, Variant
+from fishexp.report.differences import Predicted
 from fishexp.report.group import Group
 
 SCHEDULE_NAMES = {"fixed": "one fixed mask", "every_epoch": "a new mask every epoch"}
@@ -23,8 +24,12 @@ def sizes(group: Group) -> tuple[float, int]:
     return mean(run["bytes"]["delta"] for run in group.runs), group.runs[0]["bytes"]["dense"]
 
 
-def findings(results: Sequence[Result[Cell]], seeds: int) -> list[str]:
-    """Return sentences about the cells of one table, each of which should have so many seeds."""
+def findings(results: Sequence[Result[Cell]], seeds: int, predicted: Predicted) -> list[str]:
+    """Return sentences about the cells of one table, each of which should have so many seeds.
+
+    Args:
+        predicted: Predictions of their runs, as far as they are on record.
+    """
     groups = {
         (result.cell.method, result.cell.keep, result.cell.schedule): result.group for result in results if result.group
     }
@@ -32,8 +37,8 @@ def findings(results: Sequence[Result[Cell]], seeds: int) -> list[str]:
     schedules = [(group, groups.get((m, k, "fixed"))) for (m, k, s), group in groups.items() if s == "every_epoch"]
     return [
         progress(results, seeds),
-        *compare("FISH", "random", methods),
-        *compare(SCHEDULE_NAMES["every_epoch"], SCHEDULE_NAMES["fixed"], schedules),
+        *leads("FISH", "random", methods, predicted),
+        *leads(SCHEDULE_NAMES["every_epoch"], SCHEDULE_NAMES["fixed"], schedules, predicted),
         *_dense(results),
     ]
 

@@ -72,7 +72,7 @@ def _tables(section: Section[Cell]) -> list[str]:
         if variant == variants[0]:
             # with no weights outside the mask, dense training is in the setting of the logs whatever becomes of those
             parts.append(_dense_table(dense, _logs(section, LOGS["settings"]["decay"])))
-        parts.append(" ".join(findings([*masked, *dense], len(section.study.seeds))))
+        parts.append(" ".join(findings([*masked, *dense], len(section.study.seeds), section.predicted)))
     parts += signs(section.results)
     if any(_logs(section, variant.decay) for variant in variants):
         return [*parts, about_logs(LOGS)]

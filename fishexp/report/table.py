@@ -114,7 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Print the results of runs as a Markdown table: a row for each setting, over all of its seeds.",
         epilog="example: python -m fishexp.report.table outputs/records.jsonl > results.md",
     )
-    return command.run(parser, arguments, lambda pooled, _: print(markdown(pooled)))
+    parser.add_argument(
+        "--against", metavar="METHOD", help="print the differences to this method instead, with intervals"
+    )
+    return command.run(parser, arguments, _print)
+
+
+def _print(pooled: Pool, options: argparse.Namespace) -> None:
+    if options.against is None:
+        print(markdown(pooled))
+        return
+    from fishexp.report.against import differences_to  # which needs numpy
+    from fishexp.report.differences import load_predictions
+
+    print(differences_to(pooled, options.against, load_predictions(options.records)))
 
 
 if __name__ == "__main__":

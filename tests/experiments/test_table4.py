@@ -389,27 +389,27 @@ def results(result):
 
 
 def test_sentences_come_from_the_numbers(results) -> None:
-    """FISH: 60 and 70; random: 62 and 61, standard deviation 1 each, so twice the standard error is 1.63."""
+    """FISH: 60 and 70; random: 62 and 61. Paired differences vary by 0.1, but by 1 where random has a mask an epoch."""
     three = {FISH: 0.60, RANDOM: 0.62, EVERY: 0.70, replace(EVERY, method="random"): 0.61, FULL: 0.8}
-    found = results({cell: [mean - 0.01, mean, mean + 0.01] for cell, mean in three.items()}, delta=22_367_204)
-    assert findings(found, seeds=4) == [
+    spread = dict(zip(three, [0.011, 0.01, 0.012, 0.02, 0.01], strict=True))
+    scores = {cell: [mean - spread[cell], mean, mean + spread[cell]] for cell, mean in three.items()}
+    found = results(scores, delta=22_367_204)
+    how = "counting those whose 95 % intervals leave out zero "
+    how += "(paired t test over seeds, Holm's correction for 2 comparisons)."
+    assert findings(found, 4, {}) == [
         "15 of the 20 runs of this table are on record; they took 7.5 hours.",
-        "FISH is ahead of random in 1 of 2 pairs of cells, by -2.0 to +9.0 points.",
-        "By more than two standard errors of the difference, FISH is ahead in 1 and random in 1.",
-        "A new mask every epoch is ahead of one fixed mask in 1 of 2 pairs of cells, by -1.0 to +10.0 points.",
-        "By more than two standard errors of the difference, a new mask every epoch is ahead in 1 and one fixed mask "
-        "in 0.",
+        "FISH is ahead of random in 1 of 2 pairs of cells (by 9.0 to 9.0 points) and behind in 1 (by 2.0 to 2.0 points)"
+        f", {how}",
+        "A new mask every epoch is ahead of one fixed mask in 1 of 2 pairs of cells (by 10.0 to 10.0 points) and "
+        f"behind in 0, {how}",
         "Dense training reaches 80.0 ± 1.0 % at 22.4 MB a checkpoint; the best of the others, FISH at keep 0.005 with "
-        "a new mask every epoch, 70.0 ± 1.0 % at 22.4 MB (50%).",
+        "a new mask every epoch, 70.0 ± 1.2 % at 22.4 MB (50%).",
     ]
 
 
 def test_few_seeds_claim_nothing(results) -> None:
-    found = findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), seeds=5)
-    assert found[1:] == [
-        "FISH is ahead of random in 1 of 1 pairs of cells, by +10.5 to +10.5 points; some cells have fewer than three "
-        "seeds, so that small differences mean nothing."
-    ]
+    found = findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), 5, {})
+    assert found[1:] == ["No interval can be given of FISH against random: no pair of cells has three seeds that tell."]
 
 
 def test_the_picture_shows_means_against_bytes(write) -> None:
