@@ -1,10 +1,12 @@
 """The report: README.md and a picture, made from the results."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.figure2.overlap import overlaps
 from experiments.figure2.plot import draw
+from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import rate, score, section_name, signs, write_readme
 from experiments.lib.results import Result, Section
@@ -34,7 +36,14 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         parts.append(f"![{task.score} over the examples that FISH scores]({picture})")
     about = f"{task.score} on {chosen_on(section, 'examples')}"
     rates = rates_tried(section, score=about, columns=lambda cell: {"keep": f"{cell.keep:g}"}, name=_name, shared="")
-    return [*parts, _table(section.results, task.score), *signs(section.results), *overlaps(section, folder), *rates]
+    gaps = differences(
+        section,
+        against=lambda cell: replace(cell, samples=1024, labels="true_label"),
+        name="1,024 examples and true labels",
+        columns=_columns,
+    )
+    table = _table(section.results, task.score)
+    return [*parts, table, *signs(section.results), *gaps, *overlaps(section, folder), *rates]
 
 
 def _name(cell: Cell) -> str:
@@ -43,13 +52,11 @@ def _name(cell: Cell) -> str:
 
 def _table(results: Sequence[Result[Cell]], header: str) -> str:
     """Make the table with a row for each cell."""
-    return markdown_table(
-        {
-            "keep": [f"{result.cell.keep:g}" for result in results],
-            "examples scored": [f"{result.cell.samples:,}" for result in results],
-            "labels": [_LABEL_NAMES[result.cell.labels] for result in results],
-            header: [score(result) for result in results],
-            "lr": [rate(result) for result in results],
-        },
-        left=("labels",),
-    )
+    rows = [_columns(result.cell) for result in results]
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    columns |= {header: [score(result) for result in results], "lr": [rate(result) for result in results]}
+    return markdown_table(columns, left=("labels",))
+
+
+def _columns(cell: Cell) -> dict[str, str]:
+    return {"keep": f"{cell.keep:g}", "examples scored": f"{cell.samples:,}", "labels": _LABEL_NAMES[cell.labels]}

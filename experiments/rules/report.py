@@ -1,8 +1,11 @@
 """The report: README.md, made from the results."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import MISSING, rate, score, signs, write_readme
 from experiments.lib.results import Result, Section
@@ -26,10 +29,10 @@ _TITLES = {
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
     """Write README.md; nothing where no study has results."""
-    write_readme(folder, _INTRO, sections, lambda section, _: _parts(section))
+    write_readme(folder, _INTRO, sections, lambda section, _: _parts(section, sections))
 
 
-def _parts(section: Section[Cell]) -> list[str]:
+def _parts(section: Section[Cell], sections: Sequence[Section[Cell]]) -> list[str]:
     name = section.study.name
     unit = task_of(section).score
     rates = rates_tried(
@@ -37,7 +40,27 @@ def _parts(section: Section[Cell]) -> list[str]:
     )
     title = _TITLES[name] if section.profile == "cpu" else f"## {name}, profile {section.profile}"
     table = _table(section.results, unit)
-    return [title, section.study.about, table, *signs(section.results), *rates, *lead_by_rate(section.results)]
+    parts = [title, section.study.about, table, *signs(section.results), *_differences(section, sections)]
+    return [*parts, *rates, *lead_by_rate(section.results)]
+
+
+def _differences(section: Section[Cell], sections: Sequence[Section[Cell]]) -> list[str]:
+    """Compare rules with random and with FISH at the same budget, and shares of the budget with none."""
+    tasks = [one for one in sections if (one.profile, task_of(one)) == (section.profile, task_of(section))]
+    parts = []
+    for rule in ("random", "fish"):
+        parts += differences(section, against=partial(_with_rule, rule), name=rule, columns=_columns)
+    return parts + differences(
+        section,
+        against=lambda cell: replace(cell, per="network"),
+        name="the same rule over the network",
+        columns=_columns,
+        beside=tasks[0].results,
+    )
+
+
+def _with_rule(rule: str, cell: Cell) -> Cell:
+    return replace(cell, rule=rule)
 
 
 def _columns(cell: Cell) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import METHOD_NAMES, MISSING, rate, score, signs, write_readme
 from experiments.lib.results import Result, Section
@@ -32,7 +33,18 @@ def _parts(section: Section[Cell]) -> list[str]:
     if section.chosen is not None:
         about = f"{task.score} on {chosen_on(section, 'examples')}"
         rates = rates_tried(section, score=about, columns=_columns, name=_name, shared="")
-    return [title, task.about, _table(section.results, task.score), *signs(section.results), *rates]
+    table = _table(section.results, task.score)
+    return [title, task.about, table, *signs(section.results), *_differences(section), *rates]
+
+
+def _differences(section: Section[Cell]) -> list[str]:
+    """Compare all with FISH at its first budget, but FISH at another."""
+    return differences(
+        section,
+        against=lambda cell: None if cell.rule == "fish" else Cell("fish"),
+        name=_name(Cell("fish")),
+        columns=_columns,
+    )
 
 
 def _columns(cell: Cell) -> dict[str, str]:

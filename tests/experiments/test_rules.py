@@ -106,6 +106,30 @@ def test_the_report_of_the_rules(tmp_path: Path) -> None:
     assert "STS-B" not in text.partition("## ")[2]  # which has no results
 
 
+def compared(text: str, title: str, name: str) -> list[list[str]]:
+    """Return the rows of the differences to ``name`` below ``title``."""
+    return rows(text.partition(title)[2], f"### Differences to {name}\n")[2:]
+
+
+def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path) -> None:
+    """FISH is 10 points ahead in every seed but for a tenth of one; a share for each matrix changes nothing clear."""
+    tried = {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}
+    shares = rules.EXPERIMENT.profiles["cpu"][2]
+    matrix = replace(FISH, per="matrix")
+    lines = [run for cell in (FISH, RANDOM) for run in chosen(SST2, cell, tried)] + chosen(shares, matrix, tried)
+    lines += reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.841)) + reported(SST2, RANDOM, 2e-3, (0.70, 0.72, 0.74))
+    lines += reported(shares, matrix, 2e-3, (0.84, 0.80, 0.82))
+    text = written("rules", write_records(tmp_path, lines))
+    title, other = "## SST-2, 0.5 %\n", "## SST-2, 0.5 %, a share"
+    assert [row[:4] for row in compared(text, title, "random")] == [["fish", "network", "0.005", "**+10.03**"]]
+    assert [row[:4] for row in compared(text, title, "fish")] == [["random", "network", "0.005", "**-10.03**"]]
+    (row,) = compared(text, other, "the same rule over the network")
+    assert row[:4] == ["fish", "matrix", "0.005", "-0.03"]
+    assert row[6:] == ["–", "–", "3"]
+    assert "no predictions on record" in text
+    assert text.count("### Differences to") == 3
+
+
 def test_a_rule_at_the_edge_of_the_grid_is_tried_beyond(tmp_path: Path) -> None:
     lines = chosen(SST2, FISH, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.75})
     commands = list(plan([replace(SST2, sources={FISH: FISH})], write_records(tmp_path, lines)))
