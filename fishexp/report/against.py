@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fishexp.errors import FishexpError
-from fishexp.report.differences import Predicted, difference_table
+from fishexp.report.differences import Predicted, any_interval, difference_table
 from fishexp.report.group import Group, number
 from fishexp.report.pool import IMPLIED, Pool, differing
 from fishexp.report.rates import passed_over
@@ -33,6 +33,10 @@ def differences_to(pooled: Pool, method: str, predicted: Predicted) -> str:
     if not pairs:
         kinds = f": they differ in {', '.join(differing(groups))}" if differing(groups) else ""
         raise FishexpError(f"--against {method}: no other method was run in a setting in which {method} was{kinds}")
+    if not any_interval(pairs, predicted):
+        raise FishexpError(
+            f"--against {method}: no interval can be given: fewer than three seeds and no predictions on record"
+        )
     parts = [shared_text([group for pair in pairs for group in pair])]
     parts += difference_table(_columns(pairs), pairs, predicted, method)
     left = [group for group in others if all(group is not first for first, _ in pairs)]

@@ -90,6 +90,12 @@ def compare(pairs: Sequence[tuple[Group, Group]], predicted: Predicted) -> list[
     return found
 
 
+def any_interval(pairs: Sequence[tuple[Group, Group]], predicted: Predicted) -> bool:
+    """Tell whether some pair has the seeds, or the predictions, that an interval takes."""
+    runs = [(first.metric, _paired_by_seed(first, second)) for first, second in pairs]
+    return any(len(each) >= FEWEST_SEEDS or _predictions(metric, each, predicted) for metric, each in runs)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p values by Holm's step-down method, so that the chance of any false claim among them stays bounded.
 
@@ -144,16 +150,24 @@ def _over_examples(
     metric: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predicted: Predicted
 ) -> tuple[Interval | None, list[Interval | None]]:
     """Return the bootstrap's interval of the mean difference, and that of each pair, in the unit shown."""
-    base, _, name = metric.partition("_")
-    sets = [[predicted.get(run["run_id"], {}).get(name) for run in pair] for pair in pairs]
-    known = [(first, second) for first, second in sets if first is not None and second is not None]
-    if base not in METRICS or len(known) < len(pairs):
+    base, known = metric.partition("_")[0], _predictions(metric, pairs, predicted)
+    if not known:
         return None, []
     for pair, found in zip(pairs, known, strict=True):
         for run, one in zip(pair, found, strict=True):
             _check(run, metric, measure(METRICS[base], one))
     overall, each = bootstrap(METRICS[base], known)
     return _shown(overall), [_shown(one) for one in each]
+
+
+def _predictions(
+    metric: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predicted: Predicted
+) -> list[tuple[Predictions, Predictions]]:
+    """Return the predictions of each pair of runs; none if some are missing, or the metric is none of METRICS."""
+    base, _, name = metric.partition("_")
+    sets = [[predicted.get(run["run_id"], {}).get(name) for run in pair] for pair in pairs]
+    known = [(first, second) for first, second in sets if first is not None and second is not None]
+    return known if base in METRICS and len(known) == len(pairs) else []
 
 
 def _check(run: Mapping[str, Any], metric: str, found: float) -> None:

@@ -67,20 +67,22 @@ def test_predictions_beside_the_records_give_intervals_over_examples(written, tm
 
 
 def test_only_the_best_learning_rates_are_compared(against) -> None:
-    lines = [record(0.8), record(0.9, regime__lr=0.4), record(0.7, method="random"), held_out(0.9, 0.1)]
-    lines += [held_out(0.5, 0.4), record(0.75, method="random", regime__lr=0.4)]
+    lines = [*three(0.8), *three(0.9, regime__lr=0.4), *three(0.7, method="random"), held_out(0.9, 0.1)]
+    lines += [held_out(0.5, 0.4), *three(0.75, method="random", regime__lr=0.4)]
     out = against(lines)[1]
     assert [row[:2] for row in rows(out)[2:]] == [["random", "-5.00"]]  # fish at 0.1, held out; random at its best
     assert "Some learning rates were chosen on the reported examples themselves" in out
 
 
 def test_what_has_no_counterpart_is_said(against) -> None:
-    lines = [record(0.8), record(0.7, method="random"), record(0.6, method="random", keep=0.1)]
+    lines = [*three(0.8), *three(0.7, method="random"), record(0.6, method="random", keep=0.1)]
     out = against(lines)[1]
     assert "Not compared, as fish was not run in their setting: random at 0.1 on digits." in out
 
 
 @pytest.mark.parametrize(("lines", "method", "said"), [
+    ([record(0.8), record(0.7, method="random")], "fish",
+     "--against fish: no interval can be given: fewer than three seeds and no predictions on record"),
     ([record(0.8)], "lora", "--against lora: no runs of it on reported examples, but of fish"),
     ([held_out(0.8, 0.1)], "fish", "no runs of it on reported examples, but of none"),
     ([record(0.8)], "fish", "--against fish: no other method was run in a setting in which fish was"),
