@@ -149,6 +149,7 @@ def _drawn(name: str, count: int, seed: int) -> list[np.ndarray]:
     return [labels, first, np.where(draw.random(count) < 0.9, first, draw.integers(0, 2, count))]
 
 
+@pytest.mark.alone
 def test_ten_thousand_resamples_take_seconds() -> None:
     import time
 
