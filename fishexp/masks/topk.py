@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -253,3 +253,15 @@ def _with_always(chosen: Mask, scores: Scores, always: Collection[str]) -> Mask:
 def count(mask: Mask) -> int:
     """Count the weights that may move."""
     return sum(int(entries.sum()) for entries in mask.values())
+
+
+def counts_by_name(masks: Sequence[Mask]) -> dict[str, list[int]]:
+    """Count the entries of each tensor that any of the masks keeps: name -> [kept entries, *shape], of those with any."""
+    found = {}
+    for name, entries in masks[0].items():
+        kept = entries.clone()
+        for mask in masks[1:]:
+            kept |= mask[name]
+        if number := int(kept.sum()):
+            found[name] = [number, *kept.shape]
+    return found

@@ -41,6 +41,7 @@ class Record:
         kept: Number of weights that might move; None if no mask was chosen.
         kept_per_worker: Number of weights that each of several workers might move, if they move different weights; the
             largest number where they differ, as of units.
+        kept_by: Tensor -> [weights of it that might move, *its shape], of the last mask; those with none are left out.
         total: Number of all weights.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
             there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).
@@ -67,6 +68,7 @@ class Record:
     seed: int = 0
     kept: int | None = None
     kept_per_worker: int | None = None
+    kept_by: dict[str, list[int]] = field(default_factory=dict)
     total: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -83,9 +85,9 @@ class Record:
     versions: dict[str, str] = field(default_factory=lambda: versions())  # and digests of the user's own modules
     ended: str = ""
 
-    def note_kept(self, in_all: int, each: int) -> None:
-        """Note how many weights may move, on all workers together and on each."""
-        self.kept, self.kept_per_worker = in_all, None if in_all == each else each
+    def note_kept(self, in_all: int, each: int, by_tensor: dict[str, list[int]]) -> None:
+        """Note how many weights may move, on all workers together and on each, and in which tensors."""
+        self.kept, self.kept_per_worker, self.kept_by = in_all, None if in_all == each else each, by_tensor
 
     def write(self, records: Path, folder: Path) -> None:
         """Write the record to the run's folder, and append it to the file ``records``, stamped with the time.

@@ -232,9 +232,9 @@ def facts_of(record: Record, settings: Settings) -> Facts:
 
 def snapshot_facts(record: Record, logger: Logger) -> dict[str, Any]:
     """Return what :func:`begin` needs of a snapshot to resume record and log."""
-    kept = [record.kept, record.kept_per_worker]
+    kept = {"kept": [record.kept, record.kept_per_worker], "kept_by": record.kept_by}
     read = {"scores_read": record.scores_read}
-    return {"kept": kept, "conditions": _conditions(record), "inputs": record.inputs, **read, **logger.state()}
+    return {**kept, "conditions": _conditions(record), "inputs": record.inputs, **read, **logger.state()}
 
 
 def _conditions(record: Record) -> dict[str, Any]:
@@ -291,6 +291,7 @@ def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Sn
     lost = f"{context.resume_reason}; " if context.resume_reason else ""
     if about:
         record.kept, record.kept_per_worker = about["kept"]
+        record.kept_by = about.get("kept_by", {})  # unknown where an older snapshot lacks it
         record.scores_read = about["scores_read"]
         logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
         if changes := _changes(about["conditions"], record):

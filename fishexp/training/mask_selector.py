@@ -10,7 +10,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks.allocation import Per, check_per
 from fishexp.masks.budget import left
 from fishexp.masks.started import Started, above_threshold
-from fishexp.masks.topk import Mask, count, split, top_k
+from fishexp.masks.topk import Mask, count, counts_by_name, split, top_k
 from fishexp.masks.units import Unit
 from fishexp.sparse.modules import plain
 from fishexp.training.logger import Logger
@@ -30,7 +30,8 @@ class MaskSelector:
         keep: Fraction of all weights that may move; None for a method that names its mask.
         unit: Which entries of a weight move together.
         per: Within what scores compete.
-        report_kept: Called with the number of weights that may move, of all workers together and of each worker.
+        report_kept: Called with the number of weights that may move, of all workers together and of each worker, and
+            with those of all workers by tensor, name -> [kept entries, *shape].
         cache: Of the scores; None to compute them in any case.
 
     Attributes:
@@ -50,7 +51,7 @@ class MaskSelector:
         unit: Unit,
         per: Per,
         logger: Logger,
-        report_kept: Callable[[int, int], None],
+        report_kept: Callable[[int, int, dict[str, list[int]]], None],
         cache: ScoreCache | None,
         *,
         fixed: bool,
@@ -71,7 +72,8 @@ class MaskSelector:
             if self.fixed and not self._last_line:
                 log.info("%s decides by itself which weights move; keep is ignored", self.method)
             mask = self._mask()
-        self._report(count(mask), count(mask), "")
+        self._report_kept(count(mask), count(mask), counts_by_name([mask]))
+        self._say_kept(count(mask), "")
         return mask
 
     def disjoint(self, workers: int) -> list[Mask]:
@@ -86,7 +88,8 @@ class MaskSelector:
         counts = [count(mask) for mask in masks]
         in_all = sum(kept - self._head for kept in counts) + self._head
         most = "" if min(counts) == max(counts) else "at most "
-        self._report(in_all, max(counts), f", {most}{max(counts):,} on each of {workers} workers")
+        self._report_kept(in_all, max(counts), counts_by_name(masks))
+        self._say_kept(in_all, f", {most}{max(counts):,} on each of {workers} workers")
         return masks
 
     def check_disjoint(self) -> None:
@@ -160,8 +163,7 @@ class MaskSelector:
         assert self._keep is not None  # check_settings: only a method with a mask goes without
         return self._keep
 
-    def _report(self, in_all: int, each: int, details: str) -> None:
-        self._report_kept(in_all, each)
+    def _say_kept(self, in_all: int, details: str) -> None:
         units = "" if self._unit == "entry" else f" in {self._unit}s"
         units += "" if self._per == "network" else f", a share of each {self._per}"
         line = f"{in_all:,} of {self._total:,} weights may move{units} ({in_all / self._total:.3%}){details}"

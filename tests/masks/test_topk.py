@@ -17,7 +17,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks import top_k
 from fishexp.masks.budget import budget
 from fishexp.masks.selection import DTYPES
-from fishexp.masks.topk import Scores, count, split
+from fishexp.masks.topk import Scores, count, counts_by_name, split
 from tests.support.checks import refusal
 
 # few distinct values, so that ties are common
@@ -306,3 +306,19 @@ def test_workers_take_the_best_in_turns(values: list[int], cuts: tuple[int, int]
         assert flat(mask) == [i in best[worker::n] for i in range(len(values))] + [True, True]
     if n == 1:
         assert flat(masks[0]) == flat(top_k(scores, keep, always=["head"]))
+
+
+def test_counts_by_name_are_of_what_any_mask_keeps():
+    first = {
+        "a": torch.tensor([[1, 0], [1, 0]]).bool(),
+        "b": torch.tensor([0, 0, 1]).bool(),
+        "c": torch.zeros(2).bool(),
+    }
+    second = {
+        "a": torch.tensor([[1, 1], [0, 0]]).bool(),
+        "b": torch.tensor([0, 0, 1]).bool(),
+        "c": torch.zeros(2).bool(),
+    }
+    assert counts_by_name([first]) == {"a": [2, 2, 2], "b": [1, 3]}
+    assert counts_by_name([first, second]) == {"a": [3, 2, 2], "b": [1, 3]}
+    assert int(first["a"].sum()) == 2  # it is left alone

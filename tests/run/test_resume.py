@@ -153,6 +153,7 @@ def test_a_resumed_run_forms_gradients_as_it_began_whatever_was_measured_since(
     records = [list(read(Path(outputs, "records.jsonl")))[-1] for outputs in ("whole", "cut", "anew")]
     methods = [set(record["gradient_methods"].values()) for record in records]
     assert methods == [{"sddmm"}, {"sddmm"}, {"dense"}]
+    assert records[0]["kept_by"] == records[1]["kept_by"] != {}
 
 
 def test_dropout_goes_on_where_it_was(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

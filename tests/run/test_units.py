@@ -53,6 +53,7 @@ def test_whole_units_move_within_the_budget_and_the_delta_has_them_to_the_bit(
     delta = Delta.load(folder / "delta.safetensors")
     kept = {name: mask for name, mask in delta.mask(model).items() if name in names}
     assert record["kept"] == sum(int(mask.sum()) for mask in kept.values())
+    assert record["kept_by"] == {name: [int(m.sum()), *m.shape] for name, m in kept.items() if m.any()}
     assert 0.98 * budget(KEEP, record["total"]) < record["kept"] <= budget(KEEP, record["total"])
     assert f"{record['kept']:,} of {record['total']:,} weights may move in {unit}s" in (folder / "log.txt").read_text()
     shares = unit_means({name: mask.float() for name, mask in kept.items()}, unit)
@@ -70,6 +71,7 @@ def test_workers_move_whole_units(masks: str, tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     most = budget(KEEP, record["total"])
     each = record["kept"] if masks == "same" else record["kept_per_worker"]
+    assert sum(kept for kept, *_ in record["kept_by"].values()) == record["kept"]
     assert 0.98 * most < each <= most
     head = sum(p.numel() for name, p in model.named_parameters() if name.startswith("fc."))
     assert masks == "same" or record["kept"] <= 3 * (each - head) + head
