@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 from experiments.lib.plot import LOOKS
 from experiments.lib.results import Section
 from experiments.lib.sentences import Cell
+from fishexp.report.colours import COLOURS, SPARE
 from fishexp.report.group import Group
 from fishexp.report.majority import majority_of
-from fishexp.report.style import COLOURS, GRID, QUIET, SPARE, STYLE, canvas
+from fishexp.report.style import GRID, QUIET, STYLE, canvas
 
 _LABEL_COLOURS = {"true_label": COLOURS["fish"], "expected": COLOURS["magnitude"], "sampled": SPARE[0]}
 _LABEL_NAMES = {"true_label": "true labels", "expected": "expectation over labels", "sampled": "labels drawn"}

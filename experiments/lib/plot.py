@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lib.report import METHOD_NAMES
+from fishexp.report.colours import COLOURS
 from fishexp.report.group import Group
 from fishexp.report.majority import majority_of
-from fishexp.report.style import COLOURS, GRID, QUIET, STYLE, canvas
+from fishexp.report.style import GRID, QUIET, STYLE, canvas
 
 # group -> bytes
 Size: TypeAlias = Callable[[Group], float]

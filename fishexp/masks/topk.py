@@ -256,7 +256,7 @@ def count(mask: Mask) -> int:
 
 
 def counts_by_name(masks: Sequence[Mask]) -> dict[str, list[int]]:
-    """Count the entries of each tensor that any of the masks keeps: name -> [kept entries, *shape], of those with any."""
+    """Count what any of the masks keeps of each tensor: name -> [kept entries, *shape], of those with any."""
     found = {}
     for name, entries in masks[0].items():
         kept = entries.clone()

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fishexp.report.colours import colours_of
 from fishexp.report.group import Group, number
 from fishexp.report.marks import DAGGER
 from fishexp.report.pool import differing
 from fishexp.report.rates import Passed
-from fishexp.report.style import colours_of, drawable
+from fishexp.report.style import drawable
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""The look that all pictures share: colours, text, an empty figure with its title, and files with the same bytes."""
+"""The look that all pictures share: text, an empty figure with its title, and files with the same bytes."""
 
 import textwrap
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -14,10 +13,6 @@ from fishexp.errors import FishexpError
 from fishexp.report.group import Group, seeds_text
 from fishexp.report.marks import DAGGER, ONE_CLASS
 
-# colours that colour-blind readers tell apart as well: at least 20 apart in CIELAB, to red- and green-blind eyes too
-COLOURS = {"fish": "#0072B2", "random": "#8F959B", "magnitude": "#D98200", "bitfit": "#00765A", "full": "#24292F"}
-# colours of other methods
-SPARE = ("#5C1A9E", "#56B4E9", "#703800", "#A6A66C", "#066173")
 # colours of the text, of what is less important, and of the grid
 _INK, QUIET, GRID = "#1F2328", "#59636E", "#E4E7EB"
 _FONT = "DejaVu Sans"
@@ -42,17 +37,6 @@ _METADATA = {
     ".svg": {"Date": None, "Creator": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-
-
-def colours_of(methods: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each method: its own in every picture, or the next where another method has that here."""
-    found: dict[str, str] = {}
-    for method in sorted(set(methods)):
-        start = zlib.crc32(method.encode())
-        spare = [SPARE[(start + step) % len(SPARE)] for step in range(len(SPARE))]
-        free = [colour for colour in spare if colour not in found.values()]
-        found[method] = COLOURS.get(method) or (free or spare)[0]
-    return found
 
 
 def canvas(height: float, groups: Sequence[Group], title: Sequence[str], marks: str) -> tuple[Figure, Axes]:

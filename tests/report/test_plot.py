@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from fishexp.errors import FishexpError
-from fishexp.report import picture, plot, style
+from fishexp.report import colours, picture, plot, style
 from fishexp.report.pool import pool
 from fishexp.report.rates import passed_over
 from fishexp.report.series import Series, series_of
@@ -78,7 +78,7 @@ def test_learning_rates_of_a_method_have_its_colour_and_are_hollow_unless_they_w
     rows = [points for points in figure.axes[0].collections if isinstance(points, PathCollection)]
     assert "Hollow: learning rates that were not the best of those drawn." in texts(figure)[1].replace("\n", " ")
     filled = [first_colour(points.get_facecolor()) for points in rows]
-    fish, full = style.COLOURS["fish"], style.COLOURS["full"]
+    fish, full = colours.COLOURS["fish"], colours.COLOURS["full"]
     assert filled == ["#FFFFFF", fish, "#FFFFFF", "#FFFFFF", full, "#FFFFFF"]
     edges = [first_colour(points.get_edgecolor()) for points in rows]
     assert edges == [fish, "#FFFFFF", fish, full, "#FFFFFF", full]
@@ -108,37 +108,7 @@ def test_a_line_goes_through_the_best_learning_rate_at_each_keep():
     assert line.get_ydata() == pytest.approx([80, 90])
     assert [points(mark) for mark in hollow] == [[(0.01, 70)], [(0.1, 85)]]
     assert {mark.get_markerfacecolor() for mark in hollow} == {"white"}
-    assert {line.get_color() for line in axes.lines} == {style.COLOURS["fish"]}
-
-
-def test_a_method_has_the_same_colour_in_every_picture():
-    alone = style.colours_of(["mine"])["mine"]
-    assert style.colours_of(["full", "mine", "fish"])["mine"] == alone
-    assert style.colours_of(["fish"]) == {"fish": style.COLOURS["fish"]}
-    many = style.colours_of([f"method{number}" for number in range(5)])
-    assert sorted(many.values()) == sorted(style.SPARE)  # no two alike while there are colours
-
-
-def seen(colour: str, blindness: str) -> np.ndarray:
-    """Return the CIELAB coordinates of a colour as somebody sees it; matrices of Machado, Oliveira & Fernandes 2009."""
-    matrices = {
-        "none": np.eye(3),
-        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    }
-    srgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    linear = np.clip(np.asarray(matrices[blindness]) @ linear, 0, 1)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
-    f = np.cbrt(xyz / [0.9505, 1, 1.089])
-    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
-
-
-@pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
-def test_colour_blind_readers_tell_the_methods_apart(blindness):
-    labs = [seen(colour, blindness) for colour in (*style.COLOURS.values(), *style.SPARE)]
-    distances = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(labs, 2)]
-    assert min(distances) > 20  # 2.3 is just noticeable
+    assert {line.get_color() for line in axes.lines} == {colours.COLOURS["fish"]}
 
 
 def sweep():
@@ -198,7 +168,7 @@ def test_texts_are_moved_apart_as_little_as_can_be():
 
 def test_series_of_a_method_differ_in_line_and_marker_and_say_what_they_are():
     axes = picture.figure(pool(crowded())).axes[0]
-    fish = [line for line in axes.lines if line.get_color() == style.COLOURS["fish"]]
+    fish = [line for line in axes.lines if line.get_color() == colours.COLOURS["fish"]]
     assert [line.get_marker() for line in fish] == ["o", "s"]
     assert fish[0].get_linestyle() != fish[1].get_linestyle()
     written = [text.get_text() for text in axes.texts]
@@ -212,7 +182,7 @@ def test_units_of_a_method_have_its_colour_and_a_name_of_their_own():
         record(0.5 + keep + i / 20, keep=keep, method__unit=n) for i, n in enumerate(names) for keep in (0.01, 0.1)
     ]
     axes = picture.figure(pool(records)).axes[0]
-    fish = [line for line in axes.lines if line.get_color() == style.COLOURS["fish"]]
+    fish = [line for line in axes.lines if line.get_color() == colours.COLOURS["fish"]]
     assert [line.get_marker() for line in fish] == ["o", "s", "^", "v"]
     written = {text.get_text() for text in axes.texts}
     assert {"● fish", "■ fish channels", "▲ fish columns", "▼ fish rows"} <= written
