@@ -116,6 +116,11 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return [*found, *([EXAMPLES] if any(len(examples) > 1 for examples in alike.values()) else [])]
 
 
+def details(group: Group, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what a group has of the settings ``keys``, by the last word of each key: ``[("samples", "64")]``."""
+    return [(key.rpartition(".")[2], group.setting(key)) for key in keys if key in group.settings]
+
+
 def _check_commits(groups: Iterable[Group]) -> None:
     run_ids = [run_id for group in groups for run_id in group.uncommitted]
     if run_ids:

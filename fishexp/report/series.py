@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fishexp.report.colours import colours_of
 from fishexp.report.group import Group, number
 from fishexp.report.marks import DAGGER
-from fishexp.report.pool import differing
+from fishexp.report.pool import details, differing
 from fishexp.report.rates import Passed
 from fishexp.report.style import drawable
 
@@ -81,5 +81,4 @@ def percent(share: float | None) -> str:
 
 def _detail(group: Group, keys: Sequence[str]) -> str:
     """Write the settings of ``keys`` that ``group`` has: ``samples=64``."""
-    own = [key for key in keys if key in group.settings]
-    return ", ".join(f"{drawable(key.rpartition('.')[2])}={drawable(group.setting(key))}" for key in own)
+    return ", ".join(f"{drawable(word)}={drawable(value)}" for word, value in details(group, keys))
