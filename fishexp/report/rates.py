@@ -8,7 +8,9 @@ from fishexp.report.group import Group, number, seeds_text
 from fishexp.report.pool import Pool
 
 # settings beside the model's and the method's on which the best learning rate may depend
-_COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.optimiser")
+_COMPARABLE = ("data.name", "data.task", "keep", "precision", "decay", "compat", "regime.name", "regime.optimiser")
+# settings by which held-out runs are preferred where several experiments tried rates for the same question
+_NEARER = ("data.train_limit", "data.max_length")
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def _basis(family: Sequence[Group]) -> str:
 
 
 def _tried(group: Group, held_out: Sequence[Group]) -> list[list[Group]]:
-    """Return the families of held-out runs that answer the question of ``group``."""
-    return families([tried for tried in held_out if _question(tried) == _question(group)])
+    """Return the families of held-out runs that answer the question of ``group``, of as much data where there are."""
+    found = [tried for tried in held_out if _question(tried) == _question(group)]
+    near = [tried for tried in found if all(tried.setting(key) == group.setting(key) for key in _NEARER)]
+    return families(near or found)
 
 
 def _question(group: Group) -> dict[str, object]:

@@ -153,10 +153,18 @@ def test_a_row_that_did_not_run_at_the_best_learning_rate_says_so():
         {"data__name": "cifar10"},
         {"data__task": "rte"},
         {"regime__optimiser": "adamw"},
+        {"regime__name": "distributed"},
     ],
 )
 def test_a_row_without_held_out_runs_of_its_own_is_not_tuned(other):
     assert column([record(), held_out(0.7, 0.1, **other)], "lr chosen from") == ["not tuned"]
+
+
+def test_rates_that_were_tried_on_as_much_data_are_preferred():
+    records = [record(data__train_limit=500), held_out(0.7, 0.2, data__train_limit=100)]
+    assert column(records, "lr chosen from") == ["**0.2**, but this row ran at 0.1"]
+    records += [held_out(0.6, 0.1, data__train_limit=500)]
+    assert column(records, "lr chosen from") == ["**0.1**"]
 
 
 def test_candidates_are_compared_under_one_protocol_only():
