@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of the files named on the command line; return 2 if that cannot be done."""
     parser = argparse.ArgumentParser(
         prog="python -m fishexp.report.page",
-        description="Write the results of runs as one HTML page, which needs nothing else: tables that sort and filter, "
+        description="Write the results of runs as one HTML page that needs nothing else: tables that sort and filter, "
         "scores against kept weights, bytes and seconds, learning curves, and where the masks put their budget.",
         epilog="example: python -m fishexp.report.page outputs/records.jsonl -o report.html",
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fishexp.report.group import Group
@@ -23,8 +24,8 @@ _KINDS = (
 )
 # kinds in the order of the table; others follow
 _ORDER = (
-    "embeddings", "query", "key", "value", "attention output", "feed-forward", "convolutions", "normalisation", "biases",
-    "pooler", "classifier",
+    "embeddings", "query", "key", "value", "attention output", "feed-forward", "convolutions", "normalisation",
+    "biases", "pooler", "classifier",
 )  # fmt: skip
 # dimensions of a convolution's weight, and of a vector
 _CONVOLUTION, _VECTOR = 4, 1
@@ -45,7 +46,7 @@ def layer_of(name: str, dimensions: int) -> str:
     if kind_of(name, dimensions) == "classifier":
         return "classifier"
     words = name.split(".")
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         if word.isdecimal() and before in ("layer", "layers", "h", "block", "blocks"):
             return f"layer {int(word)}"
     first = next((word for word in words[:-1] if word not in ("bert", "model", "encoder", "roberta")), words[0])
@@ -95,7 +96,7 @@ def _shares(group: Group, place: Callable[[str, Sequence[int]], str]) -> dict[st
 
 
 def _kept(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[int]]]:
-    """List what the records say of each tensor: its name, and [kept weights, *shape]; what is none of this is left out."""
+    """List what the records say of each tensor: its name, and [kept weights, *shape], where it is that."""
     for run in runs:
         tensors = run.get("kept_by")
         for name, kept in tensors.items() if isinstance(tensors, Mapping) else ():

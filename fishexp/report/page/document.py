@@ -21,12 +21,13 @@ from fishexp.report.shared import shared_text
 
 _HERE = Path(__file__).parent
 _READING = (
-    "A score is the mean over n runs that differ in the seed alone, ± their sample standard deviation where n > 1; bars in "
-    "pictures are the same. Press a method in a table for its runs, its command and its commit. Points in a picture lead to "
-    "their row. Pictures show, of the learning rates tried, the one that was best on held-out examples, or on the reported "
-    "ones where none were held out."
+    "A score is the mean over n runs that differ in the seed alone, ± their sample standard deviation where n > 1; "
+    "bars in pictures are the same. Press a method in a table for its runs, its command and its commit; a point in a "
+    "picture leads to its row. Pictures show, of the learning rates tried, the one that was best on held-out examples, "
+    "or on the reported ones where none were held out."
 )
 _NO_CURVES = "No learning curves: no run folder of these runs is at hand; --runs FOLDER names where they are."
+_NONE_BEST = "No picture: for every row here, another learning rate was better on the held-out examples."
 _NO_BUDGET = "No picture of the budget: these records do not say what was kept of each tensor (kept_by)."
 
 
@@ -88,9 +89,7 @@ def _comparison(comparison: Comparison, name: str, histories: Histories) -> Mark
     lines = comparison.lines
     title = tag("h3", f"{comparison.letter}. {comparison.title}")
     if not lines:
-        return tag(
-            "section", title, tag("p", "No picture: of every row another learning rate was better.", class_="note")
-        )
+        return tag("section", title, tag("p", _NONE_BEST, class_="note"))
     curves, budget = draw_curves(lines, histories), draw_budget(lines)
     absent = [text for text, part in ((_NO_CURVES, curves), (_NO_BUDGET, budget)) if part is None]
     pictures = tag("div", draw_tradeoffs(comparison, lines, name), curves, class_="pictures")

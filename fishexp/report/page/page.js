@@ -17,7 +17,7 @@ function sort(table, column, header) {
     return sign * (Number(p) - Number(q));
   };
   table.append(...[...table.tBodies].sort(compare));
-  all("thead th", table).forEach((one) => one.setAttribute("aria-sort", one === header ? order : "none"));
+  [...table.tHead.rows[0].cells].forEach((one) => one.setAttribute("aria-sort", one === header ? order : "none"));
 }
 
 function filter(name) {
@@ -71,7 +71,7 @@ function arrive() {
 }
 
 for (const table of all("table.runs")) {
-  all("thead th", table).forEach((header, column) => {
+  [...table.tHead.rows[0].cells].forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => sort(table, column, header));
   });
 }

@@ -42,24 +42,24 @@ def draw_table(comparisons: Sequence[Comparison], held_out: Sequence[Group], nam
         title: Says what it shows.
     """
     groups = [group for comparison in comparisons for group in comparison.groups]
-    letters = {id(group): comparison.letter for comparison in comparisons for group in comparison.groups}
-    rows = [_Row(group, cells) for group, cells in zip(groups, _cells(groups, letters), strict=True)]
+    rows = [_Row(group, cells) for group, cells in zip(groups, _cells(groups, comparisons), strict=True)]
     headers = list(rows[0].cells)
     sorts = [_header(header, all(row.cells[header].by is None for row in rows)) for header in headers]
     bodies = [_body(row, len(headers), held_out) for row in rows]
     table = tag("table", tag("caption", title), tag("thead", tag("tr", sorts)), bodies, id=name, class_="runs")
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=title)
     notes = [tag("p", note, class_="note") for note in footnotes(groups)]
-    return joined(_filters(rows, name), scroll, notes)
+    titles = {comparison.letter: f"{comparison.letter}: {comparison.title}" for comparison in comparisons}
+    return joined(_filters(rows, name, titles), scroll, notes)
 
 
-def _cells(groups: Sequence[Group], letters: Mapping[int, str]) -> list[dict[str, _Cell]]:
+def _cells(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[dict[str, _Cell]]:
     """Make the cells of each group: header -> cell, without columns in which all rows have the same name."""
-    keys, metrics = differing(groups), dict.fromkeys(metric for group in groups for metric in group.metrics)
+    sets = {id(group): comparison for comparison in comparisons for group in comparison.groups}
+    keys = {comparison.letter: differing(comparison.groups) for comparison in comparisons}
+    metrics = dict.fromkeys(metric for group in groups for metric in group.metrics)
     columns: dict[str, Callable[[Group], _Cell]] = {
         "method": lambda group: _Cell(group.label),
-        "set": lambda group: _Cell(letters[id(group)]),
-        "model": lambda group: _Cell(group.model),
         "keep": lambda group: _Cell(number(group.keep), 2.0 if group.keep is None else group.keep),
         "lr": lambda group: _Cell(number(group.lr), group.lr),
     }
@@ -71,11 +71,18 @@ def _cells(groups: Sequence[Group], letters: Mapping[int, str]) -> list[dict[str
         "share": lambda group: _Cell(percent(group.share), group.share),
         "bytes": _bytes,
         "seconds": lambda group: _Cell(write_number(group.seconds), group.seconds),
-        "differs in": lambda group: _Cell(", ".join(f"{word}={value}" for word, value in details(group, keys))),
+        "set": lambda group: _Cell(sets[id(group)].letter),
+        "model": lambda group: _Cell(group.model),
+        "differs in": lambda group: _Cell(_settings(group, keys[sets[id(group)].letter])),
     }
     found = [{header: make(group) for header, make in columns.items()} for group in groups]
     alone = [header for header in ("set", "model", "differs in") if len({cells[header].text for cells in found}) == 1]
     return [{header: cell for header, cell in cells.items() if header not in alone} for cells in found]
+
+
+def _settings(group: Group, keys: Sequence[str]) -> str:
+    """Write the settings that tell a group from others of its set."""
+    return ", ".join(f"{word}={value}" for word, value in details(group, keys))
 
 
 def _score(metric: str) -> Callable[[Group], _Cell]:
@@ -146,14 +153,21 @@ def _text(run: Mapping[str, Any], key: str) -> str:
     return str(run.get(key) or "–")
 
 
-def _filters(rows: Sequence[_Row], name: str) -> Markup:
-    """Write the fields by which rows are filtered: any text, and the values of a column that has several."""
+def _filters(rows: Sequence[_Row], name: str, titles: Mapping[str, str]) -> Markup:
+    """Write the fields by which rows are filtered: any text, and the values of a column that has several.
+
+    Args:
+        titles: What a set is called among the values to choose from.
+    """
     search = tag("input", type="search", placeholder="any text, also of settings", data_table=name)
     fields = [tag("label", "Filter ", search)]
     for key in _CHOICES:
         texts = list(dict.fromkeys(row.cells[key].text for row in rows if key in row.cells))
         if len(texts) > 1:
-            options = [tag("option", "all", value=""), *(tag("option", text, value=text) for text in texts)]
+            options = [
+                tag("option", "all", value=""),
+                *(tag("option", titles.get(text, text) if key == "set" else text, value=text) for text in texts),
+            ]
             fields.append(tag("label", f"{key} ", tag("select", options, data_table=name, data_key=key)))
     count = tag("output", f"{len(rows)} of {len(rows)} rows", data_table=name)
     return tag("div", fields, count, class_="filters", role="search", aria_label="Filter the table")

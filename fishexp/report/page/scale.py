@@ -39,7 +39,7 @@ class Scale:
 
 
 def scale(values: Sequence[float], start: float, end: float, *, may_be_log: bool) -> Scale:
-    """Make a scale on which all values have room; a logarithmic one for wide ranges of positive values, if it may be."""
+    """Make a scale on which all values have room; a logarithmic one for a wide range, if it may be."""
     low, high = min(values), max(values)
     if may_be_log and low > 0 and high / low >= _WIDE:
         room = (high / low) ** _MARGIN

@@ -42,7 +42,7 @@ class Point:
 
 
 def bytes_of(group: Group) -> tuple[float | None, str]:
-    """Return the bytes that a worker sent in a run, or those of its delta or checkpoint, and which of these they are."""
+    """Return the bytes that a worker sent in a run, or those of its delta or checkpoint, and which they are."""
     records = [run["bytes"] for run in group.runs if isinstance(run.get("bytes"), dict)]
     for key, word in (("sent", "sent by a worker"), ("delta", "of what is stored"), ("dense", "of what is stored")):
         values = [record[key] for record in records if isinstance(record.get(key), int) and 0 < record[key] < 1e18]
@@ -97,9 +97,8 @@ def draw_tradeoffs(comparison: Comparison, lines: Sequence[Line], name: str) -> 
         selected = "true" if number == 0 else "false"
         switch = {"role": "tab", "aria_controls": identity, "aria_selected": selected, "type": "button"}
         buttons.append(tag("button", cost.word, id=f"{identity}-tab", tabindex=None if number == 0 else "-1", **switch))
-        missing = [
-            group for line in lines for group in line.groups if all(point.group is not group for point in points)
-        ]
+        there = {id(point.group) for point in points}
+        missing = [group for line in lines for group in line.groups if id(group) not in there]
         body = joined(_picture(points, cost), _front_text(points), _missing_text(missing))
         panels.append(tag("div", body, id=identity, role="tabpanel", aria_labelledby=f"{identity}-tab", class_="panel"))
     tabs = tag("div", buttons, role="tablist", aria_label="Score against", class_="tabs")
@@ -107,7 +106,7 @@ def draw_tradeoffs(comparison: Comparison, lines: Sequence[Line], name: str) -> 
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that none betters: no other has a higher mean at the same cost or less, or the same for less."""
+    """Return the points that none betters: no other has a higher mean for as much, or as high a one for less."""
     found: list[Point] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.score)):
         if not found or point.score > found[-1].score:
