@@ -73,9 +73,8 @@ def _table(what: str, rows: Sequence[tuple[Line, Group]], place: Callable[[str, 
     head = [tag("th", f"by {what}", scope="col"), *(tag("th", name, scope="col") for name in names)]
     body = []
     for (line, group), share in zip(rows, shares, strict=True):
-        title = line.name + (f", keep {group.setting('keep')}" if group.keep is not None else "")
         cells = [_cell(share.get(name, 0.0), most) for name in names]
-        body.append(tag("tr", tag("th", title, scope="row"), cells, data_line=line.key))
+        body.append(tag("tr", tag("th", line.name_of(group), scope="row"), cells, data_line=line.key))
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), class_="heat")
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=f"Budget by {what}")
 

@@ -9,7 +9,7 @@ from fishexp.report.page.scale import Scale
 # of a picture, in units of its own: a phone shows it at two thirds of its size, with larger letters
 WIDTH, HEIGHT = 520.0, 330.0
 # where the axes are: left, right, top, bottom
-LEFT, RIGHT, TOP, BOTTOM = 66.0, 508.0, 30.0, 268.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 508.0, 40.0, 268.0
 # labels that an axis has room for
 MOST_X, MOST_Y = 5, 6
 # half the size of a mark

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fishexp.report.colours import COLOURS, SPARE, colours_of
-from fishexp.report.group import Group
+from fishexp.report.group import Group, number
 from fishexp.report.pool import Pool, details, differing
 from fishexp.report.rates import best_of, families, passed_over
 
@@ -33,6 +33,10 @@ class Line:
     mark: int
     key: str
     groups: list[Group]
+
+    def name_of(self, group: Group) -> str:
+        """Name a group of the line, with its budget if it was given one."""
+        return self.name + (f" at keep {number(group.keep)}" if group.keep is not None else "")
 
 
 # colours by their number

@@ -52,14 +52,22 @@ def document(pooled: Pool, files: Sequence[Path], histories: Histories) -> str:
         tag("title", f"fishexp: {', '.join(one.name for one in found)}"),
         tag("style", Markup(style)),
     )
+    missing = [tag("p", text, class_="note") for text in _missing(pooled, histories)]
     sections = [_section(one, index, pooled, histories) for index, one in enumerate(found)]
     body = tag(
         "body",
-        tag("header", tag("h1", "fishexp: results of runs"), _contents(found), tag("p", _READING)),
+        tag("header", tag("h1", "fishexp: results of runs"), _contents(found), tag("p", _READING), missing),
         tag("main", sections, _sources(pooled, files)),
         tag("script", Markup(script)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _missing(pooled: Pool, histories: Histories) -> list[str]:
+    """Say which pictures the page lacks altogether, and how to get them."""
+    runs = [run for group in pooled.reported + pooled.held_out for run in group.runs]
+    curves = [] if any(run["run_id"] in histories for run in runs) else [_NO_CURVES]
+    return curves if any(run.get("kept_by") for run in runs) else [*curves, _NO_BUDGET]
 
 
 def _contents(found: Sequence[DataSet]) -> Markup:
@@ -90,12 +98,10 @@ def _comparison(comparison: Comparison, name: str, histories: Histories) -> Mark
     title = tag("h3", f"{comparison.letter}. {comparison.title}")
     if not lines:
         return tag("section", title, tag("p", _NONE_BEST, class_="note"))
-    curves, budget = draw_curves(lines, histories), draw_budget(lines)
-    absent = [text for text, part in ((_NO_CURVES, curves), (_NO_BUDGET, budget)) if part is None]
-    pictures = tag("div", draw_tradeoffs(comparison, lines, name), curves, class_="pictures")
-    notes = [tag("p", text, class_="note") for text in absent]
     shared = tag("p", shared_text(comparison.groups), class_="note")
-    return tag("section", title, shared, legend(lines), pictures, budget, notes, class_="comparison", id=name)
+    tradeoffs = draw_tradeoffs(comparison, lines, name) if len(comparison.best) > 1 else None
+    pictures = tag("div", tradeoffs, draw_curves(lines, histories), class_="pictures")
+    return tag("section", title, shared, legend(lines), pictures, draw_budget(lines), class_="comparison", id=name)
 
 
 def _sources(pooled: Pool, files: Sequence[Path]) -> Markup:

@@ -11,7 +11,9 @@ from fishexp.report.page.markup import Markup, joined, tag
 from fishexp.report.page.scale import Scale, scale
 
 # marks whose places differ by less are moved apart, by so much
-_NEAR, _APART = 9.0, 11.0
+_NEAR, _APART = 9.0, 10.0
+# room at both ends of the axis for marks that are moved
+_ROOM = 34.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 def _picture(points: Sequence[Point], cost: Cost) -> Markup | None:
     if not points:
         return None
-    x = scale([point.cost for point in points], LEFT, RIGHT, may_be_log=True)
+    x = scale([point.cost for point in points], LEFT + _ROOM, RIGHT - _ROOM, may_be_log=True)
     spread = [point.group.std or 0.0 for point in points]
     ends = [p.score + sign * std for p, std in zip(points, spread, strict=True) for sign in (-1, 1)]
     y = scale(ends, BOTTOM, TOP, may_be_log=False)
@@ -144,8 +146,7 @@ def _mark(point: Point, x: float, y: Scale, cost: Cost) -> Markup:
         low, high = y.at(point.score - group.std), y.at(point.score + group.std)
         shape = f"M{x:.1f},{low:.1f}V{high:.1f}M{x - 3:.1f},{low:.1f}h6M{x - 3:.1f},{high:.1f}h6"
         bar = tag("path", d=shape, class_=f"bar stroke{point.line.colour}")
-    text = f"{point.line.name}, keep {group.setting('keep') or 'all'}: {group.score} at {cost.write(point.cost)}, "
-    text += f"n = {len(group.runs)}"
+    text = f"{point.line.name_of(group)}: {group.score} at {cost.write(point.cost)}, n = {len(group.runs)}"
     shown = joined(tag("title", text), bar, mark(point.line, x, middle))
     return tag("a", shown, href=f"#{row_id(group)}", aria_label=text, data_line=point.line.key, class_="point")
 
@@ -178,8 +179,12 @@ def _front_text(points: Sequence[Point]) -> Markup | None:
     """Name the points of the front, for those who do not see it."""
     if not points:
         return None
-    names = [f"{point.line.name} ({point.group.score}, n = {len(point.group.runs)})" for point in front(points)]
-    return tag("p", f"On the dashed front, means alone: {'; '.join(names)}.", class_="note")
+    names = [
+        f"{point.line.name_of(point.group)} ({point.group.score}, n = {len(point.group.runs)})"
+        for point in front(points)
+    ]
+    text = f"On the dashed front, by their means: {'; '.join(names)}. Marks of about the same cost stand side by side."
+    return tag("p", text, class_="note")
 
 
 def _missing_text(groups: Sequence[Group]) -> Markup | None:
