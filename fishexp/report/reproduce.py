@@ -42,8 +42,8 @@ def command_of(group: Group) -> Command:
     for key, value in _overrides(config):
         digest = _DIGEST.fullmatch(value) if isinstance(value, str) else None
         if digest:
-            what = f"{digest[1]} with" if digest[1] else "files with"
-            remarks.append(f"{key} has to name {what} the digest {digest[2]}, wherever that is on this machine")
+            what = f"{digest[1]}, whose contents had" if digest[1] else "files that had"
+            remarks.append(f"{key} named {what} the digest {digest[2]}; say where they are on this machine")
         else:
             words.append(f"{key}={_value(value)}")
     seeds = [str(one["config"]["seed"]) for one in group.runs]

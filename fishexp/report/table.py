@@ -1,10 +1,14 @@
-"""A Markdown table made of records: ``python -m fishexp.report.table outputs/records.jsonl``."""
+"""A table made of records, in Markdown, LaTeX or CSV: ``python -m fishexp.report.table outputs/records.jsonl``."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
+from fishexp.errors import FishexpError
 from fishexp.report import command
+from fishexp.report.formats import csv_text, latex, latex_table
 from fishexp.report.group import Group, about_streams, number, span
 from fishexp.report.marks import footnotes, marked_score
 from fishexp.report.pool import Pool, differing
@@ -12,6 +16,8 @@ from fishexp.report.rates import best_of, bold, chosen_from, compared_on, famili
 from fishexp.report.shared import is_shared, shared_text
 from fishexp.system.text_table import folded, markdown_table
 
+# (columns, headers of those aligned left) -> text
+_WriteTable: TypeAlias = Callable[[Mapping[str, Sequence[str]], list[str]], str]
 # columns of words, aligned left; the others are aligned right
 _LEFT = ("data set", "lr chosen from")
 # columns that each part of a folded table repeats, and how large a part may be
@@ -23,21 +29,40 @@ def markdown(pooled: Pool) -> str:
 
     What all rows share stands above a table. A table of many columns is folded: its parts follow each other.
     """
+    return _document(pooled, markdown_table, str)
+
+
+def _document(pooled: Pool, write_table: _WriteTable, write: Callable[[str], str]) -> str:
+    """Write tables, and the texts above and below them.
+
+    Args:
+        write_table: Writes columns, and is told which are aligned left.
+        write: Writes a text.
+    """
     parts = []
     if pooled.reported:
-        parts += [_shared(pooled), *_tables(reported_columns(pooled))]
+        parts += [write(_shared(pooled)), *_tables(reported_columns(pooled), write_table)]
     if pooled.held_out:
         parts += [
-            "**Chosen on held-out training examples** (the best learning rate in bold)",
-            shared_text(pooled.held_out),
-            *_tables(held_out_columns(pooled)),
+            write("**Chosen on held-out training examples** (the best learning rate in bold)"),
+            write(shared_text(pooled.held_out)),
+            *_tables(held_out_columns(pooled), write_table),
         ]
-    parts += footnotes(pooled.reported + pooled.held_out)
-    parts += about_streams(pooled.reported + pooled.held_out)
+    parts += map(write, footnotes(pooled.reported + pooled.held_out))
+    parts += map(write, about_streams(pooled.reported + pooled.held_out))
     if pooled.unfinished:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(pooled.unfinished.items()))
-        parts.append(f"Not shown, because they did not finish: {counts}.")
+        parts.append(write(f"Not shown, because they did not finish: {counts}."))
     return "\n\n".join(parts)
+
+
+def latex_document(pooled: Pool) -> str:
+    """Write what :func:`markdown` does in LaTeX, for a document that loads the package booktabs."""
+    return _document(pooled, latex_table, latex)
+
+
+# value of --format -> what writes it
+_FORMATS: Mapping[str, Callable[[Pool], str]] = {"markdown": markdown, "latex": latex_document, "csv": csv_text}
 
 
 def reported_columns(pooled: Pool) -> dict[str, list[str]]:
@@ -96,10 +121,10 @@ def _results(groups: Sequence[Group]) -> dict[str, list[str]]:
     }
 
 
-def _tables(columns: dict[str, list[str]]) -> list[str]:
+def _tables(columns: dict[str, list[str]], write_table: _WriteTable) -> list[str]:
     left = [*_LEFT, *(header for header, cells in columns.items() if any(map(str.isalpha, cells)))]
     parts = folded(columns, repeated=_REPEATED, most=_MOST_COLUMNS, width=_WIDTH)
-    return [markdown_table(part, left=left) for part in parts]
+    return [write_table(part, left) for part in parts]
 
 
 def _shared(pooled: Pool) -> str:
@@ -111,19 +136,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the files named on the command line; return 2 if there is none to print."""
     parser = argparse.ArgumentParser(
         prog="python -m fishexp.report.table",
-        description="Print the results of runs as a Markdown table: a row for each setting, over all of its seeds.",
+        description="Print the results of runs as a table: a row for each setting, over all of its seeds.",
         epilog="example: python -m fishexp.report.table outputs/records.jsonl > results.md",
     )
     parser.add_argument(
         "--against", metavar="METHOD", help="print the differences to this method instead, with intervals"
     )
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        default="markdown",
+        help="markdown; latex, which needs the package booktabs; or csv, with mean and spread as they are (markdown if "
+        "you do not say)",
+    )
     return command.run(parser, arguments, _print)
 
 
-def _print(pooled: Pool, options: argparse.Namespace) -> None:
+def _print(pooled: Pool, options: Namespace) -> None:
     if options.against is None:
-        print(markdown(pooled))
+        print(_FORMATS[options.format](pooled))
         return
+    if options.format != "markdown":
+        raise FishexpError(f"--format {options.format}: differences are printed as markdown only; leave --format away")
     from fishexp.report.against import differences_to  # which needs numpy
     from fishexp.report.differences import load_predictions
 

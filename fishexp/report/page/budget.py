@@ -62,7 +62,7 @@ def draw_budget(lines: Sequence[Line]) -> Markup | None:
         _table("kind of weight", rows, lambda name, kept: kind_of(name, len(kept) - 1)),
         _table("layer", rows, lambda name, kept: layer_of(name, len(kept) - 1)),
     ]
-    note = "Share of the kept weights, in percent, over all seeds; the darker, the more."
+    note = "Share of the kept weights, in percent, over all seeds; the stronger the shade, the more."
     return tag("figure", tag("figcaption", "Where the masks put their budget"), tables, tag("p", note, class_="note"))
 
 
