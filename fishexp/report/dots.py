@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fishexp.errors import FishexpError
-from fishexp.report.group import Group
+from fishexp.report.group import Group, percent
 from fishexp.report.majority import Majority
 from fishexp.report.marks import one_class_sign
-from fishexp.report.series import Series, has_spread, percent
+from fishexp.report.series import Series, has_spread
 from fishexp.report.style import GRID, QUIET, canvas
 
 # rows that a picture has room for

@@ -179,6 +179,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
 
 
+def percent(share: float | None) -> str:
+    """Write a share of the weights: ``0.5 %``."""
+    return "?" if share is None else f"{100 * share:.3g} %"
+
+
 def span(numbers: Collection[int]) -> str:
     """Write numbers as a range: ``1,537``, or ``1,537–1,540`` where they differ; empty for none."""
     return "–".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)})) if numbers else ""

@@ -74,11 +74,6 @@ def has_spread(all_series: Sequence[Series]) -> bool:
     return any(group.std is not None for series in all_series for group in series.groups + series.passed)
 
 
-def percent(share: float | None) -> str:
-    """Write a share of the weights: ``0.5 %``."""
-    return "?" if share is None else f"{100 * share:.3g} %"
-
-
 def _detail(group: Group, keys: Sequence[str]) -> str:
     """Write the settings of ``keys`` that ``group`` has: ``samples=64``."""
     return ", ".join(f"{drawable(word)}={drawable(value)}" for word, value in details(group, keys))

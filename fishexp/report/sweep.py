@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fishexp.report.group import Group
+from fishexp.report.group import Group, percent
 from fishexp.report.majority import Majority
 from fishexp.report.marks import ONE_CLASS
-from fishexp.report.series import Series, has_spread, percent
+from fishexp.report.series import Series, has_spread
 from fishexp.report.style import GRID, QUIET, canvas
 
 # line, marker and its sign in words, of a method's first series, of its second, and so on

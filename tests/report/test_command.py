@@ -1,4 +1,4 @@
-"""The command lines of table and plot: files in, a line for a mistake, and no import that takes long."""
+"""The command lines of table, plot and page: files in, a line for a mistake, and no import that takes long."""
 
 import json
 import os
@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from fishexp.report import plot, table
+from fishexp.report.page import __main__ as page
 from tests.support.records import record
 
 
-@pytest.mark.parametrize("module", [table, plot])
+@pytest.mark.parametrize("module", [table, plot, page])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -35,7 +36,7 @@ def test_a_mistake_is_one_line(module, content, message, tmp_path, capsys):
     path = tmp_path / "records.jsonl"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    arguments = [str(path)] + (["-o", str(tmp_path / "x.png")] if module is plot else [])
+    arguments = [str(path)] + ([] if module is table else ["-o", str(tmp_path / "x.png")])
     assert module.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -56,7 +57,7 @@ def test_command_line_reads_several_files_in_order(written, capsys):
 
 def test_reports_need_no_torch_and_their_help_no_matplotlib():
     code = "import sys, fishexp.report.{}; print([m for m in ('torch', 'hydra', 'matplotlib') if m in sys.modules])"
-    for name, needs in (("table", "[]"), ("plot", "[]"), ("picture", "['matplotlib']")):
+    for name, needs in (("table", "[]"), ("plot", "[]"), ("picture", "['matplotlib']"), ("page.document", "[]")):
         done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == needs
 
@@ -69,11 +70,12 @@ def test_a_picture_needs_no_backend_that_a_notebook_names(written, tmp_path):
     assert (tmp_path / "x.png").exists()
 
 
-@pytest.mark.parametrize("module", [table, plot])
+@pytest.mark.parametrize("module", [table, plot, page])
 def test_help_says_what_to_type(module, capsys):
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])
     assert ended.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert f"example: python -m fishexp.report.{module.__name__.rpartition('.')[2]} outputs/records.jsonl" in out
-    assert module is table or "--metric NAME what to draw, such as f1" in out
+    name = module.__name__.removesuffix(".__main__").rpartition(".")[2]
+    assert f"example: python -m fishexp.report.{name} outputs/records.jsonl" in out
+    assert module is not plot or "--metric NAME what to draw, such as f1" in out

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fishexp.report.group import Group, number, span
+from fishexp.report.group import Group, number, percent, span
 from fishexp.report.marks import footnotes, marked_score
 from fishexp.report.page.comparison import Comparison, row_id
 from fishexp.report.page.markup import Markup, joined, tag
@@ -13,7 +13,6 @@ from fishexp.report.pool import details, differing
 from fishexp.report.rates import chosen_from
 from fishexp.report.reproduce import command_of
 from fishexp.report.scores import scores_of
-from fishexp.report.series import percent
 
 # columns that a reader may choose the values of
 _CHOICES = ("set", "method", "model", "keep")

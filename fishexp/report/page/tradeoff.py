@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from fishexp.report.group import Group
+from fishexp.report.group import Group, percent
 from fishexp.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, frame, mark, polyline
 from fishexp.report.page.comparison import Comparison, Line, row_id
 from fishexp.report.page.markup import Markup, joined, tag
@@ -57,15 +57,10 @@ def costs_of(groups: Sequence[Group]) -> list[Cost]:
     """Return the three costs by which groups are drawn."""
     words = dict.fromkeys(word for group in groups if (word := bytes_of(group)[1]))
     return [
-        Cost("kept weights", "weights that may move (share of all)", lambda group: group.share, write_share),
+        Cost("kept weights", "weights that may move (share of all)", lambda group: group.share, percent),
         Cost("bytes", f"bytes {' or '.join(words)}".strip(), lambda group: bytes_of(group)[0], write_bytes),
         Cost("seconds", "seconds of a run (median over seeds)", lambda group: group.seconds, write_number),
     ]
-
-
-def write_share(share: float) -> str:
-    """Write a share of the weights: ``0.5 %``."""
-    return f"{100 * share:.3g} %"
 
 
 def write_bytes(count: float) -> str:
