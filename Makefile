@@ -9,7 +9,7 @@ PROFILE ?= cpu
 # a process for each core, and work for whoever has none left; tests use one thread each
 PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: setup demo rules table1 table2 table3 table4 figure2 test test-quick test-slow test-cuda check bench wheel clean
+.PHONY: setup demo rules table1 table2 table3 table4 figure2 report test test-quick test-slow test-cuda check bench wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -43,6 +43,10 @@ table4: setup  ## the paper's Table 4; PROFILE=cpu takes hours, gpu and paper mo
 
 figure2: setup  ## the paper's Figure 2, budgets, samples and labels on GLUE; PROFILE, DRY, HOURS as for table4
 	$(EXPERIMENT)
+
+report: setup  ## one HTML page of all experiments' records, outputs/report.html, with the curves of runs in outputs
+	mkdir -p outputs
+	$(BIN)/python -m fishexp.report.page experiments/*/records.jsonl --runs outputs -o outputs/report.html
 
 test: setup  ## all but the slow tests, on all cores; then those that need the machine for themselves
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone and not cuda'

@@ -25,6 +25,7 @@ def test_the_wheel_runs_from_any_folder(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     assert {name.split("/")[0] for name in names} == {"fishexp", wheel.name.rpartition("-py3")[0] + ".dist-info"}
+    assert {f"fishexp/report/page/page.{ending}" for ending in ("css", "js")} <= set(names)
     for file in ROOT.glob("conf/**/*.yaml"):
         assert f"fishexp/{file.relative_to(ROOT)}" in names
 
