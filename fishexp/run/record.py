@@ -42,6 +42,7 @@ class Record:
         kept_per_worker: Number of weights that each of several workers might move, if they move different weights; the
             largest number where they differ, as of units.
         kept_by: Tensor -> [weights of it that might move, *its shape], of the last mask; those with none are left out.
+            With method=lora the tensors are its adapters.
         total: Number of all weights.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
             there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).

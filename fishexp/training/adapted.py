@@ -62,7 +62,8 @@ class Adapter:
     Args:
         adapt: A method's function of that name, with its options bound.
         keep: Fraction of the number of all weights that may train, head included.
-        report_kept: Called with the number of parameters that train, twice: as one worker has all of them.
+        report_kept: Called with the number of parameters that train, twice, as one worker has all of them, and with
+            name -> [numbers, *shape] of each.
     """
 
     def __init__(
@@ -70,13 +71,14 @@ class Adapter:
         problem: Problem,
         adapt: Callable[[Problem, float | None], Adapted],
         keep: float | None,
-        report_kept: Callable[[int, int], None],
+        report_kept: Callable[[int, int, dict[str, list[int]]], None],
     ) -> None:
         self._problem, self._adapt, self._keep, self._report_kept = problem, adapt, keep, report_kept
 
     def __call__(self) -> Adapted:
         """Adapt the model."""
         adapted = self._adapt(self._problem, self._keep)
+        trains = {name: [p.numel(), *p.shape] for name, p in self._problem.model.named_parameters() if p.requires_grad}
         count = sum(p.numel() for p in adapted.parameters)
-        self._report_kept(count, count)
+        self._report_kept(count, count, trains)
         return adapted

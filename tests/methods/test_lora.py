@@ -171,6 +171,8 @@ def test_a_run_leaves_a_record_and_a_delta_and_resumes_to_the_bit(
     assert line in result.out
     record = json.loads((run_folder("whole") / "record.json").read_text())
     assert (record["kept"], record["total"], record["method"]) == (85_250, 22_713_986, "lora")
+    assert sum(numbers for numbers, *_ in record["kept_by"].values()) == 85_250
+    assert all("lora" in name or name.startswith("classifier") for name in record["kept_by"])
     delta = Delta.load(run_folder("whole") / "delta.safetensors")
     model, _ = load_run(run_folder("whole"))
     assert sum("lora" in name for name, _ in model.named_parameters()) == 0

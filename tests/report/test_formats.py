@@ -99,3 +99,8 @@ def test_a_wrong_format_is_said(capsys):
     with pytest.raises(SystemExit):
         table.main(["x", "--format", "word"])
     assert "choose from 'markdown', 'latex', 'csv'" in capsys.readouterr().err
+
+
+def test_differences_have_no_other_format(written, capsys):
+    assert table.main([str(written([record()])), "--against", "fish", "--format", "csv"]) == 2
+    assert "--format csv: differences are printed as markdown only" in capsys.readouterr().err
