@@ -19,7 +19,7 @@ from fishexp.distributed.failures import Facts
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
-from fishexp.run.artifacts import build_model, check_saved, forget, save_predictions, save_run
+from fishexp.run.artifacts import DELTA, build_model, check_saved, forget, save_predictions, save_run
 from fishexp.run.choose import make_choose
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
@@ -178,7 +178,7 @@ def recording(record: Record, logger: Logger, settings: Settings, context: Conte
         if context.is_main:
             _write(record, logger, settings, context)
     finally:
-        logger.finish(asdict(record))
+        logger.finish(asdict(record), logger.folder / DELTA)
 
 
 def _moved(error: BaseException, folder: Path, locked: IO[str] | None) -> RunFailed | None:

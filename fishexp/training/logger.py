@@ -143,11 +143,11 @@ class Logger:
         with writing(file), replacing(file) as new:
             new.write_text("".join(self._metrics))
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """End the W&B run and hand it the record; to be called however the run ended."""
+    def finish(self, record: Mapping[str, Any], delta: Path) -> None:
+        """End the W&B run and hand it the record and the delta, if there is one; to be called however the run ended."""
         if self._wandb is not None:
             run, self._wandb = self._wandb, None
-            run.finish(record)
+            run.finish(record, delta)
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:

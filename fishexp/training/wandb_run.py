@@ -9,6 +9,8 @@ from fishexp.errors import FishexpError, first_line
 
 WandbMode = Literal["disabled", "offline", "online"]
 _EXIT_CODES = {"finished": 0, "interrupted": 130}  # by the record's status; any other is 1
+# a delta is small beside dense weights of so many times its bytes
+_SMALL = 2
 
 
 class WandbRun:
@@ -53,7 +55,17 @@ class WandbRun:
         """Send the metrics of an epoch, which is W&B's step."""
         self._run.log({"epoch": epoch, **metrics}, step=epoch)
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Send the record as the run's summary, and end the run."""
+    def finish(self, record: Mapping[str, Any], delta: Path) -> None:
+        """Send the record as the run's summary, and the delta of a finished run as an artifact; end the run.
+
+        Args:
+            delta: The file of the delta, if the run has left one. It is sent if it is small beside the dense weights.
+        """
+        if (
+            record["status"] == "finished"
+            and delta.is_file()
+            and _SMALL * delta.stat().st_size <= record["bytes"]["dense"]
+        ):
+            self._run.log_artifact(delta, name=f"delta-{record['run_id']}", type="delta")
         self._run.summary.update({key: value for key, value in record.items() if key != "config"})
         self._run.finish(exit_code=_EXIT_CODES.get(record["status"], 1))

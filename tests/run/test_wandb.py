@@ -1,5 +1,7 @@
 """W&B offline: what its own reader finds in the runs we leave behind."""
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -61,6 +63,22 @@ def test_a_sweep_leaves_runs_of_one_group_that_do_not_bleed_into_each_other(tmp_
         assert [entry["exit_code"] for entry in only(log, "exit")] == [0]
     assert len(groups) == 1
     assert len(ids) == 2
+
+
+def test_the_delta_of_a_run_is_an_artifact_and_that_of_dense_training_is_not(tmp_path: Path) -> None:
+    assert fishexp("-m", *QUICK[:3], "method=random,full", "wandb=offline").status == 0
+    for record in records(tmp_path):
+        folder = next(tmp_path.glob(f"outputs/digits/resnet8/*/seed0-{record['run_id']}"))
+        artifacts = only(inspect(folder), "artifact")
+        if record["method"] == "full":
+            assert artifacts == []
+            continue
+        (artifact,) = artifacts
+        assert (artifact["name"], artifact["type"]) == (f"delta-{record['run_id']}", "delta")
+        (file,) = artifact["manifest"]["contents"]
+        written = (folder / "delta.safetensors").read_bytes()
+        assert (file["path"], int(file["size"])) == ("delta.safetensors", len(written))
+        assert file["digest"] == base64.b64encode(hashlib.md5(written).digest()).decode()
 
 
 ONE_RUN = {"WANDB_RUN_ID": "mine1234", "WANDB_NAME": "my name"}
