@@ -86,7 +86,12 @@ def _value(value: Any) -> str:
 def _own_modules(run: Mapping[str, Any]) -> list[str]:
     """Say which components are modules of the user's own, whose folder the command has to name."""
     versions = run.get("versions")
+    if not isinstance(versions, Mapping):
+        return []
     components = [run["config"].get(group) for group in _GROUPS]
     names = [str(one.get("module") or one.get("name")) for one in components if isinstance(one, Mapping)]
-    own = [name for name in names if isinstance(versions, Mapping) and name in versions]
-    return [f"{name} is a module of its own (digest {versions[name]}); add --config-dir" for name in own]
+    return [
+        f"{name} is a module of its own (digest {versions[name]}); add --config-dir"
+        for name in names
+        if name in versions
+    ]
