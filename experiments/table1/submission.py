@@ -112,7 +112,7 @@ def _task(run: Path) -> str:
         data = yaml.safe_load((run / "config.yaml").read_text())["data"]
     except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
         raise FishexpError(f"{run} is not the folder of a finished run: it has no config.yaml of one") from None
-    task = data.get("task") if data.get("name") == "glue" else None
+    task = str(data.get("task")) if data.get("name") == "glue" else ""
     if task not in TEST_SETS:
         raise FishexpError(f"{run} is a run on {data.get('name')}, not on a task of GLUE")
     return task
