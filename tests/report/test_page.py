@@ -17,7 +17,7 @@ from fishexp.report.page.curves import read_histories
 from fishexp.report.page.document import document
 from fishexp.report.page.markup import tag
 from fishexp.report.page.scale import scale
-from fishexp.report.page.tradeoff import Point, bytes_of, front
+from fishexp.report.page.tradeoff import Point, bytes_of, draw_rates, front
 from fishexp.report.pool import pool
 from tests.support.records import held_out, one_class, record
 
@@ -166,6 +166,18 @@ def test_pictures_show_the_best_rates_and_say_so_of_none() -> None:
     (only,) = data_sets(pool([record(0.6, regime__lr=0.2), held_out(0.8, 0.1), held_out(0.7, 0.2)]))
     assert only.reported[0].best == []
     assert "another learning rate was better" in text_of([record(0.6, regime__lr=0.2), held_out(0.8, 0.1)])
+
+
+def test_rates_are_drawn_where_several_were_tried() -> None:
+    records = [held_out(0.5 + lr, lr, keep=keep) for lr in (0.01, 0.04, 0.16) for keep in (0.005, 0.02)]
+    (comparison,) = data_sets(pool([*records, held_out(0.6, 0.1, method="random")]))[0].held_out
+    picture = str(draw_rates(comparison, comparison.lines))
+    curves = re.findall(r'<polyline points="([^"]*)"', picture)
+    assert [len(curve.split()) for curve in curves] == [3, 3]  # one for each budget; random has a single rate
+    assert picture.count("<a ") == 7
+    assert {"0.01", "0.04", "0.1", "0.16"} <= set(re.findall(r">([\d.]+)</text>", picture))
+    (comparison,) = data_sets(pool([record(), record(method="random")]))[0].reported
+    assert draw_rates(comparison, comparison.lines) is None
 
 
 def test_the_front_is_what_nothing_betters() -> None:

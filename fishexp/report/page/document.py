@@ -15,7 +15,7 @@ from fishexp.report.page.comparison import PALETTE, Comparison, DataSet, data_se
 from fishexp.report.page.curves import Histories, draw_curves
 from fishexp.report.page.markup import Markup, tag
 from fishexp.report.page.rows import draw_table
-from fishexp.report.page.tradeoff import draw_tradeoffs
+from fishexp.report.page.tradeoff import draw_rates, draw_tradeoffs
 from fishexp.report.pool import Pool
 from fishexp.report.shared import shared_text
 
@@ -100,7 +100,8 @@ def _comparison(comparison: Comparison, name: str, histories: Histories) -> Mark
         return tag("section", title, tag("p", _NONE_BEST, class_="note"))
     shared = tag("p", shared_text(comparison.groups), class_="note")
     tradeoffs = draw_tradeoffs(comparison, lines, name) if len(comparison.best) > 1 else None
-    pictures = tag("div", tradeoffs, draw_curves(lines, histories), class_="pictures")
+    rates, curves = draw_rates(comparison, lines), draw_curves(lines, histories)
+    pictures = tag("div", rates, tradeoffs, curves, class_="pictures")
     return tag("section", title, shared, legend(lines), pictures, draw_budget(lines), class_="comparison", id=name)
 
 

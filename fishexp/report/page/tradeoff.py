@@ -1,14 +1,15 @@
-"""The picture of scores against what they cost: kept weights, bytes or seconds, with the front that none betters."""
+"""Pictures of scores: against what they cost, with the front that none betters, and against learning rates."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from fishexp.report.group import Group, percent
-from fishexp.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, frame, mark, polyline
+from fishexp.report.page.chart import BOTTOM, LEFT, MOST_X, RIGHT, TOP, frame, mark, polyline
 from fishexp.report.page.comparison import Comparison, Line, row_id
 from fishexp.report.page.markup import Markup, joined, tag
 from fishexp.report.page.scale import Scale, scale
+from fishexp.report.rates import families
 
 # marks whose places differ by less are moved apart, by so much
 _NEAR, _APART = 9.0, 10.0
@@ -96,10 +97,31 @@ def draw_tradeoffs(comparison: Comparison, lines: Sequence[Line], name: str) -> 
         buttons.append(tag("button", cost.word, id=f"{identity}-tab", tabindex=None if number == 0 else "-1", **switch))
         there = {id(point.group) for point in points}
         missing = [group for line in lines for group in line.groups if id(group) not in there]
-        body = joined(_picture(points, cost), _front_text(points), _missing_text(missing))
+        body = joined(_picture(points, cost, None, apart=True), _front_text(points), _missing_text(missing))
         panels.append(tag("div", body, id=identity, role="tabpanel", aria_labelledby=f"{identity}-tab", class_="panel"))
     tabs = tag("div", buttons, role="tablist", aria_label="Score against", class_="tabs")
     return tag("figure", tag("figcaption", "Score against ", tabs), panels)
+
+
+def draw_rates(comparison: Comparison, lines: Sequence[Line]) -> Markup | None:
+    """Draw scores against the learning rates that were tried, a curve for each budget; None if it was always one."""
+    tried = families(comparison.groups)
+    points = []
+    for line in lines:
+        for best in line.groups:
+            family = next(family for family in tried if any(group is best for group in family))
+            own = replace(line)  # a curve of its own
+            points += [
+                Point(own, group, group.lr, group.mean) for group in family if group.lr and group.mean is not None
+            ]
+    rates = sorted({point.cost for point in points})
+    if len(rates) < 2:
+        return None
+    cost = Cost("learning rate", "learning rate", lambda group: group.lr, "{:g}".format)
+    ticks = rates if len(rates) <= MOST_X else None
+    return tag(
+        "figure", tag("figcaption", "Score against the learning rate"), _picture(points, cost, ticks, apart=False)
+    )
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -111,26 +133,32 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def _picture(points: Sequence[Point], cost: Cost) -> Markup | None:
+def _picture(points: Sequence[Point], cost: Cost, ticks: Sequence[float] | None, *, apart: bool) -> Markup | None:
+    """Draw points with their axes; None if there are none.
+
+    Args:
+        ticks: Of the horizontal axis; None for round values.
+        apart: Move marks of about the same cost apart, and draw the front.
+    """
     if not points:
         return None
     x = scale([point.cost for point in points], LEFT + _ROOM, RIGHT - _ROOM, may_be_log=True)
     spread = [point.group.std or 0.0 for point in points]
     ends = [p.score + sign * std for p, std in zip(points, spread, strict=True) for sign in (-1, 1)]
     y = scale(ends, BOTTOM, TOP, may_be_log=False)
-    places = dict(zip(map(id, points), _apart([x.at(point.cost) for point in points]), strict=True))
-    best = front(points)
-    steps = polyline([(places[id(point)], y.at(point.score)) for point in best], "front")
-    drawn = []
+    exact = [x.at(point.cost) for point in points]
+    places = dict(zip(map(id, points), _apart(exact) if apart else exact, strict=True))
+    best = [(places[id(point)], y.at(point.score)) for point in front(points)]
+    drawn = [polyline(best, "front")] if apart else []
     for same in _by_line(points):
         curve = polyline([(places[id(p)], y.at(p.score)) for p in same], f"curve stroke{same[0].line.colour}")
         drawn.append(tag("g", curve, data_line=same[0].line.key) if len(same) > 1 else Markup())
     marks = [_mark(point, places[id(point)], y, cost) for point in points]
-    ticks = sorted({point.cost for point in points})
-    few = ticks if len(ticks) == 1 else None
+    costs = {point.cost for point in points}
+    shown = list(costs) if len(costs) == 1 else ticks
     title = f"{points[0].group.header} against {cost.title}"
     axis_title = f"{cost.title}{', log scale' if x.log else ''}"
-    return frame(x, y, axis_title, points[0].group.header, cost.write, steps, *drawn, *marks, title=title, x_ticks=few)
+    return frame(x, y, axis_title, points[0].group.header, cost.write, *drawn, *marks, title=title, x_ticks=shown)
 
 
 def _mark(point: Point, x: float, y: Scale, cost: Cost) -> Markup:
@@ -148,9 +176,9 @@ def _mark(point: Point, x: float, y: Scale, cost: Cost) -> Markup:
 
 def _by_line(points: Sequence[Point]) -> list[list[Point]]:
     """Split points by their lines, each in the order of the costs."""
-    found: dict[str, list[Point]] = {}
+    found: dict[int, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.cost):
-        found.setdefault(point.line.key, []).append(point)
+        found.setdefault(id(point.line), []).append(point)
     return list(found.values())
 
 
