@@ -9,7 +9,7 @@ from pathlib import Path
 from fishexp.report.group import Group
 from fishexp.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, frame, mark, polyline
 from fishexp.report.page.comparison import Line
-from fishexp.report.page.markup import Markup, tag
+from fishexp.report.page.markup import Markup, joined, tag
 from fishexp.report.page.scale import scale
 from fishexp.report.scores import scores_of
 
@@ -61,18 +61,18 @@ def draw_curves(lines: Sequence[Line], histories: Histories) -> Markup | None:
     """Draw the learning curves of all runs that have any; None if none has."""
     groups = [group for line in lines for group in line.groups]
     metric = groups[0].metric if groups else ""
-    pictures = [
-        _picture(lines, histories, metric, groups[0].header if groups else ""),
-        _picture(lines, histories, _LOSS, "training loss, nats per example"),
-    ]
-    drawn = [picture for picture in pictures if picture is not None]
+    pictures = {
+        "Learning curves": _picture(lines, histories, metric, groups[0].header if groups else ""),
+        "Training loss": _picture(lines, histories, _LOSS, "nats per example"),
+    }
+    drawn = {title: picture for title, picture in pictures.items() if picture is not None}
     if not drawn:
         return None
     runs = [run["run_id"] for group in groups for run in group.runs]
     missing = sum(run_id not in histories for run_id in runs)
-    note = f"A curve for each run; {missing} of {len(runs)} runs have no folder here." if missing else None
-    text = tag("p", note or "A curve for each run.", class_="note")
-    return tag("figure", tag("figcaption", "Learning curves"), drawn, text)
+    lacking = f"; {missing} of {len(runs)} runs have no folder here" if missing else ""
+    note = tag("p", f"A curve for each run{lacking}.", class_="note")
+    return joined(*(tag("figure", tag("figcaption", title), picture, note) for title, picture in drawn.items()))
 
 
 def _picture(lines: Sequence[Line], histories: Histories, metric: str, title: str) -> Markup | None:
