@@ -63,7 +63,7 @@ def draw_curves(lines: Sequence[Line], histories: Histories) -> Markup | None:
     metric = groups[0].metric if groups else ""
     pictures = {
         "Learning curves": _picture(lines, histories, metric, groups[0].header if groups else ""),
-        "Training loss": _picture(lines, histories, _LOSS, "nats per example"),
+        "Training loss": _picture(lines, histories, _LOSS, "mean over the examples"),
     }
     drawn = {title: picture for title, picture in pictures.items() if picture is not None}
     if not drawn:
