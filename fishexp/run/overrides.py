@@ -260,7 +260,8 @@ def _hint(name: str, chosen: Components, homes: Callable[[str], Sequence[str]]) 
     if there:
         groups = dict.fromkeys(home.partition("=")[0] for home in there)
         present = " and ".join(f"{group}={chosen[group].name}" for group in groups)
-        return f": {present} does not have it, but {' and '.join(there)}"
+        others = " and ".join(filter(None, [", ".join(there[:-1]), there[-1]]))
+        return f": {present} does not have it, but {others}"
     if group in GROUPS:
         own = [f"{group}.{key}" for key in keys[group]]
         return nearest(name, own) if own else f"; {group}={chosen[group].name} has no keys"

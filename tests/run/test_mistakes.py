@@ -100,7 +100,8 @@ def test_a_run_that_cannot_be_composed_is_refused(argument: str, tmp_path: Path)
 TOGETHER = {
     ("-m", "seed=interval(0,5)"): "seed=interval(0,5): a sweep lists its values",
     ("-m", "hydra.job.chdir=true,false"): "hydra.job.chdir=true,false: a sweep is over settings of runs",
-    ("-m", "method=random,full", "samples=3"): "unknown key samples: method=full does not have it, but method=fish",
+    ("-m", "method=random,full", "samples=3"): "unknown key samples: method=full does not have it, but "
+    "method=activation, method=fish, method=gradient, method=relative and method=snip",
     (
         "-m",
         "method=random,full",
