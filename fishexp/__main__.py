@@ -70,7 +70,7 @@ def main() -> int:
         print(f"fishexp: {error.filename}: {error.strerror}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("fishexp: interrupted; with resume=true or minutes=... the same command continues", file=sys.stderr)
+        print("fishexp: interrupted; the same command with resume=true continues", file=sys.stderr)
         return INTERRUPTED
 
 

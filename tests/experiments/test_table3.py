@@ -243,6 +243,7 @@ def test_the_picture_shows_means_against_bytes_sent(tmp_path: Path) -> None:
     assert list(drawn["dense training"].get_xdata()) == [4 * 10**8, 2 * 10**9]
 
 
+@pytest.mark.slow
 def test_real_runs_give_all_that_the_report_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On the digits, in this process: every field of a record that is read here is one that a run writes."""
     monkeypatch.setattr(sweep, "_call", lambda command: fishexp(*command[3:]).status)

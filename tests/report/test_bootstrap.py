@@ -68,7 +68,9 @@ def test_what_is_undefined_is_not_a_number(name: str) -> None:
         assert np.isnan(METRICS[name](weights, labels, np.zeros(6))).all()
 
 
-@pytest.mark.parametrize("name", list(BRUTE))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("f1", "matthews"))) for name in BRUTE]
+)
 def test_the_interval_is_that_of_scipy(name: str) -> None:
     """Up to what 10,000 and 2,000 resamples vary by: some hundredths of the interval's length."""
     data = examples(name, 200)

@@ -72,6 +72,7 @@ def test_a_run_is_the_same_where_hydra_changes_the_folder(
     )
     for key in ("run_id", "config", "metrics"):
         assert [record[key] for record in first] == [record[key] for record in second]
-    there = ("conf", "examples", "start", "outputs", "other", "again.jsonl", "p.txt", "path_own.py", "path_rows.py")
+    there = ("conf", "examples", "start", "outputs", "other", "again.jsonl", "again.predictions.jsonl", "p.txt")
+    there = (*there, "path_own.py", "path_rows.py")
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == set(there)
     assert not list(Path("other").glob("*/*/*/*/other"))

@@ -51,7 +51,9 @@ def every_regime() -> list[Any]:
             ("regime.epochs=4", *checkpointing, "regime.warmup_epochs=2"), id="warm-up", marks=pytest.mark.slow
         ),
         pytest.param(("regime.epochs=3", *checkpointing, "decay=all"), id="checkpointing-decay-all"),
-        pytest.param(("regime.epochs=3", "regime=checkpointing", "regime.momentum=reset"), id="fixed"),
+        pytest.param(
+            ("regime.epochs=3", "regime=checkpointing", "regime.momentum=reset"), id="fixed", marks=pytest.mark.slow
+        ),
         pytest.param(
             ("regime.epochs=3", *checkpointing, "compat=fish", "method=fish", "method.samples=8"),
             id="all-compat",
@@ -99,7 +101,7 @@ def test_a_signal_is_followed_by_a_snapshot_and_loses_no_step(
         signalled_after(5, kind, patch)
         cut = fishexp(*options, "outputs=cut")
     assert cut.status == 130
-    assert cut.err == "fishexp: interrupted; with resume=true or minutes=... the same command continues\n"
+    assert cut.err == "fishexp: interrupted; the same command with resume=true continues\n"
     (snapshot,) = run_folder("cut").glob("snapshots/*")
     assert int(snapshot.name) == 5
     assert fishexp(*options, "outputs=cut", "resume=true").status == 0
@@ -134,7 +136,11 @@ def test_a_sweep_stops_before_its_minutes_are_over_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(
-    "options", [("regime.epochs=3",), ("regime.epochs=3", "regime=checkpointing", "regime.mask=every_epoch")]
+    "options",
+    [
+        pytest.param(("regime.epochs=3",), marks=pytest.mark.slow),
+        ("regime.epochs=3", "regime=checkpointing", "regime.mask=every_epoch"),
+    ],
 )
 def test_a_resumed_run_forms_gradients_as_it_began_whatever_was_measured_since(
     options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -199,6 +205,7 @@ def kill_and_continue(kills: int, draw: random.Random, late: tuple[float, float]
 KILLED = ("regime=checkpointing", "regime.mask=every_epoch", "regime.keyframe_every=3")
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
     """A real SIGKILL at moments of chance, in the middle of writing too: every step writes.
 

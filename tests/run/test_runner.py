@@ -267,7 +267,7 @@ ENDLESS = (*QUICK, "regime.epochs=100000")
 def assert_interrupted(process: subprocess.Popen[str] | Program, folder: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.poll() == 130
-    assert err == "fishexp: interrupted\n"
+    assert err == "fishexp: interrupted; the same command with resume=true continues\n"
     (record,) = records(folder)
     assert record["status"] == "interrupted"
 

@@ -51,7 +51,7 @@ def test_an_interrupted_sweep_says_what_is_left(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("fishexp.run.runner.run", interrupted)
     result = fishexp("-m", *QUICK, "seed=0-3")
-    assert (result.status, result.err) == (130, "fishexp: interrupted\n")
+    assert (result.status, result.err) == (130, "fishexp: interrupted; the same command with resume=true continues\n")
     assert " s: 1 interrupted; 3 did not begin, resume=true goes on\n" in result.out
 
 

@@ -98,7 +98,7 @@ def test_an_interrupt_is_on_record_and_a_killed_launcher_leaves_nobody(tmp_path:
         assert wait_for(lambda: launched.has_snapshot(tmp_path))
         kill(process.pid, signal.SIGINT)
         status, _, err = ended(process)
-    assert (status, err) == (130, "fishexp: interrupted\n")
+    assert (status, err) == (130, "fishexp: interrupted; the same command with resume=true continues\n")
     assert [record["status"] for record in records(tmp_path)] == ["interrupted"]
 
     with started(tmp_path, PAUSED, "resume=true") as process:

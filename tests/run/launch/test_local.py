@@ -45,7 +45,7 @@ def test_two_workers_leave_one_run_behind(tmp_path: Path) -> None:
     own = [next(line for line in text.splitlines() if "epoch 3: train_loss" in line) for text in (of_0, of_1)]
     assert own[0].partition("train_loss")[2] != own[1].partition("train_loss")[2]  # each has its own part of the data
     assert {file.name for file in folder.iterdir()} == {
-        *("config.yaml", "record.json", "metrics.jsonl", "log.txt", "workers", "wandb", ".lock"),
+        *("config.yaml", "record.json", "predictions.json", "metrics.jsonl", "log.txt", "workers", "wandb", ".lock"),
         *("preprocessing.json", "model.safetensors"),
     }
 
