@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.lib.results import Result, Section
 from experiments.lib.study import C
-from fishexp.report.group import about_streams
+from fishexp.report.group import about_streams, span
 from fishexp.report.marks import footnotes, marked_score
 from fishexp.system.text_table import markdown_table
 
@@ -53,6 +53,25 @@ def score(result: Result[Any]) -> str:
     seeds = len(result.group.runs)
     counts = ", ".join(["one seed" if seeds == 1 else f"{seeds} seeds", *failed])
     return f"{marked_score(result.group, result.group.metric)} ({counts})"
+
+
+def score_table(
+    results: Sequence[Result[C]], columns: Callable[[C], Mapping[str, str]], header: str, left: Sequence[str]
+) -> str:
+    """Make the table with a row for each cell: which it is, its score, its learning rate, how many weights moved.
+
+    Args:
+        columns: Cell -> (header -> entry that says which cell it is).
+        header: Of the scores.
+        left: Headers of columns of words.
+    """
+    rows = [columns(result.cell) for result in results]
+    table = {name: [row[name] for row in rows] for name in rows[0]} | {
+        header: [score(result) for result in results],
+        "lr": [rate(result) for result in results],
+        "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
+    }
+    return markdown_table(table, left=left)
 
 
 def rate(result: Result[Any]) -> str:

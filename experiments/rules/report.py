@@ -7,12 +7,10 @@ from pathlib import Path
 
 from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
-from experiments.lib.report import MISSING, rate, score, signs, write_readme
-from experiments.lib.results import Result, Section
+from experiments.lib.report import score_table, signs, write_readme
+from experiments.lib.results import Section
 from experiments.lib.sentences import Cell, task_of
 from experiments.rules.findings import lead_by_rate
-from fishexp.report.group import span
-from fishexp.system.text_table import markdown_table
 
 _INTRO = """# The mask rules side by side
 
@@ -39,7 +37,7 @@ def _parts(section: Section[Cell], sections: Sequence[Section[Cell]]) -> list[st
         section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )
     title = _TITLES[name] if section.profile == "cpu" else f"## {name}, profile {section.profile}"
-    table = _table(section.results, unit)
+    table = score_table(section.results, _columns, unit, ("rule", "per"))
     parts = [title, section.study.about, table, *signs(section.results), *_differences(section, sections)]
     return [*parts, *rates, *lead_by_rate(section.results)]
 
@@ -70,15 +68,3 @@ def _columns(cell: Cell) -> dict[str, str]:
 def _name(cell: Cell) -> str:
     shares = "" if cell.per == "network" else f" per {cell.per}"
     return f"{cell.rule}{shares} at {cell.keep:g}"
-
-
-def _table(results: Sequence[Result[Cell]], unit: str) -> str:
-    """Make the table with a row for each cell."""
-    rows = [_columns(result.cell) for result in results]
-    columns = {header: [row[header] for row in rows] for header in rows[0]}
-    columns |= {
-        unit: [score(result) for result in results],
-        "lr": [rate(result) for result in results],
-        "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
-    }
-    return markdown_table(columns, left=("rule", "per"))

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
-from experiments.lib.report import METHOD_NAMES, MISSING, rate, score, signs, write_readme
-from experiments.lib.results import Result, Section
+from experiments.lib.report import METHOD_NAMES, score_table, signs, write_readme
+from experiments.lib.results import Section
 from experiments.lib.sentences import Cell, task_of
-from fishexp.report.group import number, span
-from fishexp.system.text_table import markdown_table
+from fishexp.report.group import number
 
 _INTRO = """# Table 1: GLUE
 
@@ -33,7 +32,7 @@ def _parts(section: Section[Cell]) -> list[str]:
     if section.chosen is not None:
         about = f"{task.score} on {chosen_on(section, 'examples')}"
         rates = rates_tried(section, score=about, columns=_columns, name=_name, shared="")
-    table = _table(section.results, task.score)
+    table = score_table(section.results, _columns, task.score, ("method",))
     return [title, task.about, table, *signs(section.results), *_differences(section), *rates]
 
 
@@ -53,15 +52,3 @@ def _columns(cell: Cell) -> dict[str, str]:
 
 def _name(cell: Cell) -> str:
     return " at ".join(filter(None, [METHOD_NAMES[cell.rule], number(cell.keep) if cell.keep else ""]))
-
-
-def _table(results: Sequence[Result[Cell]], header: str) -> str:
-    """Make the table with a row for each method and budget."""
-    rows = [_columns(result.cell) for result in results]
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    columns |= {
-        header: [score(result) for result in results],
-        "lr": [rate(result) for result in results],
-        "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
-    }
-    return markdown_table(columns, left=("method",))

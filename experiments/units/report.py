@@ -1,14 +1,15 @@
 """The report: README.md, made from the results."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from experiments.lib.differences import differences
 from experiments.lib.learning_rates import chosen_on, rates_tried
-from experiments.lib.report import MISSING, rate, score, signs, write_readme
-from experiments.lib.results import Result, Section
+from experiments.lib.report import score_table, signs, write_readme
+from experiments.lib.results import Section
 from experiments.units.profiles import Cell
-from fishexp.report.group import span
-from fishexp.system.text_table import markdown_table
 
 _INTRO = """# Rows, columns and channels beside single entries
 
@@ -28,20 +29,15 @@ def _parts(section: Section[Cell]) -> list[str]:
     rates = rates_tried(
         section,
         score=f"Accuracy in % on {chosen_on(section, 'sentences' if name == 'sst2' else 'images')}",
-        columns=lambda cell: {"unit": cell.unit, "keep": f"{cell.keep:g}"},
+        columns=_columns,
         name=lambda cell: f"{cell.unit} at {cell.keep:g}",
         shared="The rates tried were the same for all units.",
     )
-    return [_TITLES[name], section.study.about, _table(section.results), *signs(section.results), *rates]
+    table = score_table(section.results, _columns, "accuracy, %", ("unit",))
+    entries = partial(replace, unit="entry")
+    compared = differences(section, against=entries, name="entries", columns=_columns)
+    return [_TITLES[name], section.study.about, table, *signs(section.results), *compared, *rates]
 
 
-def _table(results: Sequence[Result[Cell]]) -> str:
-    """Make the table with a row for each keep and unit."""
-    columns = {
-        "keep": [f"{result.cell.keep:g}" for result in results],
-        "unit": [result.cell.unit for result in results],
-        "accuracy, %": [score(result) for result in results],
-        "lr": [rate(result) for result in results],
-        "weights moved": [span(result.group.kept) if result.group else MISSING for result in results],
-    }
-    return markdown_table(columns, left=("unit",))
+def _columns(cell: Cell) -> dict[str, str]:
+    return {"unit": cell.unit, "keep": f"{cell.keep:g}"}
