@@ -7,6 +7,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 from benchmarks.merge.report import dense_seconds
 from benchmarks.records import Record
@@ -81,6 +82,8 @@ def _ms(record: Record) -> float:
 def _finish(axes: Axes, label: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # powers of ten would be formulas, and names are none here
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(label)
     axes.set_ylabel("milliseconds a merge")
     axes.spines[:].set_visible(False)

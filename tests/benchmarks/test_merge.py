@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
+import matplotlib.style
 import pytest
 import torch
 
 from benchmarks import page
-from benchmarks.__main__ import run
+from benchmarks.__main__ import HOME, run
 from benchmarks.merge import measurement
 from benchmarks.merge.case import KEPT, MergeCase
 from benchmarks.merge.measurement import measure
+from benchmarks.merge.plot import figure
 from benchmarks.merge.report import dense_seconds
 from benchmarks.records import read
 from benchmarks.timing import Effort
 from fishexp.distributed.torch_collectives import TorchCollectives
 from fishexp.errors import FishexpError
+from fishexp.report.style import STYLE
 from tests.support.workers import Workers
 
 CPU = torch.device("cpu")
@@ -89,3 +92,16 @@ def test_dense_is_foretold_from_the_largest_smaller_model() -> None:
     assert dense_seconds(records, 2, 90) == (18.0, False)
     assert dense_seconds(records, 2, 5) is None
     assert dense_seconds(records, 8, 90) is None
+
+
+def test_ticks_of_the_picture_are_numbers() -> None:
+    """Names are no formulas in our pictures, and matplotlib writes powers of ten as formulas."""
+    merges = [record for record in page.newest(read(HOME / "records.jsonl")) if record["benchmark"] == "merge"]
+    with matplotlib.style.context(STYLE, after_reset=True):
+        drawn = figure(merges)
+        drawn.draw_without_rendering()
+        left, right = drawn.axes
+        ticks = [[tick.get_text() for tick in axis.get_ticklabels()] for axis in (left.xaxis, left.yaxis, right.yaxis)]
+    assert ticks[0] == ["100k", "1M", "10M", "100M", "1G", "10G"]
+    assert {"0.1", "1", "10", "1000"} <= set(ticks[1])
+    assert not any("$" in text for texts in ticks for text in texts)
