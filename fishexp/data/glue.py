@@ -130,9 +130,7 @@ def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentenc
     lines = _lines(path)
     wanted = [*layout.columns, layout.label]
     header = isinstance(layout.label, str)
-    if header and (missing := [name for name in wanted if name not in lines[0]]):
-        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(lines[0])[:_MAX_SHOWN]!r}")
-    index = [lines[0].index(str(name)) if header else int(name) for name in wanted]
+    index = _column_index(path, lines[0], list(map(str, wanted))) if header else list(map(int, wanted))
     # QQP has lines with too few columns, and MNLI more columns in dev than in train: only wanted columns must be there
     rows = [(number, row) for number, row in enumerate(lines, 1) if number > header and row != [""]]
     good = [(number, row) for number, row in rows if len(row) > max(index)]
@@ -160,13 +158,18 @@ def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
     if not path.is_file():
         raise FishexpError(f"{path} is missing; its folder should be that of the official GLUE download")
     header, *rows = _lines(path)
-    if missing := [name for name in names if name not in header]:
-        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(header)[:_MAX_SHOWN]!r}")
-    index = [header.index(name) for name in names]
+    index = _column_index(path, header, names)
     for number, row in enumerate(rows, 2):
         if len(row) <= max(index):
             raise FishexpError(f"{path} line {number} has too few columns; is the file complete?")
     return [[row[column] for row in rows] for column in index]
+
+
+def _column_index(path: Path, header: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return where in the first line of a file the columns of these names are."""
+    if missing := [name for name in names if name not in header]:
+        raise FishexpError(f"{path} line 1: there is no column {missing[0]!r} in {' '.join(header)[:_MAX_SHOWN]!r}")
+    return [header.index(name) for name in names]
 
 
 def _lines(path: Path) -> list[list[str]]:

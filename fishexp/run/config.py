@@ -39,8 +39,8 @@ def resolved(cfg: DictConfig) -> Config:
     }
     if config["method"].get("ignores_keep"):
         config["keep"] = None  # so that the same run has the same name whatever keep says
-    if config["minutes"] is not None:
-        config["resume"] = config["resume"] or True  # or what the time sufficed for would be done again
+    if config["minutes"] is not None and not config["resume"]:
+        config["resume"] = True  # or what the time sufficed for would be done again
     return config
 
 

@@ -206,3 +206,15 @@ def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     (sentence,) = lead_by_rate(section.results)
     assert "fish leads random by +30.0 at 0.0005, +0.0 at 0.002, -41.0 at 0.008" in sentence
     assert "and by -1.0 points when each has its best" in sentence
+
+
+def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
+    """Of one budget FISH is ahead, of the other behind; they are not mixed."""
+    study = rules.EXPERIMENT.profiles["cpu"][3]
+    lines = []
+    for keep, ours, theirs in ((0.0002, 0.9, 0.6), (0.02, 0.5, 0.8)):
+        lines += chosen(study, Cell("fish", keep), {2e-3: ours}) + chosen(study, Cell("random", keep), {2e-3: theirs})
+    section = sections(rules.EXPERIMENT, write_records(tmp_path, lines))[3]
+    small, large = lead_by_rate(section.results)
+    assert "keep 0.0002, fish leads random by +30.0 at 0.002" in small
+    assert "keep 0.02, fish leads random by -30.0 at 0.002" in large
