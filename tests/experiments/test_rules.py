@@ -14,6 +14,7 @@ from experiments.figure2.profiles import LABELS
 from experiments.lib import sweep
 from experiments.lib.experiment import Experiment, sections
 from experiments.lib.plan import plan
+from experiments.lib.results import Result
 from experiments.lib.sentences import RULES, Cell
 from experiments.lib.settings import as_overrides, composed_run, composed_runs
 from experiments.lib.study import Study
@@ -185,6 +186,13 @@ def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.Mo
     assert stored["0.005: 32 true_label | 1,024 true_label"] == 0.7
     monkeypatch.setattr(overlap, "_OUTPUTS", tmp_path / "nowhere")
     assert written("figure2", path) == text
+
+
+def test_masks_of_other_budgets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "_masks", lambda result: {0: torch.tensor([1, 2])})
+    cells = [replace(FISH, keep=keep, samples=samples) for keep in (0.001, 0.005) for samples in (32, 256)]
+    found = overlap._measured([Result(cell, None, cell, [], {}, None, 0) for cell in cells])
+    assert set(found) == {overlap._key(a, b) for a in cells for b in cells if a.keep == b.keep}
 
 
 def test_the_grid_of_figure_2() -> None:

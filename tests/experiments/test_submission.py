@@ -53,7 +53,10 @@ def test_each_example_gets_its_own_prediction(run: Path, glue: Path, tmp_path: P
     assert said == f"{tmp_path / 'sub.zip'} holds SST-2.tsv; the site wants AX.tsv as well"
     model, prepare = library.load_run(run)
     with torch.no_grad():
-        alone = [int(logits_of(model, prepare([sentence])).argmax()) for sentence in SENTENCES]
+        logits = torch.cat([logits_of(model, prepare([sentence])) for sentence in SENTENCES])
+    assert len(logits.unique(dim=0)) == len(SENTENCES)  # or an order would not show
+    torch.testing.assert_close(submission._outputs(model, prepare, [SENTENCES]), logits)
+    alone = logits.argmax(1).tolist()
     expected = "index\tprediction\n" + "".join(f"{i}\t{label}\n" for i, label in enumerate(alone))
     with zipfile.ZipFile(tmp_path / "sub.zip") as archive:
         assert archive.read("SST-2.tsv").decode() == expected
