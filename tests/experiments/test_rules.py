@@ -189,10 +189,11 @@ def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.Mo
 
 
 def test_masks_of_other_budgets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "_masks", lambda result: {0: torch.tensor([1, 2])})
-    cells = [replace(FISH, keep=keep, samples=samples) for keep in (0.001, 0.005) for samples in (32, 256)]
+    """They would hide behind the names of those that are."""
+    monkeypatch.setattr(overlap, "_masks", lambda result: {0: torch.tensor([result.cell.keep, 2 * result.cell.keep])})
+    cells = [replace(FISH, keep=keep, samples=samples) for keep in (0.0001, 0.005) for samples in (32, 256)]
     found = overlap._measured([Result(cell, None, cell, [], {}, None, 0) for cell in cells])
-    assert set(found) == {overlap._key(a, b) for a in cells for b in cells if a.keep == b.keep}
+    assert found == {overlap._key(a, b): 1.0 for a in cells for b in cells if a.keep == b.keep}
 
 
 def test_the_grid_of_figure_2() -> None:
