@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fishexp.errors import FishexpError
-from fishexp.fisher.eval_mode import evaluation_mode, gradients_kept
+from fishexp.fisher.batches import Batches
+from fishexp.fisher.eval_mode import gradients_kept
 from fishexp.masks.allocation import SelectionSettings
 from fishexp.masks.topk import Scores
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
-from fishexp.training.scoring import SCORING_BATCH, scoring_examples, sum_over_workers
+from fishexp.training.scoring import SCORING_BATCH, sum_over_examples
 
 # keys of the yaml that are used after `scores` is called
 RUN_SETTINGS = SelectionSettings
@@ -37,17 +38,15 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)]) -> Scores:
     """
     # sentences one by one: in a batch, padding would come in as well
     batch = SCORING_BATCH if problem.data.train.lengths is None else 1
-    model, collectives = problem.model, problem.collectives
-    shares, sums = scoring_examples(problem, samples, collectives.world_size), []
-    with problem.progress(sum(len(shares[rank]) for rank in collectives.local_ranks), "scoring") as advance:
-        for rank in collectives.local_ranks:
-            batches = problem.batches_of(shares[rank], batch)
-            with evaluation_mode(model, batches) as scored, squared_inputs(model) as found, torch.no_grad():
-                for inputs, labels in scored:
-                    problem.logits(inputs)
-                    advance(len(labels))
-                sums.append(found)
-    squares, parameters = sum_over_workers(collectives, sums), weights(model)
+    parameters = weights(problem.model)
+
+    def summed_squares(batches: Batches) -> Mapping[str, Tensor]:
+        with squared_inputs(problem.model) as found, torch.no_grad():
+            for inputs, _ in batches:
+                problem.logits(inputs)
+        return found
+
+    squares = sum_over_examples(problem, samples, batch, summed_squares)
     return {
         name: p.detach().abs() * squares[name].sqrt() if name in squares else torch.zeros_like(p)
         for name, p in parameters.items()
