@@ -3,15 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
-
-import torch
 
 from experiments.lib.report import section_name
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell
 from experiments.lib.sweep import REPOSITORY
-from fishexp.delta import Delta
+from fishexp.report.overlap import Masks, kept_positions, overlap
 from fishexp.system.text_table import markdown_table
 
 # where the runs of the experiment are, on the machine that made them
@@ -43,28 +40,19 @@ def _measured(results: Sequence[Result[Cell]]) -> dict[str, float]:
     found = {}
     for cell, own in masks.items():
         for other, theirs in masks.items():
-            if seeds := own.keys() & theirs.keys() if cell.keep == other.keep else set():
-                found[_key(cell, other)] = round(mean(_share(own[seed], theirs[seed]) for seed in seeds), 4)
+            if cell.keep == other.keep and (share := overlap(own, theirs)) is not None:
+                found[_key(cell, other)] = round(share, 4)
     return found
 
 
-def _masks(result: Result[Cell]) -> dict[int, torch.Tensor]:
-    """Return seed -> (kept,) positions of the kept weights in all partly kept weights, one behind the other."""
+def _masks(result: Result[Cell]) -> Masks:
+    """Read the masks of the runs that are on this machine."""
     found = {}
     for run in result.group.runs if result.group else []:
         for file in _OUTPUTS.glob(f"*/*/*/seed{run['seed']}-{run['run_id']}/delta.safetensors"):
-            delta, start, positions = Delta.load(file), 0, []
-            for name in sorted(delta.result):
-                moved = delta.moved.get(name)
-                if moved is not None and moved.kept is not None:
-                    positions.append(moved.kept + start)
-                start += delta.result[name].entries
-            found[run["seed"]] = torch.cat(positions)
+            if (positions := kept_positions(file)) is not None:
+                found[run["seed"]] = positions
     return found
-
-
-def _share(mask: torch.Tensor, other: torch.Tensor) -> float:
-    return torch.isin(mask, other, assume_unique=True).double().mean().item()
 
 
 def _key(cell: Cell, other: Cell) -> str:

@@ -29,7 +29,8 @@ def differences_to(pooled: Pool, method: str, predicted: Predicted) -> str:
         there = ", ".join(dict.fromkeys(group.label for group in groups))
         raise FishexpError(f"--against {method}: no runs of it on reported examples, but of {there or 'none'}")
     others = [group for group in groups if group.label != method]
-    pairs = [(group, one) for group in others for one in _counterparts(group, ours, method)]
+    pairs = pairs_with(others, ours)
+    _check_single(pairs, method)
     if not pairs:
         kinds = f": they differ in {', '.join(differing(groups))}" if differing(groups) else ""
         raise FishexpError(f"--against {method}: no other method was run in a setting in which {method} was{kinds}")
@@ -38,7 +39,7 @@ def differences_to(pooled: Pool, method: str, predicted: Predicted) -> str:
             f"--against {method}: no interval can be given: fewer than three seeds and no predictions on record"
         )
     parts = [shared_text([group for pair in pairs for group in pair])]
-    parts += difference_table(_columns(pairs), pairs, predicted, method)
+    parts += difference_table(name_columns(pairs), pairs, predicted, method)
     left = [group for group in others if all(group is not first for first, _ in pairs)]
     if left:
         names = dict.fromkeys(f"{group.label} at {number(group.keep)} on {group.data}" for group in left)
@@ -48,24 +49,28 @@ def differences_to(pooled: Pool, method: str, predicted: Predicted) -> str:
     return "\n\n".join(parts)
 
 
-def _counterparts(group: Group, ours: Sequence[Group], method: str) -> list[Group]:
-    """Find the groups of ``method`` in the setting of ``group``: one for each budget if it has none of its own.
+def pairs_with(groups: Sequence[Group], ours: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Pair each group with those of ``ours`` in its setting and of its budget: of each budget if it has none itself."""
+    return [
+        (group, one)
+        for group in groups
+        for one in ours
+        if _setting(one) == _setting(group) and (group.keep is None or one.keep in (None, group.keep))
+    ]
 
-    Raises:
-        FishexpError: If there are several for a budget.
-    """
-    found = [one for one in ours if _setting(one) == _setting(group)]
-    if group.keep is not None:
-        found = [one for one in found if one.keep in (None, group.keep)]
-    for one in found:
-        alike = [other for other in found if other.keep == one.keep]
+
+def _check_single(pairs: Sequence[tuple[Group, Group]], method: str) -> None:
+    """Refuse a group that would be compared with several kinds of ``method`` of a budget."""
+    found: dict[tuple[int, float | None], list[Group]] = {}
+    for group, one in pairs:
+        found.setdefault((id(group), one.keep), []).append(one)
+    for (_, keep), alike in found.items():
         if len(alike) > 1:
             settings = ", ".join(differing(alike)) or "regime.lr"
             raise FishexpError(
-                f"--against {method}: at keep {number(one.keep)} there are {len(alike)} kinds of it, which differ in "
+                f"--against {method}: at keep {number(keep)} there are {len(alike)} kinds of it, which differ in "
                 f"{settings}; give records of one kind"
             )
-    return found
 
 
 def _setting(group: Group) -> dict[str, object]:
@@ -73,7 +78,7 @@ def _setting(group: Group) -> dict[str, object]:
     return {key: value for key, value in group.settings.items() if key not in _FREE and not key.startswith("method.")}
 
 
-def _columns(pairs: Sequence[tuple[Group, Group]]) -> dict[str, list[str]]:
+def name_columns(pairs: Sequence[tuple[Group, Group]]) -> dict[str, list[str]]:
     """Make the columns that name the pairs; those in which all are alike are left out."""
     columns = {
         "data set": [group.data for group, _ in pairs],

@@ -188,7 +188,20 @@ def _shown(interval: Interval | None) -> Interval | None:
 def difference_table(
     columns: Mapping[str, Sequence[str]], pairs: Sequence[tuple[Group, Group]], predicted: Predicted, name: str
 ) -> list[str]:
-    """Make the table of differences, and the paragraph that says what it claims; nothing of no pairs.
+    """Make the table of differences as Markdown, and the paragraph that says what it claims; nothing of no pairs.
+
+    Arguments and errors are those of :func:`difference_columns`.
+    """
+    if not pairs:
+        return []
+    table, about = difference_columns(columns, pairs, predicted, name)
+    return [markdown_table(table, left=[*columns]), about]
+
+
+def difference_columns(
+    columns: Mapping[str, Sequence[str]], pairs: Sequence[tuple[Group, Group]], predicted: Predicted, name: str
+) -> tuple[dict[str, Sequence[str]], str]:
+    """Make the columns of the table of differences, and the paragraph that says what it claims.
 
     Args:
         columns: Header -> cells that say which pair a row is of.
@@ -198,12 +211,10 @@ def difference_table(
     Raises:
         FishexpError: As :func:`compare` does.
     """
-    if not pairs:
-        return []
     found = compare(pairs, predicted)
     headers = {first.header for first, _ in pairs}
     what = f"{headers.pop()} against {name}" if len(headers) == 1 else f"against {name}"
-    table = {
+    table: dict[str, Sequence[str]] = {
         **columns,
         what: [_mean(one) for one in found],
         "95 % over seeds": [_text(one.over_seeds if one else None) for one in found],
@@ -212,7 +223,7 @@ def difference_table(
         "clear within seeds": [_within(one) for one in found],
         "seeds": [_NONE if one is None else str(len(one.values)) for one in found],
     }
-    return [markdown_table(table, left=[*columns]), about_differences(found)]
+    return table, about_differences(found)
 
 
 def about_differences(found: Sequence[Difference | None]) -> str:

@@ -9,8 +9,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from fishexp.delta import Delta
 from fishexp.report.page import __main__ as page
+from fishexp.report.page.beside import Beside, read_beside
 from fishexp.report.page.budget import kind_of, layer_of
 from fishexp.report.page.comparison import Comparison, data_sets
 from fishexp.report.page.curves import read_histories
@@ -21,6 +24,7 @@ from fishexp.report.page.tradeoff import Point, bytes_of, draw_rates, front
 from fishexp.report.pool import pool
 from tests.support.records import held_out, one_class, record
 
+_NOTHING = Beside()
 HOSTILE = "</script><script>alert(1)</script>\" onload='x' <img src=x onerror=alert(1)> &amp; ]]>"
 
 
@@ -54,8 +58,8 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def text_of(records: list[dict[str, Any]], histories: Any = (), **options: Any) -> str:
-    return document(pool(records, **options), [Path("records.jsonl")], dict(histories))
+def text_of(records: list[dict[str, Any]], beside: Beside = _NOTHING, **options: Any) -> str:
+    return document(pool(records, **options), [Path("records.jsonl")], beside)
 
 
 def read(records: list[dict[str, Any]], **options: Any) -> Reader:
@@ -263,7 +267,7 @@ def test_learning_curves_come_from_run_folders(tmp_path: Path) -> None:
     histories = read_histories([tmp_path])
     assert histories["cafe0000"] == [{"epoch": 1, "accuracy": 0.5, "train_loss": 2}, {"epoch": 2, "accuracy": 0.75}]
     assert histories["cafe0001"] == [{"epoch": 1}]
-    text = text_of([record(run_id="cafe0000"), record(seed=1, run_id="other")], histories)
+    text = text_of([record(run_id="cafe0000"), record(seed=1, run_id="other")], Beside(histories=histories))
     assert "seed 0: 75 after epoch 2" in text
     assert "1 of 2 runs have no folder here" in text
     assert "No learning curves" in text_of([record()])
@@ -280,6 +284,54 @@ def test_the_command_finds_folders_beside_the_records(
     (tmp_path / "empty").mkdir()
     assert page.main([records, "-o", str(out), "--runs", str(tmp_path / "empty")]) == 0
     assert "No learning curves" in out.read_text()
+
+
+def three(score: float, **settings: Any) -> list[dict[str, Any]]:
+    return [record(score + step / 100, seed=seed, **settings) for seed, step in enumerate((0, 1, 3))]
+
+
+def test_differences_to_each_reference_have_intervals_and_only_clear_ones_are_bold() -> None:
+    lines = three(0.8) + [record(0.7 + seed / 100, seed=seed, method="random") for seed in range(3)]
+    lines += [record(score, seed=seed, method="full") for seed, score in enumerate((0.81, 0.83, 0.84))]
+    reader = read([*lines, *three(0.6, keep=0.02)])
+    summaries = [text for text in reader.texts if text.startswith("Differences to ")]
+    assert summaries == [
+        "Differences to full: 3, 2 of them clear",  # fish at 0.02 and random, not fish at 0.005
+        "Differences to random: 2, 2 of them clear",
+        "Differences to fish: 3, 2 of them clear",
+    ]
+    at = reader.texts.index("Differences to random: 2, 2 of them clear")
+    assert reader.texts[at + 1 : at + 4] == ["method", "accuracy, % against random", "95 % over seeds"]
+    row = reader.texts.index("fish", at)
+    assert reader.texts[row : row + 3] == ["fish", "+10.33", "[+8.90, +11.77]"]
+    assert len(reader.named("strong")) == 6
+    assert "Differences" not in text_of([record(0.8), record(0.7, method="random")])  # a seed gives no interval
+    chosen = [held_out(0.7 + s / 100, 0.1, seed=s, method=m) for s in range(3) for m in ("fish", "random")]
+    assert "Differences" not in text_of(chosen)
+
+
+def test_overlaps_come_from_the_deltas_in_run_folders(tmp_path: Path) -> None:
+    masks = {"fish": ([0, 1, 2, 3], [0, 1]), "random": ([2, 3, 4, 5], [0, 9]), "magnitude": ([7, 8, 9], None)}
+    lines, base = [], {"a": torch.zeros(30), "head": torch.zeros(3)}
+    for method, kept in masks.items():
+        for seed, entries in enumerate(kept):
+            lines.append(record(0.8, seed=seed, method=method, run_id=f"{method}{seed}"))
+            if entries is not None:
+                folder = tmp_path / f"digits/resnet8/{method}-0.005/seed{seed}-{method}{seed}"
+                folder.mkdir(parents=True)
+                moved = torch.zeros(30).index_fill(0, torch.tensor(entries), 1.0)
+                Delta.diff(base, {"a": moved, "head": torch.ones(3)}).save(folder / "delta.safetensors")
+    lines.append(record(0.8, method="magnitude", keep=0.02, run_id="alone"))
+    reader = Reader(text_of(lines, read_beside([], [tmp_path])))
+    at = reader.texts.index("What masks have in common")
+    assert reader.texts[at + 1 : at + 17] == [
+        "keep 0.005", "fish", "random", "magnitude",
+        "fish", "100", "50", "0",
+        "random", "50", "100", "0",
+        "magnitude", "0", "0", "100",
+    ]  # fmt: skip
+    assert "keep 0.02" not in reader.texts[at:]
+    assert "in common" not in text_of(lines)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fishexp.errors import FishexpError
 from fishexp.report import command
-from fishexp.report.page.curves import read_histories
+from fishexp.report.page.beside import read_beside
 from fishexp.report.page.document import document
 from fishexp.report.pool import Pool
 from fishexp.system.atomic import replacing
@@ -18,7 +18,7 @@ def _work(pooled: Pool, options: Namespace) -> None:
     if options.runs is not None and not options.runs.is_dir():
         raise FishexpError(f"--runs {options.runs} is not a folder; it holds run folders, as outputs does")
     folders = [options.runs] if options.runs is not None else list(dict.fromkeys(p.parent for p in options.records))
-    text = document(pooled, options.records, read_histories(folders))
+    text = document(pooled, options.records, read_beside(options.records, folders))
     try:
         with replacing(options.output) as new:
             new.write_text(text, encoding="utf-8")
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fishexp.report.page",
         description="Write the results of runs as one HTML page that needs nothing else: tables that sort and filter, "
-        "scores against kept weights, bytes and seconds, learning curves, and where the masks put their budget.",
+        "differences with intervals, scores against kept weights, bytes and seconds, learning curves, where masks put "
+        "their budget, and what they have in common.",
         epilog="example: python -m fishexp.report.page outputs/records.jsonl -o report.html",
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="the page to write")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--runs",
         metavar="FOLDER",
         type=Path,
-        help="where the run folders are, for learning curves; beside the records if you do not say",
+        help="where the run folders are, for learning curves and overlaps; beside the records if you do not say",
     )
     return command.run(parser, arguments, _work)
 

@@ -10,11 +10,10 @@ from fishexp.report.group import Group
 from fishexp.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, frame, mark, polyline
 from fishexp.report.page.comparison import Line
 from fishexp.report.page.markup import Markup, joined, tag
+from fishexp.report.page.run_folders import files_named
 from fishexp.report.page.scale import scale
 from fishexp.report.scores import scores_of
 
-# a run folder in one of outputs: DATA/MODEL/METHOD/seed0-RUN_ID; experiments have one outputs each, side by side
-_PATTERNS = ("*/*/*/seed*-*", "*/*/*/*/seed*-*")
 _METRICS, _LOSS = "metrics.jsonl", "train_loss"
 # curves of at most so many epochs have a mark at each
 _FEW_EPOCHS = 12
@@ -32,13 +31,8 @@ class _Curve:
 
 def read_histories(folders: Sequence[Path]) -> dict[str, list[dict[str, float]]]:
     """Read what the run folders in ``folders`` say of their epochs: run_id -> the numbers of each epoch."""
-    found = {}
-    for folder in folders:
-        for pattern in _PATTERNS:
-            for file in sorted(folder.glob(f"{pattern}/{_METRICS}")):
-                if epochs := list(_epochs(file)):
-                    found[file.parent.name.rpartition("-")[2]] = epochs
-    return found
+    read = {run_id: list(_epochs(file)) for run_id, file in files_named(_METRICS, folders).items()}
+    return {run_id: epochs for run_id, epochs in read.items() if epochs}
 
 
 def _epochs(file: Path) -> Iterator[dict[str, float]]:

@@ -9,11 +9,14 @@ from typing import Any
 
 from fishexp.report.colours import DARK
 from fishexp.report.group import about_streams
+from fishexp.report.page.beside import Beside
 from fishexp.report.page.budget import draw_budget
 from fishexp.report.page.chart import legend
 from fishexp.report.page.comparison import PALETTE, Comparison, DataSet, data_sets
 from fishexp.report.page.curves import Histories, draw_curves
+from fishexp.report.page.differences import draw_differences
 from fishexp.report.page.markup import Markup, tag
+from fishexp.report.page.overlaps import draw_overlaps
 from fishexp.report.page.rows import draw_table
 from fishexp.report.page.tradeoff import draw_rates, draw_tradeoffs
 from fishexp.report.pool import Pool
@@ -31,13 +34,16 @@ _NONE_BEST = "No picture: for every row here, another learning rate was better o
 _NO_BUDGET = "No picture of the budget: these records do not say what was kept of each tensor (kept_by)."
 
 
-def document(pooled: Pool, files: Sequence[Path], histories: Histories) -> str:
+def document(pooled: Pool, files: Sequence[Path], beside: Beside) -> str:
     """Write the page.
 
     Args:
         pooled: All runs.
         files: Where their records were read, to be named.
-        histories: Learning curves of those runs whose folders are at hand.
+        beside: What is at hand beside them.
+
+    Raises:
+        FishexpError: If predictions are not those of the records, or a delta is damaged.
     """
     script, style = (_HERE / "page.js").read_text(), (_HERE / "page.css").read_text() + _colours()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -52,8 +58,8 @@ def document(pooled: Pool, files: Sequence[Path], histories: Histories) -> str:
         tag("title", f"fishexp: {', '.join(one.name for one in found)}"),
         tag("style", Markup(style)),
     )
-    missing = [tag("p", text, class_="note") for text in _missing(pooled, histories)]
-    sections = [_section(one, index, pooled, histories) for index, one in enumerate(found)]
+    missing = [tag("p", text, class_="note") for text in _missing(pooled, beside.histories)]
+    sections = [_section(one, index, pooled, beside) for index, one in enumerate(found)]
     body = tag(
         "body",
         tag("header", tag("h1", "fishexp: results of runs"), _contents(found), tag("p", _READING), missing),
@@ -76,23 +82,23 @@ def _contents(found: Sequence[DataSet]) -> Markup:
     return tag("nav", tag("ul", items), aria_label="Contents")
 
 
-def _section(data: DataSet, index: int, pooled: Pool, histories: Histories) -> Markup:
+def _section(data: DataSet, index: int, pooled: Pool, beside: Beside) -> Markup:
     """Write the part of a data set: the reported runs, and below a fold those on held-out examples."""
     name, parts = f"data{index}", []
     held_out = [group for comparison in data.held_out for group in comparison.groups]
     if data.reported:
         parts.append(draw_table(data.reported, pooled.held_out, f"{name}-reported", f"{data.name}, reported examples"))
-        parts += [_comparison(one, f"{name}-{one.letter}", histories) for one in data.reported]
+        parts += [_comparison(one, f"{name}-{one.letter}", beside) for one in data.reported]
     if data.held_out:
         title = f"{data.name}, held-out training examples"
         table = draw_table(data.held_out, pooled.held_out, f"{name}-held", title)
-        pictures = [_comparison(one, f"{name}-{one.letter}", histories) for one in data.held_out]
+        pictures = [_comparison(one, f"{name}-{one.letter}", beside) for one in data.held_out]
         about = f"Runs on held-out training examples, to choose learning rates: {len(held_out)} rows"
         parts.append(tag("details", tag("summary", about), table, pictures, open=not data.reported))
     return tag("section", tag("h2", data.name), parts, id=name)
 
 
-def _comparison(comparison: Comparison, name: str, histories: Histories) -> Markup:
+def _comparison(comparison: Comparison, name: str, beside: Beside) -> Markup:
     """Write the pictures of a comparison, and what all of its runs share."""
     lines = comparison.lines
     title = tag("h3", f"{comparison.letter}. {comparison.title}")
@@ -100,9 +106,10 @@ def _comparison(comparison: Comparison, name: str, histories: Histories) -> Mark
         return tag("section", title, tag("p", _NONE_BEST, class_="note"))
     shared = tag("p", shared_text(comparison.groups), class_="note")
     tradeoffs = draw_tradeoffs(comparison, lines, name) if len(comparison.best) > 1 else None
-    rates, curves = draw_rates(comparison, lines), draw_curves(lines, histories)
+    rates, curves = draw_rates(comparison, lines), draw_curves(lines, beside.histories)
     pictures = tag("div", rates, tradeoffs, curves, class_="pictures")
-    return tag("section", title, shared, legend(lines), pictures, draw_budget(lines), class_="comparison", id=name)
+    tables = draw_differences(comparison, beside.predicted), draw_budget(lines), draw_overlaps(lines, beside.deltas)
+    return tag("section", title, shared, legend(lines), pictures, *tables, class_="comparison", id=name)
 
 
 def _sources(pooled: Pool, files: Sequence[Path]) -> Markup:
