@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.figure2.overlap import overlaps
 from experiments.figure2.plot import draw
-from experiments.lib.differences import differences
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import rate, score, section_name, signs, write_readme
 from experiments.lib.results import Result, Section
@@ -36,12 +36,8 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         parts.append(f"![{task.score} over the examples that FISH scores]({picture})")
     about = f"{task.score} on {chosen_on(section, 'examples')}"
     rates = rates_tried(section, score=about, columns=lambda cell: {"keep": f"{cell.keep:g}"}, name=_name, shared="")
-    gaps = differences(
-        section,
-        against=lambda cell: replace(cell, samples=1024, labels="true_label"),
-        name="1,024 examples and true labels",
-        columns=_columns,
-    )
+    pairs = pairs_of(section.results, lambda cell: replace(cell, samples=1024, labels="true_label"))
+    gaps = differences(pairs, section.predicted, name="1,024 examples and true labels", columns=_columns)
     table = _table(section.results, task.score)
     return [*parts, table, *signs(section.results), *gaps, *overlaps(section, folder), *rates]
 

@@ -1,5 +1,6 @@
 """The README.md of an experiment: its parts, and entries of its tables."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from experiments.lib.results import Result, Section
 from experiments.lib.study import C
 from fishexp.report.group import about_streams, span
 from fishexp.report.marks import footnotes, marked_score
+from fishexp.report.picture import figure
+from fishexp.report.pool import Pool
+from fishexp.report.style import save
 from fishexp.system.text_table import markdown_table
 
 MISSING = "missing"
@@ -36,6 +40,20 @@ def write_readme(
 def section_name(section: Section[Any]) -> str:
     """Return the name of the section's files: ``cpu``, or ``cpu-june`` where the study has a name."""
     return "-".join(filter(None, [section.profile, section.study.name]))
+
+
+def picture(section: Section[Any], folder: Path, about: str) -> list[str]:
+    """Draw the cells of a section that have results, and return the line that shows it; nothing of a single one.
+
+    Args:
+        about: What the picture shows, for those who do not see it.
+    """
+    groups = [result.group for result in section.results if result.group]
+    if len(groups) < 2:
+        return []
+    file = f"{section_name(section)}.png"
+    save(figure(Pool(groups, [], Counter())), folder / file)
+    return [f"![{about}]({file})"]
 
 
 def side_by_side(rows: Mapping[str, tuple[str, str]]) -> str:

@@ -1,9 +1,53 @@
-"""Sentences on what the numbers say: how much of a lead is a matter of the learning rate."""
+"""Sentences on what the numbers say: which rules differ clearly, and how much of a lead is the learning rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.lib.results import Result
 from experiments.lib.sentences import Cell
+from fishexp.report.differences import Difference, Predicted, compare
+from fishexp.report.group import Group, seeds_text
+
+
+def told_apart(
+    pairs: Mapping[Cell, tuple[Group, Group]], predicted: Predicted, reference: str, name: Callable[[Cell], str]
+) -> list[str]:
+    """Say which cells are clearly above what they are compared with, which below, and which are not told apart from it.
+
+    A sentence for each budget.
+
+    Args:
+        pairs: Cell -> its runs, and those that it is compared with.
+        reference: Name of what all are compared with.
+        name: Cell -> its name in the sentence.
+    """
+    compared = dict(zip(pairs, compare(list(pairs.values()), predicted), strict=True))
+    sentences = []
+    for keep in dict.fromkeys(cell.keep for cell in pairs):
+        found = {cell: one for cell, one in compared.items() if one is not None and cell.keep == keep}
+        groups = [group for cell in found for group in pairs[cell]]
+        above, below, open_ = (
+            ", ".join(f"{name(cell)} {_amount(one)}" for cell, one in found.items() if kind(one))
+            for kind in (_is_above, _is_below, lambda one: not one.clear)
+        )
+        sentences.append(
+            f"At keep {keep:g} ({seeds_text(groups)}), against {reference}: clearly above, {above or 'none'}; clearly "
+            f"below, {below or 'none'}; not told apart, {open_ or 'none'}."
+        )
+    return sentences
+
+
+def _is_above(one: Difference) -> bool:
+    return one.clear and one.mean > 0
+
+
+def _is_below(one: Difference) -> bool:
+    return one.clear and one.mean < 0
+
+
+def _amount(one: Difference) -> str:
+    """Write a difference with its interval over seeds, where there is one."""
+    interval = one.over_seeds
+    return f"{one.mean:+.1f}" + (f" [{interval.low:+.1f}, {interval.high:+.1f}]" if interval else "")
 
 
 def lead_by_rate(results: Sequence[Result[Cell]], first: str = "fish", second: str = "random") -> list[str]:

@@ -5,12 +5,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.lib.differences import differences
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.learning_rates import chosen_on, rates_tried
-from experiments.lib.report import score_table, signs, write_readme
+from experiments.lib.report import picture, score_table, signs, write_readme
 from experiments.lib.results import Section
 from experiments.lib.sentences import Cell, task_of
-from experiments.rules.findings import lead_by_rate
+from experiments.rules.findings import lead_by_rate, told_apart
+from fishexp.report.group import Group
 
 _INTRO = """# The mask rules side by side
 
@@ -18,43 +19,65 @@ Made by `make rules` from [records.jsonl](records.jsonl). Every rule keeps the s
 included, and has its own learning rate, chosen on held-out training examples. Scores are means ± sample standard
 deviations over seeds, on the development examples."""
 _TITLES = {
-    "sst2": "## SST-2, 0.5 %",
-    "stsb": "## STS-B, 0.5 %",
-    "sst2-per": "## SST-2, 0.5 %, a share for each matrix or row",
-    "sst2-keeps": "## SST-2, other budgets",
+    "sst2": "SST-2, 0.5 %",
+    "stsb": "STS-B, 0.5 %",
+    "sst2-per": "SST-2, 0.5 %, a share for each matrix or row",
+    "sst2-keeps": "SST-2, other budgets",
 }
+_LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
+brackets the 95 % interval over seeds. What this does not show: other models than one of 22.7 million weights, other
+tasks, more training examples, longer training. Whether more examples or other labels make better scores is in
+[Figure 2](../figure2), what Diff Pruning's second training buys in [Table 1](../table1), of the same records."""
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
-    """Write README.md; nothing where no study has results."""
-    write_readme(folder, _INTRO, sections, lambda section, _: _parts(section, sections))
+    """Write README.md and the pictures; nothing where no study has results."""
+    intro = "\n\n".join([_INTRO, *_answer(sections)])
+    write_readme(folder, intro, sections, lambda section, folder: _parts(section, sections, folder))
 
 
-def _parts(section: Section[Cell], sections: Sequence[Section[Cell]]) -> list[str]:
-    name = section.study.name
+def _answer(sections: Sequence[Section[Cell]]) -> list[str]:
+    """Say in short what the numbers of all sections say, and what they do not show; nothing before there are any."""
+    points = []
+    for section in sections:
+        title = f"{_title(section)}."
+        for name, pairs in _compared(section, sections):
+            points += [f"{title} {told}" for told in told_apart(pairs, section.predicted, name, _name)]
+        points += [f"{title} {lead}" for lead in lead_by_rate(section.results)]
+    return ["## The answer", "\n".join(f"- {point}" for point in points), _LIMITS] if points else []
+
+
+def _parts(section: Section[Cell], sections: Sequence[Section[Cell]], folder: Path) -> list[str]:
     unit = task_of(section).score
     rates = rates_tried(
         section, score=f"{unit} on {chosen_on(section, 'examples')}", columns=_columns, name=_name, shared=""
     )
-    title = _TITLES[name] if section.profile == "cpu" else f"## {name}, profile {section.profile}"
     table = score_table(section.results, _columns, unit, ("rule", "per"))
-    parts = [title, section.study.about, table, *signs(section.results), *_differences(section, sections)]
-    return [*parts, *rates, *lead_by_rate(section.results)]
+    drawn = picture(section, folder, f"{unit} of the rules")
+    parts = [f"## {_title(section)}", section.study.about, *drawn, table, *signs(section.results)]
+    for name, pairs in _compared(section, sections):
+        parts += differences(pairs, section.predicted, name=name, columns=_columns)
+    return [*parts, *rates]
 
 
-def _differences(section: Section[Cell], sections: Sequence[Section[Cell]]) -> list[str]:
-    """Compare rules with random and with FISH at the same budget, and shares of the budget with none."""
+def _title(section: Section[Cell]) -> str:
+    name = section.study.name
+    return _TITLES[name] if section.profile == "cpu" else f"{name}, profile {section.profile}"
+
+
+def _compared(
+    section: Section[Cell], sections: Sequence[Section[Cell]]
+) -> list[tuple[str, dict[Cell, tuple[Group, Group]]]]:
+    """Pair rules with random and with FISH at the same budget, and shares of the budget with none.
+
+    Returns:
+        (Name of what all are compared with, cell -> its runs and those that it is compared with) of each that has any.
+    """
     tasks = [one for one in sections if (one.profile, task_of(one)) == (section.profile, task_of(section))]
-    parts = []
-    for rule in ("random", "fish"):
-        parts += differences(section, against=partial(_with_rule, rule), name=rule, columns=_columns)
-    return parts + differences(
-        section,
-        against=lambda cell: replace(cell, per="network"),
-        name="the same rule over the network",
-        columns=_columns,
-        beside=tasks[0].results,
-    )
+    compared = [(rule, pairs_of(section.results, partial(_with_rule, rule))) for rule in ("random", "fish")]
+    network = pairs_of(section.results, lambda cell: replace(cell, per="network"), tasks[0].results)
+    compared.append(("the same rule over the network", network))
+    return [(name, pairs) for name, pairs in compared if pairs]
 
 
 def _with_rule(rule: str, cell: Cell) -> Cell:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.lib.differences import differences
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.learning_rates import chosen_on, rates_tried
-from experiments.lib.report import METHOD_NAMES, score_table, signs, write_readme
-from experiments.lib.results import Section
+from experiments.lib.report import METHOD_NAMES, picture, score_table, signs, write_readme
+from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell, task_of
 from fishexp.report.group import number
 
@@ -18,14 +18,15 @@ benchmark's test set, of which second-hand quotes give three averages over eight
 0.5 % 82.6, at 0.08 % 81.3. No other cell of it could be had. Diff Pruning and LoRA are outside references at the same
 number of trained weights. `python -m experiments.table1.submission RUN_FOLDER ...` predicts the test sets, for a zip
 that the benchmark's site takes."""
+_FISH = Cell("fish")
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
-    """Write README.md; nothing where no study has results."""
-    write_readme(folder, _INTRO, sections, lambda section, _: _parts(section))
+    """Write README.md and the pictures; nothing where no study has results."""
+    write_readme(folder, _INTRO, sections, _parts)
 
 
-def _parts(section: Section[Cell]) -> list[str]:
+def _parts(section: Section[Cell], folder: Path) -> list[str]:
     task = task_of(section)
     title = f"## {task.name}, profile {section.profile}"
     rates = ["Learning rates are those of the authors' scripts; of magnitude and LoRA, which have none there, ours."]
@@ -33,17 +34,20 @@ def _parts(section: Section[Cell]) -> list[str]:
         about = f"{task.score} on {chosen_on(section, 'examples')}"
         rates = rates_tried(section, score=about, columns=_columns, name=_name, shared="")
     table = score_table(section.results, _columns, task.score, ("method",))
-    return [title, task.about, table, *signs(section.results), *_differences(section), *rates]
+    drawn = picture(section, folder, f"{task.score} of the methods")
+    # all are compared with FISH at its first budget, but FISH at another
+    pairs = pairs_of(section.results, lambda cell: None if cell.rule == "fish" else _FISH)
+    compared = differences(pairs, section.predicted, name=_name(_FISH), columns=_columns)
+    return [title, task.about, *drawn, table, *signs(section.results), *_times(section.results), *compared, *rates]
 
 
-def _differences(section: Section[Cell]) -> list[str]:
-    """Compare all with FISH at its first budget, but FISH at another."""
-    return differences(
-        section,
-        against=lambda cell: None if cell.rule == "fish" else Cell("fish"),
-        name=_name(Cell("fish")),
-        columns=_columns,
-    )
+def _times(results: Sequence[Result[Cell]]) -> list[str]:
+    """Say how long a run of each method took, scores and masks included, beside one of FISH at its first budget."""
+    seconds = {result.cell: result.group.seconds for result in results if result.group}
+    if _FISH not in seconds or len(seconds) < 2:
+        return []
+    others = [f"{_name(cell)} {took / seconds[_FISH]:.2g}" for cell, took in seconds.items() if cell != _FISH]
+    return [f"The time of a run, scores and masks included, as a multiple of {_name(_FISH)}'s: {', '.join(others)}."]
 
 
 def _columns(cell: Cell) -> dict[str, str]:

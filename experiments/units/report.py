@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from experiments.lib.differences import differences
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import score_table, signs, write_readme
 from experiments.lib.results import Section
@@ -35,7 +35,7 @@ def _parts(section: Section[Cell]) -> list[str]:
     )
     table = score_table(section.results, _columns, "accuracy, %", ("unit",))
     entries = partial(replace, unit="entry")
-    compared = differences(section, against=entries, name="entries", columns=_columns)
+    compared = differences(pairs_of(section.results, entries), section.predicted, name="entries", columns=_columns)
     return [_TITLES[name], section.study.about, table, *signs(section.results), *compared, *rates]
 
 

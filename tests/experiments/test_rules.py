@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,6 +130,17 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     assert row[6:] == ["–", "–", "3"]
     assert "no predictions on record" in text
     assert text.count("### Differences to") == 3
+    answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
+    at = "At keep 0.005 (3 seeds), against"
+    assert (
+        f"- SST-2, 0.5 %. {at} random: clearly above, fish at 0.005 +10.0 [+9.9, +10.2]; clearly below, none; "
+        in answer
+    )
+    assert f"{at} fish: clearly above, none; clearly below, random at 0.005 -10.0 [-10.2, -9.9]; not told" in answer
+    unclear = "clearly below, none; not told apart, fish per matrix at 0.005 -0.0 [-"
+    assert f"{at} the same rule over the network: clearly above, none; {unclear}" in answer
+    for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
+        assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
 
 
 def test_a_rule_at_the_edge_of_the_grid_is_tried_beyond(tmp_path: Path) -> None:
@@ -145,6 +157,13 @@ def test_the_report_of_table_1_says_what_is_the_papers(tmp_path: Path) -> None:
     text = written("table1", write_records(tmp_path, lines))
     assert "dense training 82.5, FISH at\n0.5 % 82.6, at 0.08 % 81.3" in text
     assert rows(text, "## sst2")[2][:3] == ["dense training", "–", "82.0 ± 2.0 (3 seeds)"]
+    assert "multiple" not in text
+    lines += chosen(study, FISH, {5e-4: 0.6, 2e-3: 0.9, 8e-3: 0.65}) + reported(study, FISH, 2e-3, (0.81, 0.8, 0.84))
+    for run in lines[-3:]:
+        run["seconds"] = {"scores": 200.0, "train": 1000.0}
+    text = written("table1", write_records(tmp_path, lines))
+    assert "as a multiple of FISH at 0.005's: dense training 1.5." in text
+    assert (tmp_path / "cpu-sst2.png").stat().st_size > 10_000
 
 
 def positions(kept: list[int], size: int) -> torch.Tensor:
@@ -190,7 +209,7 @@ def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.Mo
 
 def test_masks_of_other_budgets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would hide behind the names of those that are."""
-    monkeypatch.setattr(overlap, "_masks", lambda result: {0: torch.tensor([result.cell.keep, 2 * result.cell.keep])})
+    monkeypatch.setattr(overlap, "_masks", lambda result: {0: np.array([result.cell.keep, 2 * result.cell.keep])})
     cells = [replace(FISH, keep=keep, samples=samples) for keep in (0.0001, 0.005) for samples in (32, 256)]
     found = overlap._measured([Result(cell, None, cell, [], {}, None, 0) for cell in cells])
     assert found == {overlap._key(a, b): 1.0 for a in cells for b in cells if a.keep == b.keep}
