@@ -2,43 +2,23 @@
 
 import base64
 import hashlib
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.cli import QUICK, fishexp, records
+from tests.support.offline import WANDB_VARIABLES, inspect, items, only
 from tests.support.program import Program
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_RUN_GROUP", "WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_NAME"):
+    for name in WANDB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no credentials of whoever runs the tests
-
-
-def inspect(folder: Path) -> list[dict[str, Any]]:
-    """The records of one offline run, through `wandb leet inspect`."""
-    (run,) = folder.glob("wandb/offline-run-*")
-    wandb = Path(sys.executable).parent / "wandb"
-    done = subprocess.run([wandb, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def only(found: list[dict[str, Any]], kind: str) -> list[Any]:
-    return [record[kind] for record in found if record["type"] == kind]
-
-
-def items(entry: Any) -> dict[str, Any]:
-    """W&B's history and summary lines hold a list of keys and JSON values."""
-    pairs = entry.get("item", entry.get("update"))
-    return pairs if isinstance(pairs, dict) else {pair["key"]: json.loads(pair["value_json"]) for pair in pairs}
 
 
 def test_a_sweep_leaves_runs_of_one_group_that_do_not_bleed_into_each_other(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command that writes the page: ``python -m fishexp.report.page outputs/records.jsonl -o report.html``."""
 
 import argparse
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ def _work(pooled: Pool, options: Namespace) -> None:
     except OSError as error:
         raise FishexpError(f"{options.output} cannot be written: {error.strerror}") from None
     print(f"{options.output}: {len(text.encode()) / 1e6:.1f} MB")
+    if options.wandb is not None:
+        from fishexp.report.artifact import send
+
+        send(pooled, options.output, options.wandb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="where the run folders are, for learning curves and overlaps; beside the records if you do not say",
     )
+    parser.add_argument(
+        "--wandb", choices=["offline", "online"], help="send the page, its tables and pictures to W&B, too"
+    )
     return command.run(parser, arguments, _work)
 
 
 if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # a notebook hands its own to its commands, where it may be unknown
     sys.exit(main())
