@@ -67,7 +67,7 @@ check: setup  ## style, types, and who imports whom
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo --no-cache
 
-bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside other ways to them, in 25 minutes; DEVICE=cuda on a GPU
+bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside other ways to them, in 40 minutes; DEVICE=cuda on a GPU
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 .venv/.bench: .venv/.ready
