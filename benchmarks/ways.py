@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import Effort, interleave
+from benchmarks.timing import Effort, interleave, single_thread
 from fishexp.sparse.calibration import calibrated
 from fishexp.sparse.conv import ConvGeometry, conv2d_gradient
+from fishexp.sparse.costs import Costs
 from fishexp.sparse.linear import linear_gradient
 from fishexp.sparse.modules import sparse_parameter
 from fishexp.sparse.parameter import GradientMethod, SparseParameter
@@ -62,31 +63,37 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
 
 
 def main() -> None:
-    """Print a line for each layer and mask, then how much time the cost model's choices lose."""
+    """Print a line for each layer and mask, then how much time the cost model's choices lose, with one thread."""
     hardware.keep_freed_memory()
     costs = calibrated()
-    for dtype in (torch.float32, torch.bfloat16):
-        losses = []
-        for label, shape, user, form in layers(dtype):
-            for pattern, mask in patterns(shape):
-                kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, user, None, costs)
-                calls: dict[str, Callable[[], Any]] = {method: partial(_form, kept, form, method) for method in METHODS}
-                times = interleave(calls, Effort(0.0, least=7, warmup=1), torch.device("cpu"))
-                least = {method: min(times[method]) for method in METHODS}  # other programs only add to a time
-                _form(kept, form, None)
-                chosen = kept.last_method
-                assert chosen is not None
-                losses.append(least[chosen] / min(least.values()))
-                shares = ", ".join(f"{method} {least[method] / least['dense']:.2f}" for method in METHODS[1:])
-                print(
-                    f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {least['dense'] * 1e3:7.2f} ms, {shares}; "
-                    f"{chosen}, {losses[-1]:.2f} of the best",
-                    flush=True,
-                )
-        print(
-            f"{str(dtype)[6:]}: of {len(losses)} choices, the worst takes {max(losses):.2f} of the best method's "
-            f"time, the median {median(losses):.2f}; {sum(loss > 1.1 for loss in losses)} take over 1.1"
-        )
+    with single_thread():
+        for dtype in (torch.float32, torch.bfloat16):
+            losses = list(_losses(dtype, costs))
+            print(
+                f"{str(dtype)[6:]}: of {len(losses)} choices, the worst takes {max(losses):.2f} of the best method's "
+                f"time, the median {median(losses):.2f}; {sum(loss > 1.1 for loss in losses)} take over 1.1"
+            )
+
+
+def _losses(dtype: torch.dtype, costs: Costs) -> Iterator[float]:
+    """Time the methods for each layer and mask, print a line, and yield the chosen one's time over the least."""
+    for label, shape, user, form in layers(dtype):
+        for pattern, mask in patterns(shape):
+            kept = sparse_parameter("weight", nn.Parameter(torch.zeros(shape)), mask, user, None, costs)
+            calls: dict[str, Callable[[], Any]] = {method: partial(_form, kept, form, method) for method in METHODS}
+            times = interleave(calls, Effort(0.0, least=7, warmup=1), torch.device("cpu"))
+            least = {method: min(times[method]) for method in METHODS}  # other programs only add to a time
+            _form(kept, form, None)
+            chosen = kept.last_method
+            assert chosen is not None
+            loss = least[chosen] / min(least.values())
+            shares = ", ".join(f"{method} {least[method] / least['dense']:.2f}" for method in METHODS[1:])
+            print(
+                f"{str(dtype)[6:]:8} {label:47} {pattern:12} dense {least['dense'] * 1e3:7.2f} ms, {shares}; "
+                f"{chosen}, {loss:.2f} of the best",
+                flush=True,
+            )
+            yield loss
 
 
 def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], method: GradientMethod | None) -> Tensor:
