@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -41,8 +41,11 @@ _ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 _TORCHRUN = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for.
+
+    Args:
+        arguments: The command line; None for that of this process.
 
     Returns:
         Exit status: 0, 1 if a run failed, 2 if what the user gave cannot be right, 130 if interrupted.
@@ -50,7 +53,7 @@ def main() -> int:
     signals.install()
     config.register_resolvers()
     try:
-        args = _arguments()
+        args = _parsed(arguments)
         if args.help:
             print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder]))
             return 0
@@ -74,7 +77,7 @@ def main() -> int:
         return INTERRUPTED
 
 
-def _arguments() -> Namespace:
+def _parsed(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(parents=[get_args_parser()], add_help=False, conflict_handler="resolve")
     parser.add_argument("--version", action="store_true")  # ours instead of Hydra's
 
@@ -84,7 +87,7 @@ def _arguments() -> Namespace:
         raise FishexpError(f"{message}; {hint}")
 
     parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     _check_flags(args)
     if args.config_dir is not None and Path(args.config_dir).resolve() == Path(CONF).resolve():
         args.config_dir = None  # it is read in any case

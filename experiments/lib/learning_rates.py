@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.lib.report import MISSING
-from experiments.lib.results import MOST_GROWN, Result, Section
+from experiments.lib.results import Result, Section
 from experiments.lib.study import C
+from fishexp.run.tuning import MOST_GROWN
 from fishexp.system.text_table import markdown_table
 
 

@@ -10,9 +10,7 @@ from experiments.lib.study import C, Study
 from fishexp.report.differences import Predicted
 from fishexp.report.group import Group
 from fishexp.run.settings import Config
-
-# times that a grid of learning rates grows at each end
-MOST_GROWN = 3
+from fishexp.run.tuning import best_rate, rates_beyond
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,9 @@ class Section(Generic[C]):
     predicted: Predicted
 
 
-def best_rate(tried: Mapping[float, Group | None]) -> float | None:
-    """Return the learning rate of the highest mean, of equals the smallest; None if all failed or are undefined."""
-    means = {lr: group.mean for lr, group in tried.items() if group and group.mean is not None}
-    return min(means, key=lambda lr: (-means[lr], lr)) if means else None
-
-
-def rates_beyond(rates: Sequence[float], tried: Mapping[float, Group | None], grow: float) -> list[float]:
-    """Return the rates to try next: beyond the largest or the smallest, if no other is better than it.
-
-    A run that failed, or whose metric is undefined, is worse than any other. Where all are, there are none to try.
-
-    Args:
-        rates: The rates that the grid began with.
-        tried: Learning rate -> its runs on held-out examples.
-        grow: Factor from a rate to the next; the grid grows ``MOST_GROWN`` times at most at each end.
-    """
-    means = {lr: group.mean for lr, group in tried.items() if group and group.mean is not None}
-    if not means:
-        return []
-    best, largest, smallest = max(means.values()), max(tried), min(tried)
-    above = means.get(largest) == best and sum(lr > max(rates) for lr in tried) < MOST_GROWN
-    below = means.get(smallest) == best and sum(lr < min(rates) for lr in tried) < MOST_GROWN
-    return [float(f"{lr:.12g}") for lr in [largest * grow] * above + [smallest / grow] * below]
+def means(tried: Mapping[float, Group | None]) -> dict[float, float | None]:
+    """Return learning rate -> mean of its runs; None where they failed, or their metric is undefined."""
+    return {lr: group.mean if group else None for lr, group in tried.items()}
 
 
 def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
@@ -110,9 +88,9 @@ def _choice(
         tried |= {lr: group for lr, (group, failed) in found.items() if group or failed}
         if len(tried) < len(first) + len(beyond):
             return None, beyond, tried
-        due = rates_beyond(first, tried, study.grow) if study.grow else []
+        due = rates_beyond(first, means(tried), study.grow) if study.grow else []
         beyond += due
-    return best_rate(tried), beyond, tried
+    return best_rate(means(tried)), beyond, tried
 
 
 def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:

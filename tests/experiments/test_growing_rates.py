@@ -9,8 +9,9 @@ import pytest
 from experiments.lib.learning_rates import rates_tried
 from experiments.lib.plan import plan
 from experiments.lib.records import recorded_runs
-from experiments.lib.results import MOST_GROWN, best_rate, result_of, section_of
+from experiments.lib.results import means, result_of, section_of
 from experiments.units.profiles import PROFILES, Cell
+from fishexp.run.tuning import MOST_GROWN, best_rate
 from tests.support.tables import chosen, write_records
 
 RATES = (0.002, 0.008, 0.032)
@@ -61,7 +62,7 @@ def test_the_grid_grows_until_the_best_is_inside(
     assert carry_out(scores, tmp_path) == [RATES, *((lr,) for lr in beyond)]
     found = result_of(GROWING, CELL, recorded_runs(tmp_path / "records.jsonl"))
     assert (found.lr, found.beyond) == (taken, beyond)
-    assert found.lr == best_rate(found.tried)
+    assert found.lr == best_rate(means(found.tried))
     assert len(beyond) <= 2 * MOST_GROWN
 
 

@@ -2,11 +2,9 @@
 
 import contextlib
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from fishexp import __main__ as program
 from fishexp.run.record import read
@@ -35,12 +33,8 @@ def fishexp(*arguments: str) -> Result:
     """Run a command."""
     out, err = io.StringIO(), io.StringIO()
     program._finished.clear()
-    with (
-        mock.patch.object(sys, "argv", ["fishexp", *arguments]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        status = program.main()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = program.main(arguments)
     return Result(status, out.getvalue(), err.getvalue())
 
 
