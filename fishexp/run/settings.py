@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Unpack, get_a
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from fishexp.errors import FishexpError, nearest
+from fishexp.errors import FishexpError, how_to_install, nearest
 from fishexp.masks.budget import check_keep
 
 # fully resolved, plain Python
@@ -161,7 +161,8 @@ def _module(group: str, name: str) -> Any:
             return importlib.import_module(candidate)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{candidate}.".startswith(f"{error.name}."):
-                raise FishexpError(f"{group}={name}: {candidate} needs {error.name}, which is not installed") from None
+                hint = how_to_install(error) or f"{candidate} needs {error.name}, which is not installed"
+                raise FishexpError(f"{group}={name}: {hint}") from None
         except (SyntaxError, ImportError) as error:
             raise FishexpError(f"{group}={name}: {candidate} cannot be imported: {error}") from None
     raise FishexpError(
