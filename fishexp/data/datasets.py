@@ -1,6 +1,7 @@
 """A data set: examples in memory, handed out a batch at a time, and the metrics that are reported on them."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
@@ -15,6 +16,8 @@ from fishexp.fisher.batches import Inputs
 # name -> number in the metric's own range, None where it is undefined
 Metrics: TypeAlias = dict[str, float | None]
 
+
+log = logging.getLogger(__name__)
 
 # examples in a chunk that is hashed
 _HASHED_TOGETHER = 1_000
@@ -51,6 +54,7 @@ class Dataset:
         channels: Number of channels of its images; 0 for text.
         metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first.
         names: Names of the classes in the order of their numbers; empty for a regression, or if they have none.
+        columns: Names of the columns that its sentences were in, if it was a table of the user's.
     """
 
     train: Any
@@ -59,6 +63,7 @@ class Dataset:
     channels: int
     metrics: Callable[[Tensor, Tensor], Metrics]
     names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def limited(self, train_limit: int | None, valid_limit: int | None, holdout: int) -> "Dataset":
         """Limit the numbers of examples to the first of a fixed permutation, which is the same for every seed.
@@ -107,6 +112,26 @@ def _digest(sets: Mapping[str, Any]) -> str:
                 hashed.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 hashed.update(raw(tensor))
     return hashed.hexdigest()[:12]
+
+
+def split_off(examples: Any, fraction: float, source: str) -> tuple[Any, Any]:
+    """Split examples that come without any to report on, and say so.
+
+    Args:
+        fraction: Share of the examples to report on: the last of a permutation that is the same for every seed.
+        source: Where they came from, for messages.
+
+    Returns:
+        Those to train on, and those to report on.
+
+    Raises:
+        FishexpError: If nothing is left to train on.
+    """
+    order, count = _permutation(len(examples)), max(1, round(fraction * len(examples)))
+    if count >= len(examples):
+        raise FishexpError(f"{source} has {len(examples)} examples, too few to report on some of them")
+    log.info("%s: %d of its %d examples, the same for every seed, are reported on", source, count, len(examples))
+    return examples.subset(order[:-count]), examples.subset(order[-count:])
 
 
 def _permutation(size: int) -> Tensor:

@@ -16,7 +16,7 @@ SHOWN = ("data.name", "data.task", "data.holdout", "model.name", "method.name", 
 # setting that is a digest of the data set's files
 _FILES = "data.root"
 # settings that follow from a component's name
-IMPLIED = ("model.module", "model.layers", "method.ignores_keep", "method.needs_regime")
+IMPLIED = ("data.module", "model.module", "model.layers", "method.ignores_keep", "method.needs_regime")
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ class Command:
 def command_of(group: Group) -> Command:
     """Write the command of all runs of a group, with every setting, whatever the defaults are by now."""
     run = group.runs[0]
-    config, remarks = run["config"], _own_modules(run)
+    remarks = _own_modules(run)
     words = []
-    for key, value in _overrides(config):
+    for key, value in _overrides(run):
         digest = _DIGEST.fullmatch(value) if isinstance(value, str) else None
         if digest:
             what = f"{digest[1]}, whose contents had" if digest[1] else "files that had"
@@ -53,13 +53,18 @@ def command_of(group: Group) -> Command:
     return Command(shlex.join(line), list(commits), remarks)
 
 
-def _overrides(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """List the settings of a configuration but the seed: components first, each with its options."""
+def _overrides(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List the settings of a run but the seed: components first, each with its options."""
+    config = run["config"]
     for group in _GROUPS:
         options = config.get(group)
         if not isinstance(options, Mapping):  # a record from elsewhere, of which reports need no more
             continue
-        yield group, options.get("name")
+        name, module = options.get("name"), options.get("module")
+        renamed = group == "data" and module not in (None, name) and module not in (run.get("versions") or ())
+        yield group, module if renamed else name
+        if renamed:
+            yield "data.name", name
         for key, value in options.items():
             if key not in ("name", "module") and f"{group}.{key}" not in IMPLIED:
                 yield f"{group}.{key}", value

@@ -47,7 +47,10 @@ def resolved(cfg: DictConfig) -> Config:
 def _recipe(key: str, method: str | None = None, *, _root_: DictConfig) -> Any:
     """Look up the default of ``key`` for this data set, model, method (or another) and task in conf/recipes.yaml."""
     recipes = _root_.recipes
-    recipe = recipes.get(_root_.data.name, recipes.other)
+    names = (_root_.data.name, _root_.data.get("module"), "other")
+    recipe = next(recipes[name] for name in names if name in recipes)
+    if isinstance(recipe, str):  # as for another data set
+        recipe = recipes[recipe]
     if key not in recipe:
         raise FishexpError(f"conf/recipes.yaml has no {key} for data={_root_.data.name}")
     value = recipe[key]

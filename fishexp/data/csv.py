@@ -1,0 +1,44 @@
+"""Files of one's own: csv, tsv, jsonl, json or parquet, with a column of texts (or two) and a column of labels."""
+
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+from fishexp.data.columns import Column, Columns
+from fishexp.data.datasets import Dataset
+from fishexp.data.examples import Kind, text_dataset
+from fishexp.data.tables import read_table
+
+
+def load(
+    *,
+    train: str,
+    valid: str | None,
+    valid_fraction: Annotated[float, Gt(0), Lt(1)],
+    text: Columns,
+    label: Column | None,
+    kind: Kind | None,
+    max_length: Annotated[int, Ge(3)],
+    train_limit: Annotated[int, Ge(1)] | None,
+    valid_limit: Annotated[int, Ge(1)] | None,
+    holdout: Annotated[int, Ge(0)],
+) -> Dataset:
+    """Load examples from a file, and from another to report on.
+
+    Args:
+        train: The file; the first row of a csv or tsv names the columns.
+        valid: The file to report on; None: ``valid_fraction`` of the examples in ``train``.
+        text: Name of the column of sentences, or the two of pairs; None to find it.
+        label: Name of the column of labels; None to find it.
+        kind: What the labels are; None: numbers if any has a fraction, else classes.
+        max_length: Number of tokens that an input is cut to.
+
+    Raises:
+        FishexpError: If a file cannot be read, or what is in it is not examples.
+    """
+    tables = [read_table(Path(file)) if file is not None else None for file in (train, valid)]
+    dataset = text_dataset(
+        *tables, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
+    )  # type: ignore[arg-type]
+    return dataset.limited(train_limit, valid_limit, holdout)

@@ -1,0 +1,89 @@
+"""Any data set of sentences with labels on the Hugging Face hub, or in a folder that ``datasets`` reads."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any, NewType
+
+from annotated_types import Ge, Gt, Lt
+
+from fishexp.data.columns import Column, Columns
+from fishexp.data.datasets import Dataset
+from fishexp.data.examples import Kind, text_dataset
+from fishexp.data.tables import Table, classes_in
+from fishexp.errors import FishexpError, first_line, nearest
+from fishexp.system.hub import fail_fast_offline
+
+log = logging.getLogger(__name__)
+
+# name of a configuration, revision or split: another type than a text, which in a configuration may name a file
+Name = NewType("Name", str)
+
+# splits to report on, the first that is there
+_VALID = ("validation", "valid", "val", "dev", "test")
+
+
+def load(
+    *,
+    path: str,
+    config: Name | None,
+    revision: Name | None,
+    train_split: Name,
+    valid_split: Name | None,
+    valid_fraction: Annotated[float, Gt(0), Lt(1)],
+    text: Columns,
+    label: Column | None,
+    kind: Kind | None,
+    max_length: Annotated[int, Ge(3)],
+    train_limit: Annotated[int, Ge(1)] | None,
+    valid_limit: Annotated[int, Ge(1)] | None,
+    holdout: Annotated[int, Ge(0)],
+) -> Dataset:
+    """Load the splits of a data set to train and to report on.
+
+    Args:
+        path: Hub id, or a folder.
+        config: Name of one of its configurations.
+        revision: Branch, tag or commit on the hub.
+        train_split: Name of the split to train on.
+        valid_split: Name of the split to report on; None: the first of validation, valid, val, dev and test that is
+            there, else ``valid_fraction`` of the examples to train on.
+        text: Name of the column of sentences, or the two of pairs; None to find it.
+        label: Name of the column of labels; None to find it.
+        kind: What the labels are; None: numbers if any has a fraction, else classes.
+        max_length: Number of tokens that an input is cut to.
+
+    Raises:
+        FishexpError: If it cannot be had, has no such split, or what is in it is not examples.
+    """
+    splits = _splits(path, config, revision)
+    chosen = valid_split or next((Name(name) for name in _VALID if name in splits and name != train_split), None)
+    tables = [_table(path, splits, name) if name is not None else None for name in (train_split, chosen)]
+    if chosen is not None:
+        log.info("%s: trained on %s, reported on %s", path, train_split, chosen)
+    dataset = text_dataset(
+        *tables, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
+    )  # type: ignore[arg-type]
+    return dataset.limited(train_limit, valid_limit, holdout)
+
+
+def _splits(path: str, config: str | None, revision: str | None) -> Any:
+    from datasets import load_dataset
+
+    if not Path(path).is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:  # a hub id is name or owner/name
+            raise FishexpError(f"data.path={path} is not a folder")
+        fail_fast_offline()
+    try:
+        return load_dataset(path, config, revision=revision)
+    except Exception as error:  # datasets raises many kinds, network ones among them
+        raise FishexpError(f"data.path={path} cannot be loaded: {first_line(error)}") from None
+
+
+def _table(path: str, splits: Any, name: str) -> Table:
+    if name not in splits:
+        raise FishexpError(f"data.path={path} has no split {name}{nearest(name, list(splits))}")
+    split = splits[name]
+    if not len(split):
+        raise FishexpError(f"data.path={path}: its split {name} holds no examples")
+    columns = {column: list(split[column]) for column in split.column_names}
+    return Table(f"{path} {name}", columns, classes=classes_in(split.features))
