@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from fishexp.fisher import diagonal_fisher
     from fishexp.masks import top_k
     from fishexp.run.artifacts import load_run
+    from fishexp.run.inference import load_pipeline
     from fishexp.sparse import Sparse, sparsify
 
 __version__ = "0.2.0"
-__all__ = ["Delta", "DeltaError", "FishexpError", "Sparse", "diagonal_fisher", "load_run", "sparsify", "top_k"]
+__all__ = [
+    "Delta", "DeltaError", "FishexpError", "Sparse", "diagonal_fisher", "load_pipeline", "load_run", "sparsify",
+    "top_k",
+]  # fmt: skip
 
 _HOMES = {
-    "Delta": "delta", "Sparse": "sparse", "diagonal_fisher": "fisher", "load_run": "run.artifacts",
-    "sparsify": "sparse", "top_k": "masks",
+    "Delta": "delta", "Sparse": "sparse", "diagonal_fisher": "fisher", "load_pipeline": "run.inference",
+    "load_run": "run.artifacts", "sparsify": "sparse", "top_k": "masks",
 }  # fmt: skip
 
 

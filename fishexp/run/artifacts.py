@@ -199,7 +199,7 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     if not whole:
         (folder / WEIGHTS).unlink(missing_ok=True)
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
-    about |= {"names": list(data.names), "epochs": epochs}
+    about |= {"names": list(data.names), "columns": list(data.columns), "epochs": epochs}
     if isinstance(data.train, Images):
         about |= {"mean": data.train.mean, "std": data.train.std}
     if isinstance(data.train, Tokens):
@@ -305,7 +305,29 @@ def load_run(
         FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch, or code or a download
             would be needed that is not allowed.
     """
-    folder = Path(folder)
+    model, about = load_trained(Path(folder), epoch, allow_code, allow_download)
+    if model.tokenizer is None:
+        images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
+        return model.network, images.normalise
+
+    def tokenise(*texts: Sequence[str]) -> dict[str, Tensor]:
+        if any(isinstance(text, str) for text in texts):
+            raise FishexpError("prepare takes lists of sentences, got a single string; put it into a list")
+        encoded = model.tokenizer(
+            *map(list, texts), truncation=True, max_length=about["max_length"], padding=True, return_tensors="pt"
+        )
+        return dict(encoded)
+
+    return model.network, tokenise
+
+
+def load_trained(
+    folder: Path, epoch: int | None = None, allow_code: bool = False, allow_download: bool = False
+) -> tuple[Model, dict[str, Any]]:
+    """Load the trained model of a run folder, in evaluation mode on the CPU, and what the run said of its inputs.
+
+    Args and errors are those of :func:`load_run`.
+    """
     try:
         (folder / PREPROCESSING).stat()
         options = _read_config(folder / "config.yaml")
@@ -330,16 +352,5 @@ def load_run(
         options["model"]["pretrained"] = True  # the run's own weights, even where it began with random ones
     with nullcontext() if allow_download else cached_only(f"load_run({str(folder)!r}, allow_download=True) fetches it"):
         model = build_model(options["model"], about["classes"], about["channels"], about.get("names", ()), epoch=epoch)
-    if model.tokenizer is None:
-        images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
-        return model.network.eval(), images.normalise
-
-    def tokenise(*texts: Sequence[str]) -> dict[str, Tensor]:
-        if any(isinstance(text, str) for text in texts):
-            raise FishexpError("prepare takes lists of sentences, got a single string; put it into a list")
-        encoded = model.tokenizer(
-            *map(list, texts), truncation=True, max_length=about["max_length"], padding=True, return_tensors="pt"
-        )
-        return dict(encoded)
-
-    return model.network.eval(), tokenise
+    model.network.eval()
+    return model, about

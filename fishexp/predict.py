@@ -1,0 +1,109 @@
+"""The command line of predictions: what a finished run says of the rows of a file, added to them as columns."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fishexp.errors import FishexpError
+
+# endings of files that are written -> what separates their columns
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Predict, and return the exit status: 2, with one line on stderr, if something cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        _work(options)
+    except (FishexpError, OSError) as error:
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"fishexp.predict: {' '.join(what.split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fishexp.predict",
+        description="Predict with a finished run on text: the rows of a csv, tsv, jsonl, json or parquet file get the "
+        "predicted label and the probability of each, or the predicted number.",
+        epilog="example: python -m fishexp.predict outputs/csv/minilm/fish-0.005/seed0-1a2b3c4d new.csv -o out.csv",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
+    parser.add_argument("file", metavar="FILE", type=Path, help="the examples; a csv's first row names the columns")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="a .csv or .tsv; printed if you do not say")
+    parser.add_argument("--text", metavar="COLUMN", nargs="+", help="one column of sentences, or the two of pairs")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="examples at a time: speed only")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--epoch", metavar="N", type=int, help="of a run with regime=checkpointing; the last")
+    parser.add_argument("--allow-code", action="store_true", help="import the module that built the run's model")
+    parser.add_argument("--allow-download", action="store_true", help="fetch the model that the run began with")
+    return parser
+
+
+def _work(options: argparse.Namespace) -> None:
+    """Read, predict and write."""
+    out: Path | None = options.output
+    if options.batch_size < 1:
+        raise FishexpError(f"--batch-size {options.batch_size}: at least one example at a time")
+    if out is not None:
+        _check_out(out, options.file)
+
+    from fishexp.data.tables import read_table
+    from fishexp.run.inference import predict
+
+    table = read_table(options.file)
+    predicted = predict(
+        options.run, table, text=options.text, batch_size=options.batch_size, device=options.device,
+        epoch=options.epoch, allow_code=options.allow_code, allow_download=options.allow_download,
+    )  # fmt: skip
+    added = ["predicted", *(f"probability_{name}" for name in predicted.names)]
+    if double := [name for name in added if name in table.columns]:
+        raise FishexpError(f"{options.file} has a column {double[0]!r} already; rename it")
+    answers = predicted.answers()
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=_SEPARATORS[out.suffix.lower()] if out else ",", lineterminator="\n")
+    writer.writerow([*table.columns, *added])
+    for row, outputs in enumerate(predicted.outputs.tolist()):
+        cells = [_cell(values[row]) for values in table.columns.values()]
+        writer.writerow([*cells, _cell(answers[row]), *(map(_cell, outputs) if predicted.names else ())])
+    _write(text.getvalue(), out, len(answers))
+
+
+def _cell(value: Any) -> str:
+    """Write a value of a column; numbers that a model computed have six digits."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _check_out(out: Path, file: Path) -> None:
+    """Refuse an output that could not be written, before the work."""
+    if out.suffix.lower() not in _SEPARATORS:
+        raise FishexpError(f"-o {out}: predictions are written as {' or '.join(_SEPARATORS)}")
+    if not out.absolute().parent.is_dir():
+        raise FishexpError(f"-o {out}: there is no folder {out.absolute().parent}; make it first")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise FishexpError(f"-o {out} is the file of the examples; give another")
+
+
+def _write(text: str, out: Path | None, count: int) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    from fishexp.system.atomic import replacing
+
+    with replacing(out) as new:
+        new.write_text(text, encoding="utf-8", newline="")
+    print(f"{out}: {count} predictions")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

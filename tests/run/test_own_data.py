@@ -1,0 +1,163 @@
+"""Data and models of one's own without code: a run, its identity, and what it says of new examples."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import fishexp as library
+from fishexp import predict
+from fishexp.run.predictions import read_predictions
+from tests.support.checks import refusal
+from tests.support.classifiers import FAMILIES, write_classifier
+from tests.support.cli import QUICK, Result, fishexp, records
+
+TRAIN, VALID = 40, 12  # examples
+
+
+@pytest.fixture(autouse=True)
+def _in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("a.csv", TRAIN), ("b.csv", VALID)):
+        rows = [f"the {'cat' if i % 3 else 'dog and a dog'} sees a film{' .' * (i % 4)}" for i in range(count)]
+        labels = ["good" if i % 3 else "bad" for i in range(count)]
+        Path(name).write_text(
+            "id,sentence,label\n" + "".join(f"{i},{x},{y}\n" for i, (x, y) in enumerate(zip(rows, labels, strict=True)))
+        )
+
+
+def options(family: str, *more: str) -> tuple[str, ...]:
+    if not Path(family).exists():
+        write_classifier(Path(family), family)
+    return (
+        "data=csv", "train=a.csv", "valid=b.csv", "max_length=16", "model=auto", f"model.path={family}", "keep=0.5",
+        "epochs=1", "batch_size=8", "lr=0.01", "threads=1", *more,
+    )  # fmt: skip
+
+
+def finished(result: Result) -> Path:
+    assert result.status == 0, result
+    (folder,) = Path("outputs").glob("*/*/*/seed0-*")
+    return folder
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_classifier_trains_and_predicts_as_it_was_evaluated(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(fishexp(*options(family)))
+    (record,) = records(Path())
+    assert 0 < record["kept"] <= record["total"] / 2
+    head = FAMILIES[family][1]
+    assert all(record["kept_by"][name][0] == torch.Size(record["kept_by"][name][1:]).numel() for name in head)
+    assert (folder / "delta.safetensors").exists() or (folder / "model.safetensors").exists()
+    assert predict.main([str(folder), "b.csv"]) == 0
+    found = rows(capsys.readouterr().out)
+    (run,) = read_predictions(Path("outputs/records.jsonl")).values()
+    names = ["bad", "good"]
+    assert [row["predicted"] for row in found] == [names[i] for i in run[""].predicted]
+    assert [row["label"] for row in found] == [names[i] for i in run[""].labels]
+    assert list(found[0]) == ["id", "sentence", "label", "predicted", "probability_bad", "probability_good"]
+    for row in found:
+        shares = {name: float(row[f"probability_{name}"]) for name in names}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert max(shares, key=lambda name: shares[name]) == row["predicted"]
+
+    pipeline = library.load_pipeline(folder)
+    answers = pipeline([row["sentence"] for row in found])
+    assert [answer["label"] for answer in answers] == [row["predicted"] for row in found]
+    for answer, row in zip(answers, found, strict=True):
+        assert answer["score"] == pytest.approx(float(row[f"probability_{row['predicted']}"]), abs=1e-5)
+    network, prepare = library.load_run(folder)
+    logits = network(**prepare([row["sentence"] for row in found])).logits
+    assert [names[i] for i in logits.argmax(-1)] == [row["predicted"] for row in found]
+
+
+def test_pairs_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"sentence1": "a cat", "sentence2": "the dog runs", "score": 0.5 + i % 5} for i in range(TRAIN)]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    folder = finished(fishexp(*options("electra"), "train=a.jsonl", "valid=null", "method=random"))
+    assert list(records(Path())[0]["metrics"])[:2] == ["pearson", "spearman"]
+    Path("new.jsonl").write_text(json.dumps({"sentence2": "the dog runs", "sentence1": "a cat", "n": 3}) + "\n")
+    assert predict.main([str(folder), "new.jsonl", "-o", "out.tsv", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "out.tsv: 1 predictions\n"
+    header, line = Path("out.tsv").read_text().splitlines()
+    assert header.split("\t") == ["sentence2", "sentence1", "n", "predicted"]
+    network, prepare = library.load_run(folder)
+    (number,) = network(**prepare(["a cat"], ["the dog runs"])).logits.tolist()
+    assert line.split("\t")[:3] == ["the dog runs", "a cat", "3"]
+    assert float(line.split("\t")[3]) == pytest.approx(number[0], rel=1e-5)
+    (answer,) = library.load_pipeline(folder)([{"text": "a cat", "text_pair": "the dog runs"}])
+    assert answer["score"] == pytest.approx(number[0], rel=1e-5)
+
+
+def test_the_identity_of_a_run_is_what_its_files_hold() -> None:
+    """Not their names, nor what lies beside them; the columns that are told count."""
+    first = options("distilbert", "method=random", "resume=true", "data.text=sentence", "data.label=label")
+    assert fishexp(*first).status == 0
+    shutil.copy("a.csv", "c.csv")
+    for name in ("sentence", "label"):
+        Path(name).mkdir()
+    assert "is done already" in fishexp(*first, "train=c.csv").out
+    assert fishexp(*first, "label=id", "kind=number").status == 0
+    Path("c.csv").write_text(Path("c.csv").read_text().replace("dog", "cat"))
+    assert "is done already" not in fishexp(*first, "train=c.csv").out
+    assert len({record["run_id"] for record in records(Path())}) == 3
+    assert all(record["config"]["data"]["train"].startswith("@") for record in records(Path()))
+
+
+def test_a_data_set_has_the_name_that_it_is_given() -> None:
+    result = fishexp(*options("distilbert", "method=random", "data.name=films"))
+    assert finished(result).parts[:3] == ("outputs", "films", "auto")
+    assert "a.csv: 40 examples; text in sentence, such as " in result.out
+
+
+@pytest.fixture
+def run() -> Path:
+    return finished(fishexp(*options("distilbert", "method=random")))
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert predict.main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fishexp.predict: ")
+    assert error.count("\n") == 1
+    return error.removeprefix("fishexp.predict: ").strip()
+
+
+def test_mistakes_in_predicting_get_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("title.csv").write_text("title,body\na,b\n")
+    Path("done.csv").write_text("sentence,predicted\na,b\n")
+    Path("hole.csv").write_text("id,sentence\n1,a\n2,\n")
+    assert mistake(capsys, str(run), "none.csv") == "none.csv is missing; name a file of examples"
+    assert mistake(capsys, str(run), "title.csv").startswith("title.csv: which column holds the sentences? there are: ")
+    assert mistake(capsys, str(run), "title.csv", "--text", "titel").startswith(
+        "title.csv has no column 'titel'; did you"
+    )
+    assert mistake(capsys, str(run), "title.csv", "--text", "title", "body") == (
+        "title.csv: the run read sentence, this is title and body; name others"
+    )
+    assert mistake(capsys, str(run), "done.csv") == "done.csv has a column 'predicted' already; rename it"
+    assert mistake(capsys, str(run), "hole.csv") == "hole.csv line 3: sentence is empty; fill it, or remove the row"
+    assert mistake(capsys, "nowhere", "b.csv").startswith("nowhere is not the folder of a finished run: ")
+    assert (
+        mistake(capsys, str(run), "b.csv", "-o", "out.xlsx") == "-o out.xlsx: predictions are written as .csv or .tsv"
+    )
+    assert mistake(capsys, str(run), "b.csv", "-o", "b.csv") == "-o b.csv is the file of the examples; give another"
+    assert mistake(capsys, str(run), "b.csv", "-o", "no/out.csv").startswith("-o no/out.csv: there is no folder ")
+    assert mistake(capsys, str(run), "b.csv", "--batch-size", "0") == "--batch-size 0: at least one example at a time"
+    assert predict.main([str(run), "title.csv", "--text", "title"]) == 0
+
+
+def test_a_run_on_images_reads_no_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished(fishexp(*QUICK))
+    message = f"{folder} is a run on images, this reads text; fishexp.load_run gives its model"
+    assert mistake(capsys, str(folder), "b.csv") == message
+    assert refusal(library.load_pipeline, folder) == message
