@@ -44,6 +44,12 @@ class Images:
         """Return the images at ``index``, in that order."""
         return self._with(self.pixels[index], self.labels[index])
 
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Images":
+        """Return the images with another mean and standard deviation, such as those of a pre-trained model."""
+        changed = self._with(self.pixels, self.labels)
+        changed.mean, changed.std = mean, std
+        return changed
+
     def to(self, device: torch.device) -> "Images":
         """Return the images on ``device``."""
         return self._with(self.pixels.to(device), self.labels.to(device))

@@ -28,6 +28,8 @@ class Model:
         tokenizer: Tokenizer of a model that reads text, else None.
         classes: Names of the classes in the order of the logits, if the classifier came with them; None if it is new,
             or nobody named them.
+        normalisation: Mean and standard deviation of each channel, in [0, 1], of the images that its weights come from;
+            None: it takes those of the data set.
         name_classes: Writes the names of the classes to where the network keeps them and ``save`` finds them; None if
             it keeps none.
     """
@@ -39,3 +41,4 @@ class Model:
     tokenizer: Any = None
     classes: tuple[str, ...] | None = None
     name_classes: Callable[[Sequence[str]], None] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None

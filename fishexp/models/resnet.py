@@ -41,7 +41,7 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
     }[layers]()
     head = "linear" if layers == 9 else "fc"
     if path is not None:
-        _load(network, Path(path), head, classes)
+        load_weights_(network, Path(path), head, classes)
     network.to(memory_format=torch.channels_last)  # faster on the CPU: experiments/LOG.md
 
     def save(folder: Path, *, weights: bool = True) -> None:
@@ -126,7 +126,15 @@ def _resnet9(classes: int, channels: int) -> nn.Module:
     )
 
 
-def _load(network: nn.Module, path: Path, head: str, classes: int) -> None:
+def load_weights_(network: nn.Module, path: Path, head: str, classes: int) -> None:
+    """Load all weights of a network from a safetensors file, or from a folder with a model.safetensors.
+
+    Args:
+        head: Name of the module that is its classifier.
+
+    Raises:
+        FishexpError: If the file cannot be read, or is of another network or number of classes.
+    """
     file = path / WEIGHTS if path.is_dir() else path
     try:
         weights = load_file(file)

@@ -39,10 +39,11 @@ def run_name(config: Config) -> str:
     """Return a readable path for a run, which no other has: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
     data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
     task = f"-{config['data']['task']}" if "task" in config["data"] else ""
+    arch = f"-{config['model']['arch']}" if "arch" in config["model"] else ""
     unit = f"-{unit}" if (unit := config["method"].get("unit", "entry")) != "entry" else ""
     per = f"-per-{per}" if (per := config["method"].get("per", "network")) != "network" else ""
     keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
-    return f"{data}{task}/{model}/{method}{unit}{per}{keep}/seed{config['seed']}-{run_id(config)}"
+    return f"{data}{task}/{model}{arch}/{method}{unit}{per}{keep}/seed{config['seed']}-{run_id(config)}"
 
 
 def shareable(config: Config) -> Config:

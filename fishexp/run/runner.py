@@ -339,10 +339,12 @@ def _headline(config: Config, settings: Settings, device: torch.device, context:
 
 
 def _prepared(data: Dataset, model: Model, device: torch.device) -> Dataset:
-    """Move images to the device; turn sentences into the tokens of the model's own tokenizer."""
+    """Move images to the device, normalised for the model; turn sentences into the tokens of its own tokenizer."""
 
     def prepare(examples: Any) -> Any:
-        return examples.to(device) if model.tokenizer is None else examples.tokenised(model.tokenizer)
+        if model.tokenizer is not None:
+            return examples.tokenised(model.tokenizer)
+        return (examples.normalised_by(*model.normalisation) if model.normalisation else examples).to(device)
 
     if model.tokenizer is not None:
         longest = model.tokenizer.model_max_length

@@ -79,6 +79,15 @@ def _free_gpu(count: int, folder: Path | None = None) -> Iterator[int]:
     yield os.getpid() % count
 
 
+def free_memory() -> int:
+    """Return how many bytes of main memory can be taken without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024  # in KiB there
+    except (OSError, StopIteration):  # no Linux: all that there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def name(device: torch.device) -> str:
     """Return the name of the chip: NVIDIA H200, AMD EPYC."""
     if device.type == "cuda":
