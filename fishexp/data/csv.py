@@ -37,8 +37,8 @@ def load(
     Raises:
         FishexpError: If a file cannot be read, or what is in it is not examples.
     """
-    tables = [read_table(Path(file)) if file is not None else None for file in (train, valid)]
     dataset = text_dataset(
-        *tables, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
-    )  # type: ignore[arg-type]
+        read_table(Path(train)), None if valid is None else read_table(Path(valid)),
+        text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length,
+    )  # fmt: skip
     return dataset.limited(train_limit, valid_limit, holdout)

@@ -57,12 +57,12 @@ def load(
     """
     splits = _splits(path, config, revision)
     chosen = valid_split or next((Name(name) for name in _VALID if name in splits and name != train_split), None)
-    tables = [_table(path, splits, name) if name is not None else None for name in (train_split, chosen)]
+    train, valid = _table(path, splits, train_split), None if chosen is None else _table(path, splits, chosen)
     if chosen is not None:
         log.info("%s: trained on %s, reported on %s", path, train_split, chosen)
     dataset = text_dataset(
-        *tables, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
-    )  # type: ignore[arg-type]
+        train, valid, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
+    )
     return dataset.limited(train_limit, valid_limit, holdout)
 
 
