@@ -73,7 +73,7 @@ def text_dataset(
     """
     found = find_columns(train, text, label)
     labels = _read_labels(train, str(found.label), kind)
-    examples = _sentences(train, found, labels, max_length, "")
+    examples = _sentences(train, found, labels, max_length, train.source)
     _say(train, found, labels, examples)
     if valid is None:
         examples, reported = split_off(examples, valid_fraction, train.source)
@@ -81,7 +81,7 @@ def text_dataset(
         wanted = [name for name in (*found.text, str(found.label)) if name not in valid.columns]
         if wanted:
             raise FishexpError(f"{valid.source} has no column {wanted[0]!r}, which {train.source} has")
-        reported = _sentences(valid, found, labels, max_length, f", which {train.source} has not")
+        reported = _sentences(valid, found, labels, max_length, train.source)
     _warn_of_shared(examples, reported)
     metrics = accuracy if labels.names else correlations
     return Dataset(
@@ -144,11 +144,11 @@ def _integer(value: Any) -> str | None:
     return str(int(float(value)))
 
 
-def _sentences(table: Table, found: Found, labels: Labels, max_length: int, unknown: str) -> Sentences:
+def _sentences(table: Table, found: Found, labels: Labels, max_length: int, source: str) -> Sentences:
     """Take the examples of a table.
 
     Args:
-        unknown: End of the message about a label that is no class.
+        source: Where the classes were found, for the message about a label that is none of them.
     """
     first, *second = texts_of(table, found.text)
     numbers: list[float] = []
@@ -157,8 +157,8 @@ def _sentences(table: Table, found: Found, labels: Labels, max_length: int, unkn
         if number is None and is_missing(value):
             raise FishexpError(f"{table.place(row)}: {found.label} is empty; every example needs a label")
         if number is None:
-            what = "is no class" if labels.names else "is no number"
-            raise FishexpError(f"{table.place(row)}: the label {_short(value)!r} {what}{unknown or _known(labels)}")
+            what = f"is not one of {source}'s: {_list(labels.names)}" if labels.names else "is no number"
+            raise FishexpError(f"{table.place(row)}: the label {_short(value)!r} {what}")
         numbers.append(number)
     dtype = torch.long if labels.names else torch.float
     return Sentences(first, second[0] if second else None, torch.tensor(numbers, dtype=dtype), max_length)
@@ -182,10 +182,6 @@ def _warn_of_shared(train: Sentences, reported: Sentences) -> None:
     shared = sum(pair in known for pair in zip(reported.first, reported.second or reported.first, strict=True))
     if shared:
         log.warning("%d of the %d reported examples are among those for training too", shared, len(reported))
-
-
-def _known(labels: Labels) -> str:
-    return f"; there are: {_list(labels.names)}" if labels.names else ""
 
 
 def _list(names: Sequence[str]) -> str:

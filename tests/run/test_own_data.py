@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torchvision import models
 
 import fishexp as library
 from fishexp import predict
+from fishexp.data import imagefolder
+from fishexp.models.torchvision import IMAGENET
 from fishexp.run.predictions import read_predictions
 from tests.support.checks import refusal
 from tests.support.classifiers import FAMILIES, write_classifier
@@ -154,6 +158,43 @@ def test_mistakes_in_predicting_get_a_line(run: Path, capsys: pytest.CaptureFixt
     assert mistake(capsys, str(run), "b.csv", "-o", "no/out.csv").startswith("-o no/out.csv: there is no folder ")
     assert mistake(capsys, str(run), "b.csv", "--batch-size", "0") == "--batch-size 0: at least one example at a time"
     assert predict.main([str(run), "title.csv", "--text", "title"]) == 0
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_images_in_folders_and_a_network_of_torchvision(weights: bool) -> None:
+    """With a file of weights they are resized and normalised as those of ImageNet, also when the run is loaded."""
+    for colour, name in enumerate(("blue", "green", "red")):
+        for part, count in (("train", 8), ("val", 3)):
+            (Path("photos") / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 100, (24, 30, 3), dtype=torch.uint8)
+                pixels[..., 2 - colour] += 150
+                Image.fromarray(pixels.numpy()).save(f"photos/{part}/{name}/{i}.png")
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), "published.pth")
+    more = ("model.weights=published.pth", "model.size=40") if weights else ()
+    folder = finished(
+        fishexp(
+            "data=imagefolder", "root=photos", "data.size=32", "arch=shufflenet_v2_x0_5", "epochs=1", "batch_size=8",
+            "threads=1", "method=fish", "keep=0.1", *more,
+        )
+    )  # fmt: skip
+    assert folder.parts[:4] == ("outputs", "imagefolder", "torchvision-shufflenet_v2_x0_5", "fish-0.1")
+    (record,) = records(Path())
+    assert record["kept_by"]["fc.weight"] == [3 * 1024, 3, 1024]
+    Path("published.pth").unlink()  # a run needs it no more
+    network, prepare = library.load_run(folder)
+    about = json.loads((folder / "preprocessing.json").read_text())
+    assert (about["mean"] == list(IMAGENET[0])) == weights
+    data = imagefolder.load(
+        root="photos", size=32, flip=True, valid_fraction=0.1, train_limit=None, valid_limit=None, holdout=0
+    )
+    (run,) = read_predictions(Path("outputs/records.jsonl")).values()
+    with torch.no_grad():
+        logits = network(prepare(data.valid[""].pixels))
+    assert logits.argmax(-1).tolist() == run[""].predicted.tolist()
+    loss = torch.nn.functional.cross_entropy(logits, data.valid[""].labels).item()
+    assert loss == pytest.approx(record["metrics"]["loss"], rel=1e-4)
+    assert about["names"] == ["blue", "green", "red"]
 
 
 def test_a_run_on_images_reads_no_sentences(capsys: pytest.CaptureFixture[str]) -> None:
