@@ -41,7 +41,24 @@ and of the result, sorted by name.
 from fishexp.delta.apply import Undo
 from fishexp.delta.combine import Overlap, merge
 from fishexp.delta.delta import Delta
+from fishexp.delta.hub import load_from_hub, push_to_hub
+from fishexp.delta.patches import Patch
+from fishexp.delta.peft_export import write_adapter
+from fishexp.delta.peft_import import read_adapter
 from fishexp.delta.stack import Stack
 from fishexp.delta.tasks import MergedTasks, merge_tasks
 
-__all__ = ["Delta", "MergedTasks", "Overlap", "Stack", "Undo", "merge", "merge_tasks"]
+__all__ = [
+    "Delta",
+    "MergedTasks",
+    "Overlap",
+    "Patch",
+    "Stack",
+    "Undo",
+    "load_from_hub",
+    "merge",
+    "merge_tasks",
+    "push_to_hub",
+    "read_adapter",
+    "write_adapter",
+]

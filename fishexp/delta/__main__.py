@@ -1,4 +1,4 @@
-"""The command line of deltas: look at one, apply it, make one of two checkpoints, put several together."""
+"""The command line of deltas: look at one, apply it, make one of two models, put several together, exchange them."""
 
 import argparse
 import os
@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import get_args
 
 from fishexp.delta import checkpoint
+from fishexp.delta.architecture import modules_of
 from fishexp.delta.combine import MergeRule, chain, merge, with_same_names
 from fishexp.delta.content import Content
 from fishexp.delta.delta import Delta
 from fishexp.delta.file import POSITIONS, UNMOVED, VALUES, read_beginning
 from fishexp.delta.fingerprint import CODES
 from fishexp.delta.header import SEED, WHOLE, DeltaHeader, TensorEntry
+from fishexp.delta.hub import push_to_hub
 from fishexp.delta.model_folder import same_labels
-from fishexp.delta.patch import find_patches, patch
+from fishexp.delta.patch import find_patches, new_checkpoint, patch
+from fishexp.delta.patches import write_patches
+from fishexp.delta.peft_export import write_adapter
+from fishexp.delta.peft_import import read_adapter
 from fishexp.delta.sources import Source
 from fishexp.delta.tasks import merge_tasks, write_tasks
 from fishexp.errors import DeltaError, FishexpError
@@ -127,6 +132,40 @@ def _merge(options: argparse.Namespace) -> None:
     print(overlap)
 
 
+def _export(options: argparse.Namespace) -> None:
+    _check_new(options.out)
+    delta = Delta.load(options.file)
+    if options.to == "patches":
+        write_patches(delta, options.out)
+        print(f"{options.out}: {delta}, NAME.indices and NAME.values of each tensor")
+        return
+    if options.base is None:
+        raise DeltaError(
+            "--to peft needs --base BASE: an adapter adds to the values of the base, so they have to be known"
+        )
+    base = checkpoint.read(options.base)
+    (named,) = with_same_names([delta], base.tensors)
+    base = base.named_as(named.all_names)
+    others = new_checkpoint(base, named, options.file.parent).others
+    config = others.read_config() if others else ""
+    if not config:
+        raise DeltaError("--to peft needs the config.json of the tuned model, in the folder BASE or beside the delta")
+    modules = modules_of(config, named.result)
+    tensors = {name: tensor for name, tensor in base.tensors.items() if name in {*named.base, *named.tied}}
+    print(f"{options.out}: {write_adapter(named, Source(tensors), modules, options.out, str(options.base))}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    _check_new(options.out)
+    delta = read_adapter(options.adapter, options.base)
+    delta.save(options.out)
+    print(f"{options.out}: {delta}")
+
+
+def _push(options: argparse.Namespace) -> None:
+    print(push_to_hub(options.file, options.repo, base_model=options.base_model, private=options.private))
+
+
 def _patch(
     options: argparse.Namespace, base: checkpoint.Checkpoint, delta: Content, strict: bool, beside: Path | None
 ) -> None:
@@ -144,17 +183,19 @@ def _check_new(out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fishexp.delta", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="info | apply | diff | merge")
+    commands = parser.add_subparsers(required=True, metavar="info | apply | diff | merge | export | import | push")
 
-    def command(name: str, work: Callable[[argparse.Namespace], None], text: str, out: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, work: Callable[[argparse.Namespace], None], text: str, out: str = "", base: str = "base"
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(work=work)
         if out:
-            added.add_argument("base", metavar="BASE", type=Path, help=MODEL)
+            added.add_argument(base, metavar="BASE", type=Path, help=MODEL)
             added.add_argument("-o", dest="out", metavar="OUT", type=Path, required=True, help=out + NEW)
         return added
 
-    info = command("info", _info, "what a delta holds", "")
+    info = command("info", _info, "what a delta holds")
     info.add_argument("file", metavar="FILE", type=Path, help="a delta")
     apply = command("apply", _apply, "the model that a delta, or one after another, makes of its base", FORM)
     apply.add_argument("files", metavar="FILE", type=Path, nargs="+", help="deltas, the one for BASE first")
@@ -167,6 +208,16 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-heads", action="store_true", help="one backbone, and a head for each delta in OUT/heads"
     )
     merger.add_argument("--how", choices=get_args(MergeRule), default="sum", help="of entries that several change")
+    export = command("export", _export, "a delta in a form of others", "an adapter's folder, or a file", "--base")
+    export.add_argument("file", metavar="FILE", type=Path, help="a delta")
+    export.add_argument("--to", choices=["peft", "patches"], required=True, help="apply writes the whole model")
+    importer = command("import", _import, "the delta of an adapter of PEFT's Super-Tuning", "the delta")
+    importer.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter's folder")
+    push = command("push", _push, "a delta to the Hugging Face hub, with a model card")
+    push.add_argument("file", metavar="FILE", type=Path, help="a delta")
+    push.add_argument("repo", metavar="USER/NAME", help="the repository, which is made if there is none")
+    push.add_argument("--base-model", metavar="ID", help="the hub's id of the model that the delta is for")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
     return parser
 
 

@@ -214,6 +214,21 @@ def _check_result(name: str, base: TensorReader | None, moved: TensorDelta) -> N
         raise contradiction(name)
 
 
+def whole_result(name: str, base: TensorReader | None, moved: TensorDelta | None) -> TensorDelta:
+    """Return all of a tensor with its new values, if any.
+
+    Raises:
+        DeltaError: If they do not give the result that the delta says.
+    """
+    if moved is None:
+        assert base is not None
+        return whole(base)
+    pieces = [new for _, new in moved.patched(() if base is None else base.pieces())]
+    found = TensorDelta(moved.shape, None, torch.cat(pieces) if pieces else moved.values, moved.sha256)
+    _check_result(name, None, found)
+    return found
+
+
 def _on_common_base(
     delta: Content, tied: Mapping[str, str], base: Mapping[str, Fingerprint], number: int
 ) -> dict[str, TensorDelta]:

@@ -1,5 +1,6 @@
 """The class of a delta: what training changed in a model, bound to the model that it was trained from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from fishexp.delta.apply import Undo, apply_, fit
 from fishexp.delta.content import Content
 from fishexp.delta.diff import diff, whole
 from fishexp.delta.file import read, save
+from fishexp.delta.patches import Patch, patches
 from fishexp.delta.sources import Tensors, aligned, source
 
 
@@ -118,6 +120,14 @@ class Delta(Content):
     def values(self, name: str) -> Tensor:
         """Return the new values, (moved,) in the tensor's type."""
         return self.moved[name].values
+
+    def patches(self) -> Iterator[Patch]:
+        """Yield the new values tensor by tensor, as serving stacks take sparse weight updates; removed ones have none.
+
+        Raises:
+            DeltaError: If a tensor has too many entries for int32.
+        """
+        return patches(self)
 
     def __repr__(self) -> str:
         total = sum(tensor.entries for tensor in self.result.values())

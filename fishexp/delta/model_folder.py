@@ -74,6 +74,12 @@ class Others:
     tokenizer: Path | None
     notes: tuple[str, ...] = ()
 
+    def read_config(self) -> str:
+        """Return the text of the configuration; empty if there is none that suits."""
+        if self.config is not None:
+            return self.config
+        return (self.base / CONFIG).read_text(encoding="utf-8") if _is_own(self.base / CONFIG, self.base) else ""
+
     def write(self, folder: Path) -> None:
         """Write all of it into ``folder``."""
         for name in self.files:
@@ -90,6 +96,11 @@ class Others:
         if self.tokenizer is not None:
             for name in TOKENIZER:
                 _copy(self.tokenizer, name, folder)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """List configuration and tokenizer of a model, as far as the folder has them, and no link that leads out of it."""
+    return [folder / name for name in (CONFIG, *TOKENIZER) if _is_own(folder / name, folder)]
 
 
 def _copy(source: Path, name: str, folder: Path) -> None:

@@ -12,14 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from fishexp.delta.apply import contradiction
 from fishexp.delta.checkpoint import SINGLE, Checkpoint
-from fishexp.delta.combine import MergeRule, Overlap, chain, merge, with_same_names
+from fishexp.delta.combine import MergeRule, Overlap, chain, merge, whole_result, with_same_names
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.delta import Delta
-from fishexp.delta.diff import by_common_name, whole
+from fishexp.delta.diff import by_common_name
 from fishexp.delta.model_folder import DELTA, others
 from fishexp.delta.names import match
 from fishexp.delta.patch import new_checkpoint
@@ -115,20 +112,8 @@ def _only(
     """Return the head of the delta's result, each tensor whole, and the ties in it."""
     moved = {}
     for name in sorted({*heads} & delta.result.keys()):
-        moved[name] = _whole(name, base.get(name) if name in delta.base else None, delta.moved.get(name))
+        moved[name] = whole_result(name, base.get(name) if name in delta.base else None, delta.moved.get(name))
     return moved, {name: first for name, first in delta.tied.items() if first in moved}
-
-
-def _whole(name: str, base: TensorReader | None, moved: TensorDelta | None) -> TensorDelta:
-    """Return all of a tensor with its new values, if any."""
-    if moved is None:
-        assert base is not None
-        return whole(base)
-    pieces = [new for _, new in moved.patched(() if base is None else base.pieces())]
-    found = TensorDelta(moved.shape, None, torch.cat(pieces) if pieces else moved.values, moved.sha256)
-    if found.hashes((), 0)[1] != moved.sha256:
-        raise contradiction(name)
-    return found
 
 
 def write_tasks(base: Checkpoint, merged: MergedTasks, files: Sequence[Path], out: Path) -> list[str]:
