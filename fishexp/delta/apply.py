@@ -38,6 +38,7 @@ class TargetTensor:
         base: What it has to be; None for a new one.
         moved: Its new values, if any.
         added: Whether the target is still to get ``tensor``.
+        exchanged: Whether ``tensor`` is to get other memory, as it has another number of rows.
     """
 
     names: tuple[str, ...]
@@ -45,18 +46,38 @@ class TargetTensor:
     base: Fingerprint | None
     moved: TensorDelta | None
     added: bool = False
+    exchanged: bool = False
 
 
 @dataclass(frozen=True)
 class Fit:
-    """List the tensors of a target, in its order, and the names of those that it is to lose."""
+    """List the tensors of a target, in its order, and the names of those that it is to lose.
+
+    Attributes:
+        found: What the target has by name, and of which type and shape it was.
+    """
 
     tensors: list[TargetTensor]
     removed: list[str]
+    found: Mapping[str, tuple[Tensor, Fingerprint]]
+
+    def holds(self, target: nn.Module | Mapping[str, Tensor]) -> bool:
+        """Tell whether the target has the same tensors still, of the same types and shapes."""
+        now = named(target)
+        return now.keys() == self.found.keys() and all(
+            now[name] is tensor and (tensor.dtype, tensor.shape) == (own.dtype, own.shape)
+            for name, (tensor, own) in self.found.items()
+        )
 
 
-def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
+def fit(delta: Content, target: nn.Module | Mapping[str, Tensor], exchange: bool = False) -> Fit:
     """Find which tensor of ``target`` is which of the delta; their values are not looked at.
+
+    Args:
+        delta: To apply.
+        target: A model or a dict of tensors.
+        exchange: Whether new tensors of the delta may have another number of rows than those of a model, as a head for
+            another number of classes has.
 
     Raises:
         DeltaError: If a name, type or shape is another one than that of the delta's base; it names the first.
@@ -73,7 +94,9 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
         seen.update(known)
         if known[0] in gone:
             removed += names
-        tensors.append(_target_tensor(delta, known[0], names, found[names[0]], not isinstance(target, nn.Module)))
+        own = _exchanged(delta, known[0], names, found[names[0]]) if exchange else None
+        may_grow = not isinstance(target, nn.Module)
+        tensors.append(own or _target_tensor(delta, known[0], names, found[names[0]], may_grow))
     for name in [*delta.base, *delta.moved]:
         if name not in seen and (name in delta.base or isinstance(target, nn.Module)):
             raise DeltaError(f"the delta is for another base: it has {name}, which is missing here")
@@ -86,7 +109,7 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor]) -> Fit:
             names = tuple(alike.back(own) for own in (name, *others[name]))
             tensors.append(TargetTensor(names, new, None, moved, added=True))
     _check_memory(tensors)
-    return Fit(tensors, removed)
+    return Fit(tensors, removed, {name: (tensor, kind(tensor)) for name, tensor in found.items()})
 
 
 def _delta_names(delta: Content, names: Sequence[str], alike: Mapping[str, str]) -> list[str]:
@@ -99,6 +122,16 @@ def _delta_names(delta: Content, names: Sequence[str], alike: Mapping[str, str])
         if any(tensors.get(other) != tensors.get(known[0]) for tensors in (delta.base, delta.result)):
             raise DeltaError(f"{known[0]} and {other} are one tensor here, and two that differ in the delta")
     return known
+
+
+def _exchanged(delta: Content, name: str, names: list[str], tensor: Tensor) -> TargetTensor | None:
+    """Return what becomes of a tensor that the delta brings along with another number of rows; None if it does not."""
+    moved, here = delta.moved.get(name), kind(tensor)
+    if moved is None or name in delta.base or here == moved.kind or not here.shape or not moved.shape:
+        return None
+    if (here.dtype, here.shape[1:]) != (moved.kind.dtype, moved.shape[1:]):
+        return None
+    return TargetTensor(tuple(names), tensor, None, moved, exchanged=True)
 
 
 def _target_tensor(delta: Content, name: str, names: list[str], tensor: Tensor, may_grow: bool) -> TargetTensor:
@@ -215,13 +248,29 @@ def _are_result(tensors: Sequence[TargetTensor]) -> bool:
 
 
 class TensorChange(NamedTuple):
-    """Hold what is to be written into a tensor of a target, and what stands there."""
+    """Hold what is to be written into a tensor of a target, and what stands there; if exchanged, its memory."""
 
     name: str
     tensor: Tensor
     moved: TensorDelta
     new: Tensor
     old: Tensor
+    exchanged: bool
+
+    def write_(self, values: Tensor) -> None:
+        """Write the new values, or the old ones."""
+        if self.exchanged:
+            self.tensor.data = values
+        else:
+            self.moved.write_(self.tensor, values)
+
+
+def _change(own: TargetTensor, moved: TensorDelta) -> TensorChange:
+    """Return what a delta is to do to a tensor."""
+    if own.exchanged:
+        new = moved.values.to(own.tensor.device, copy=True).view(moved.shape)
+        return TensorChange(own.names[0], own.tensor, moved, new, own.tensor.data, True)
+    return TensorChange(own.names[0], own.tensor, moved, moved.values, moved.gather(own.tensor), False)
 
 
 def apply_(delta: Content, target: Target, strict: bool) -> "Undo":
@@ -234,11 +283,7 @@ def apply_(delta: Content, target: Target, strict: bool) -> "Undo":
 
 def write_(target: Target, fitted: Fit) -> "Undo":
     """Put the new values where they belong; all of them, or none if there is an error."""
-    changes = (
-        TensorChange(own.names[0], own.tensor, own.moved, own.moved.values, own.moved.gather(own.tensor))
-        for own in fitted.tensors
-        if own.moved is not None
-    )
+    changes = (_change(own, own.moved) for own in fitted.tensors if own.moved is not None)
     return Undo(target, fitted, _write_all(changes))
 
 
@@ -247,8 +292,8 @@ class Undo:
 
     def __init__(self, target: Target, fitted: Fit, changes: Sequence[TensorChange]) -> None:
         self._target, self._number, self._reverted = target, next(_numbers), False
-        self._originals = [(change.name, change.moved, change.old) for change in changes]
-        found = named(target)
+        self._originals = [(change.name, change.moved, change.old, change.exchanged) for change in changes]
+        found = {name: tensor for name, (tensor, _) in fitted.found.items()}
         self._last = {name: _last_applied.get(tensor) for name, tensor in found.items()}
         self._added = {name: own.tensor for own in fitted.tensors if own.added for name in own.names}
         self._before = found if self._added or fitted.removed else None
@@ -256,12 +301,12 @@ class Undo:
             target.update(self._added)
             for name in fitted.removed:
                 del target[name]
-        for tensor in named(target).values():
+        for tensor in (target if isinstance(target, dict) else found).values():
             _last_applied[tensor] = self._number
 
     def write_originals_(self, name: str, tensor: Tensor) -> None:
         """Write the original values of a tensor of the target into a copy of it."""
-        for own, moved, original in self._originals:
+        for own, moved, original, _ in self._originals:
             if own == name:
                 moved.write_(tensor, original)
 
@@ -290,13 +335,13 @@ class Undo:
 
     def _back(self, found: Mapping[str, Tensor]) -> Iterator[TensorChange]:
         """Yield the original values, as long as the delta's stand in their place."""
-        for name, moved, original in self._originals:
+        for name, moved, original, exchanged in self._originals:
             tensor = found.get(name)
             if tensor is None or kind(tensor) != moved.kind:
                 raise DeltaError(f"{name} is gone, or of another type or shape than when the delta was applied")
             if not torch.equal(moved.gather(tensor), bits(moved.values).to(tensor.device)):
                 raise DeltaError(f"{name} has other values by now than the delta gave it; to revert would lose them")
-            yield TensorChange(name, tensor, moved, original, moved.values)
+            yield TensorChange(name, tensor, moved, original, tensor.data if exchanged else moved.values, exchanged)
 
 
 def _write_all(changes: Iterable[TensorChange]) -> list[TensorChange]:
@@ -306,9 +351,9 @@ def _write_all(changes: Iterable[TensorChange]) -> list[TensorChange]:
         try:
             for change in changes:
                 begun.append(change)
-                change.moved.write_(change.tensor, change.new)
+                change.write_(change.new)
         except BaseException:
             for change in begun:
-                change.moved.write_(change.tensor, change.old)
+                change.write_(change.old)
             raise
     return begun

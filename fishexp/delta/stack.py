@@ -1,10 +1,11 @@
 """Several deltas on a model that stays in memory: put on, taken off and exchanged in milliseconds."""
 
-from collections.abc import Mapping, MutableSet, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Literal, NamedTuple, TypeAlias
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from fishexp.delta.content import TensorDelta
 from fishexp.delta.delta import Delta
 from fishexp.delta.fingerprint import Fingerprint, flat, in_threads, pieces, sha256
 from fishexp.delta.sources import named, source
+from fishexp.delta.turns import Turns
 from fishexp.errors import DeltaError
 
 OverlapRule: TypeAlias = Literal["refuse", "last"]
@@ -34,13 +36,34 @@ class Stack:
 
     All tensors of the model are hashed once, at the start. From then on fingerprints are compared, not tensors: nobody
     else may change the model meanwhile. Where somebody changed an entry of a delta all the same, :meth:`pop` refuses.
+
+    A head that the base does not have may have another number of classes in each delta.
+
+    Several threads may share a stack. :meth:`using` keeps the model as it is for as long as a thread computes with it;
+    whatever would change it waits until nobody uses it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._base: State = source(model).fingerprints()
         self._levels: list[Level] = []
-        self._checked: MutableSet[Delta] = WeakSet()  # those that give the result that they say, on this model
+        self._turns = Turns()
+        # which tensor is which, of those deltas that give the result that they say, on this model
+        self._checked: MutableMapping[Delta, Fit] = WeakKeyDictionary()
+
+    @contextmanager
+    def using(self, delta: Delta | None) -> Iterator[nn.Module]:
+        """Lend the model with ``delta``, or nothing, on its base, and let no thread change it before the block ends.
+
+        Threads that want the same delta compute side by side. One that wants another waits until they are done, and
+        those that come later wait behind it. The delta stays on the model, so that the next block need not change it.
+
+        Raises:
+            DeltaError: As :meth:`switch`; or if this thread uses the model with another delta already.
+        """
+        wanted = () if delta is None else (delta,)
+        with self._turns.share(lambda: self.deltas == wanted, lambda: self._switch(delta)):
+            yield self._model
 
     @property
     def deltas(self) -> tuple[Delta, ...]:
@@ -61,7 +84,12 @@ class Stack:
         """
         if overlap not in ("refuse", "last"):
             raise DeltaError(f"overlap={overlap!r} is neither 'refuse' nor 'last'")
-        fitted = fit(delta, self._model)
+        with self._turns.alone():
+            self._push(delta, overlap)
+
+    def _push(self, delta: Delta, overlap: OverlapRule) -> None:
+        known = self._checked.get(delta)
+        fitted = known if known is not None and known.holds(self._model) else fit(delta, self._model, exchange=True)
         other = _difference(fitted, self._base)
         if other is None:
             found = find_overlap(((level.moved, _moved(fitted)) for level in self._levels), delta.changes)
@@ -69,10 +97,10 @@ class Stack:
                 raise DeltaError(f"{found}; pop the others, merge them, or say overlap='last' for this one to win")
         elif not self._levels or _difference(fitted, self._hashed_state()):
             raise DeltaError(f"the delta is for another base: {other} is neither what it was nor what it is now")
-        if delta not in self._checked:
+        if known is None:
             self._check(fitted, self._levels if other is None else [])
-            self._checked.add(delta)
-        self._push(delta, fitted)
+        self._checked[delta] = fitted
+        self._put(delta, fitted)
 
     def pop(self) -> Delta:
         """Take off the last delta, which is returned; the model is what it was before, to the bit.
@@ -80,6 +108,10 @@ class Stack:
         Raises:
             DeltaError: If there is none, or entries have other values by now.
         """
+        with self._turns.alone():
+            return self._pop()
+
+    def _pop(self) -> Delta:
         if not self._levels:
             raise DeltaError("no delta is on the stack")
         self._levels[-1].undo.revert_()
@@ -92,13 +124,17 @@ class Stack:
             DeltaError: If ``delta`` is for another base, and the stack is what it was; or if entries have other values
                 by now than a delta on the stack gave them.
         """
-        popped = [self.pop() for _ in self._levels[:]][::-1]
+        with self._turns.alone():
+            self._switch(delta)
+
+    def _switch(self, delta: Delta | None) -> None:
+        popped = [self._pop() for _ in self._levels[:]][::-1]
         try:
             if delta is not None:
-                self.push(delta)
+                self._push(delta, "refuse")
         except DeltaError:
             for before in popped:
-                self.push(before, "last")
+                self._push(before, "last")
             raise
 
     def report(self) -> Overlap:
@@ -118,7 +154,7 @@ class Stack:
             if target.moved is None:
                 return
             before = target.tensor.detach()
-            if any(target.names[0] in level.moved for level in above):
+            if target.base is not None and any(target.names[0] in level.moved for level in above):
                 before = before.clone()
                 for level in reversed(above):
                     level.undo.write_originals_(target.names[0], before)
@@ -127,7 +163,7 @@ class Stack:
 
         in_threads(check, fitted.tensors)
 
-    def _push(self, delta: Delta, fitted: Fit) -> None:
+    def _put(self, delta: Delta, fitted: Fit) -> None:
         state = dict(self._state)
         for target in fitted.tensors:
             if target.moved is not None:
