@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks import delta, fisher, merge, step
+from benchmarks import delta, fisher, merge, serve, step
 from benchmarks.protocol import Benchmark
 
-BENCHMARKS: dict[str, Benchmark[Any]] = {"step": step, "fisher": fisher, "delta": delta, "merge": merge}
+BENCHMARKS: dict[str, Benchmark[Any]] = {"step": step, "fisher": fisher, "delta": delta, "serve": serve, "merge": merge}
