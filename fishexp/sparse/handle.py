@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fishexp.delta import Delta
 from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.delta.fingerprint import kind
-from fishexp.errors import FishexpError
+from fishexp.errors import DeltaError, FishexpError
 from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook
 from fishexp.sparse.modules import detach, unwatch
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
@@ -232,6 +232,40 @@ class Sparse:
         }
         content = trained(self._model, originals, fresh)
         return Delta.of(content if seed is None else by_seed(content, seed, weights(self._model)))
+
+    @torch.no_grad()
+    def load_delta(self, delta: Delta) -> None:
+        """Make the model what it was when :meth:`delta` was called, to the bit, wherever training has led it since.
+
+        The next delta still begins where it did. Load this before an optimiser's state, which does not know its mask.
+
+        Raises:
+            FishexpError: If the delta keeps other entries than the mask.
+            DeltaError: If it has another base. The model is as before in either case.
+        """
+        state = self.state_dict()
+        self._refuse_other_mask(delta)
+        tensors = state["values"] | state["buffers"]
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_(self._state.originals[name].view_as(tensor))
+        try:
+            delta.apply_(self._model)
+        except DeltaError:
+            for name, tensor in tensors.items():
+                tensor.copy_(before[name])
+            raise
+        finally:
+            weights(self._model)  # the kept values become those that were written into the weights
+
+    def _refuse_other_mask(self, delta: Delta) -> None:
+        own = self.positions()
+        for name, mask in delta.mask(self._model).items():
+            theirs = mask.flatten().nonzero().squeeze(1)
+            if not torch.equal(own[name].sort().values if name in own else theirs[:0], theirs):
+                raise FishexpError(
+                    f"the delta keeps other entries of {name} than the model's mask; sparsify by delta.mask(model)"
+                )
 
     def ways(self) -> dict[str, GradientMethod]:
         """Return the gradient method of the last backward pass for each partly kept weight of a Linear or Conv2d.
