@@ -41,7 +41,8 @@ def nearest(name: str, known: list[str]) -> str:
 _EXTRAS = {
     "annotated_types": "run", "hydra": "run", "omegaconf": "run", "pydantic": "run", "rich": "run", "scipy": "run",
     "sklearn": "run", "wandb": "run", "yaml": "run", "datasets": "text", "huggingface_hub": "text",
-    "transformers": "text", "torchvision": "vision", "matplotlib": "report", "peft": "lora",
+    "transformers": "text", "torchvision": "vision", "matplotlib": "report", "peft": "lora", "accelerate": "hf",
+    "lightning": "lightning",
 }  # fmt: skip
 
 

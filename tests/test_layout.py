@@ -33,7 +33,7 @@ def test_tests_mirror_the_package_and_import_no_other_test() -> None:
 
 
 def test_hydra_is_known_to_the_command_line_only() -> None:
-    users = {path for path in PACKAGE.rglob("*.py") if re.search(r"^(import|from) hydra", path.read_text(), re.M)}
+    users = {path for path in PACKAGE.rglob("*.py") if re.search(r"^\s*(import|from) hydra", path.read_text(), re.M)}
     assert users == {PACKAGE / "run" / "config.py", PACKAGE / "run" / "overrides.py", PACKAGE / "__main__.py"}
 
 
