@@ -25,6 +25,8 @@ Arch = NewType("Arch", str)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # pixels of a side that networks with positions of their own read where nobody said another
 _FIXED = 224
+# standard deviation of a new classifier that torchvision begins at zero, as that of BERTs
+_STD = 0.02
 # networks with classifiers for training only, which are left out
 _AUXILIARY = ("googlenet", "inception_v3")
 
@@ -59,6 +61,7 @@ def build(
         size = named.transforms().crop_size[0] if named is not None else _FIXED
     network = _network(arch, classes, size, pretrained=weights is not None)
     head = _head(arch, network, classes)
+    _begin_head_(network, head)
     if path is not None:
         load_weights_(network, Path(path), head[0].rpartition(".")[0], classes)
     elif weights is not None:
@@ -149,6 +152,13 @@ def _head(arch: str, network: nn.Module, classes: int) -> tuple[str, ...]:
         raise FishexpError(f"model.arch={arch}: its classifier is no Linear; choose another")
     name, module = linear[-1]
     return tuple(f"{name}.{own}" for own, _ in module.named_parameters())
+
+
+def _begin_head_(network: nn.Module, head: tuple[str, ...]) -> None:
+    """Draw a classifier's weights that begin at zero, as those of transformers do: nothing before it would score."""
+    weight = network.get_parameter(head[0])
+    if not weight.any():
+        nn.init.normal_(weight, std=_STD)
 
 
 def _downloaded(weights: Any) -> Mapping[str, Tensor]:

@@ -12,7 +12,8 @@ METHODS = sorted(file.stem for file in Path(CONF, "method").glob("*.yaml"))
 
 COMPOSITION = {
     "method=fsh": f"method=fsh: no such method; did you mean fish? there are: {', '.join(METHODS)}",
-    "data=imagenet": "data=imagenet: no such data; there are: cifar10, csv, digits, glue, hf, imagefolder",
+    "data=imagenet": "data=imagenet: no such data; did you mean imagefolder? there are: cifar10, csv, digits, glue, "
+    "hf, imagefolder",
     "regime=federal": "regime=federal: no such regime; there are: checkpointing, distributed, transfer",
     "data=glue/rte": "data=glue/rte: no such data; did you mean glue?",
     "metod=fish": "unknown key metod; did you mean method?",
