@@ -11,7 +11,7 @@ from fishexp.delta.content import Content
 from fishexp.delta.diff import diff, whole
 from fishexp.delta.file import read, save
 from fishexp.delta.patches import Patch, patches
-from fishexp.delta.sources import Tensors, aligned, source
+from fishexp.delta.sources import Source, Tensors, aligned, source
 
 
 class Delta(Content):
@@ -36,7 +36,7 @@ class Delta(Content):
         save(self, Path(path))
 
     @classmethod
-    def diff(cls, before: Tensors, after: Tensors) -> "Delta":
+    def diff(cls, before: Tensors | Source, after: Tensors | Source) -> "Delta":
         """Find what makes ``after`` of ``before``: any change, by the bits, in the smallest form.
 
         Args:

@@ -129,6 +129,10 @@ def _hub(repo: str, consequence: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         raise DeltaError(f"the hub refuses {repo} (HTTP {status})" + f"; {login}" * (status in (401, 403))) from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError):
+    except (
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of whichever client this version takes
+    ):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "there is no answer"
         raise DeltaError(f"{repo}: the hub ({constants.ENDPOINT}) is out of reach ({why}), {consequence}") from None

@@ -26,7 +26,7 @@ from fishexp.delta.diff import by_common_name
 from fishexp.delta.fingerprint import bits, in_threads
 from fishexp.delta.names import match
 from fishexp.delta.patches import MOST_ENTRIES
-from fishexp.delta.sources import TensorReader, Tensors, read_fingerprint, source
+from fishexp.delta.sources import Source, TensorReader, Tensors, read_fingerprint, source
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import new_folder, replacing
 
@@ -83,7 +83,9 @@ class _Sparse(NamedTuple):
         return len(self.positions) / self.entries
 
 
-def write_adapter(delta: Content, base: Tensors, structure: nn.Module, folder: Path, base_name: str = "") -> Adapter:
+def write_adapter(
+    delta: Content, base: Tensors | Source, structure: nn.Module, folder: Path, base_name: str = ""
+) -> Adapter:
     """Write ``delta`` as an adapter that PEFT loads on the same base, whole or not at all.
 
     Args:
@@ -137,7 +139,7 @@ class _Tensors:
         DeltaError: If ``base`` is not the delta's, or ``structure`` has other tensors than the result.
     """
 
-    def __init__(self, delta: Content, base: Tensors, structure: nn.Module) -> None:
+    def __init__(self, delta: Content, base: Tensors | Source, structure: nn.Module) -> None:
         tensors = structure.state_dict(keep_vars=True)
         delta = delta.named_as(match(delta.all_names, tensors).names)
         found = source(base)

@@ -42,8 +42,9 @@ pytestmark = [
 def distilbert() -> nn.Module:
     """One of its modules, pre_classifier, ends with the name of another."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 20, "dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 12}
-    return DistilBertForSequenceClassification(DistilBertConfig(**sizes))
+    return DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=16, max_position_embeddings=12)
+    )
 
 
 def llama(tied: bool) -> nn.Module:

@@ -135,7 +135,10 @@ def test_fields_that_are_not_as_ours_do_no_harm(field: str, value: Any) -> None:
 
 
 def test_pictures_are_well_formed_and_within_their_frame() -> None:
-    text = text_of(full_of_everything(), [("f00.005", [{"epoch": 1.0, "accuracy": 0.5, "train_loss": 2.0}] * 2)])
+    text = text_of(
+        full_of_everything(),
+        Beside(histories={"f00.005": [{"epoch": 1.0, "accuracy": 0.5, "train_loss": 2.0}] * 2}),
+    )
     pictures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(pictures) > 5
     for picture in pictures:
@@ -359,7 +362,7 @@ def test_a_thousand_runs_are_less_than_five_megabytes() -> None:
         record(seed=s, method=f"m{m}", run_id=f"{s}-{m}") | {"kept_by": tensors} for s in range(50) for m in range(20)
     ]
     curve = [{"epoch": float(epoch), "accuracy": 0.5, "train_loss": 1.0} for epoch in range(50)]
-    assert len(text_of(runs, [(run["run_id"], curve) for run in runs])) < 5e6
+    assert len(text_of(runs, Beside(histories={run["run_id"]: curve for run in runs}))) < 5e6
 
 
 def test_markup_is_escaped_in_texts_and_attributes() -> None:
