@@ -63,6 +63,7 @@ def test_what_the_readme_shows_can_be_composed(command: str, monkeypatch: pytest
     assert config.read_command(arguments).configs
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
     """With Hydra's joblib launcher: two processes, one of three runs fails."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `parallel`")

@@ -45,34 +45,48 @@ def test_rates_are_chosen_on_held_out_examples_and_the_best_runs_over_seeds(
     assert records(tmp_path) == done  # nothing runs twice
 
 
-def test_a_grid_grows_while_its_best_rate_is_at_the_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The last settings of each command that would run: what tells it from the others."""
+    found: list[list[str]] = []
+
+    def run(arguments: list[str]) -> int:
+        found.append([text for text in arguments if text.startswith(("data.holdout", "seed", "regime.lr"))])
+        return 0
+
+    monkeypatch.setattr(tune, "run", run)
+    return found
+
+
+def test_a_grid_grows_while_its_best_rate_is_at_the_edge(
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand: 0.4 of 0.1 to 0.4 is best, then 1.6; 6.4 is worse."""
     scores = {0.1: 0.5, 0.2: 0.6, 0.4: 0.7, 1.6: 0.8, 6.4: 0.75}
     monkeypatch.setattr(tune, "_score", lambda config: scores[config["regime"]["lr"]])
-    assert tune.main([*QUICK, "lr=0.1,0.2,0.4", "data.holdout=64", "seed=0"]) == 0
-    assert [asked(run)[2:] for run in records(tmp_path)] == [
-        *((64, 0, lr) for lr in (0.1, 0.2, 0.4, 1.6, 6.4)),
-        (0, 0, 1.6),
-    ]
+    assert tune.main([*QUICK, "lr=0.1,0.2,0.4", "data.holdout=64", "seed=4-5"]) == 0
+    tried = [["data.holdout=64", "seed=4", f"regime.lr={rates}"] for rates in ("0.1,0.2,0.4", "1.6", "6.4")]
+    assert commands == [*tried, ["regime.lr=1.6", "seed=4-5"]]
 
 
 def test_without_rates_the_default_of_each_method_and_its_neighbours_are_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "_score", lambda config: 1 - abs(config["regime"]["lr"] - 0.2))
-    assert tune.main([*QUICK, "data.holdout=64", "seed=0"]) == 0
-    rates = [asked(run)[-1] for run in records(tmp_path)]
-    assert rates[1] == rates[3] == pytest.approx(4 * rates[0])
-    assert rates[2] == pytest.approx(4 * rates[1])
+    """On the digits 0.2 for random masks, 0.8 for Bit-Fit."""
+    best = {"random": 0.2, "bitfit": 0.8}
+    monkeypatch.setattr(tune, "_score", lambda run: -abs(run["regime"]["lr"] - best[run["method"]["name"]]))
+    assert tune.main([*QUICK[:3], "method=random,bitfit", "keep=0.05"]) == 0
+    tried = [["data.holdout=500", "seed=0", f"regime.lr={rates}"] for rates in ("0.05,0.2,0.8", "0.2,0.8,3.2")]
+    assert commands == [*tried, ["regime.lr=0.2", "seed=0,1,2"], ["regime.lr=0.8", "seed=0,1,2"]]
 
 
 def test_where_no_rate_has_a_score_nothing_more_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune, "_score", lambda config: None)
     assert tune.main([*QUICK, "lr=0.1,0.2", "data.holdout=64"]) == 1
     assert "no score at any rate (0.1: none, 0.2: none)" in capsys.readouterr().out
-    assert len(records(tmp_path)) == 2
+    assert len(commands) == 1
 
 
 @pytest.mark.parametrize(

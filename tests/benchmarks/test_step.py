@@ -37,7 +37,7 @@ def test_bf16_is_left_out_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch, 
     assert "takes 30 times as long as in fp32" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", [BERT, CONV], ids=lambda case: case.model)
+@pytest.mark.parametrize("case", [BERT, pytest.param(CONV, marks=pytest.mark.slow)], ids=lambda case: case.model)
 def test_a_step_of_every_contender_that_is_installed(case: StepCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "bf16_slowdown", lambda: 1.0)
     found = list(measure(case, torch.device("cpu"), TWO))

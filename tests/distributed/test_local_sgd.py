@@ -313,6 +313,7 @@ def test_the_originals_traps_are_there_under_compat_only(here: Path, monkeypatch
     assert torch.equal(have["fc.weight"], torch.stack([s["fc.weight"].double() for s in had]).mean(0).float())
 
 
+@pytest.mark.slow
 def test_the_originals_random_masks_are_disjoint_and_their_steps_halved(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             ("method=fish", "method.samples=8", "decay=all", "compat=fish"), id="all-compat", marks=pytest.mark.slow
         ),
         pytest.param(("compat=fish", "regime.warmup_epochs=1", "regime.workers=3"), id="stale", marks=pytest.mark.slow),
-        pytest.param(("regime.workers=1",), id="alone"),
+        pytest.param(("regime.workers=1",), id="alone", marks=pytest.mark.slow),
         pytest.param(("snapshot_keep=1", "regime.sync_every=1"), id="one-snapshot", marks=pytest.mark.slow),
     ],
 )

@@ -156,7 +156,7 @@ def checkpoint(folder: Path, bert_folder: Path, names: dict[int, str], order: li
     return folder
 
 
-@pytest.mark.parametrize("keep", ["0.2", "1"])  # leaves a delta, or all weights
+@pytest.mark.parametrize("keep", ["0.2", pytest.param("1", marks=pytest.mark.slow)])  # leaves a delta, or all weights
 def test_the_order_of_a_checkpoints_classes_does_not_matter(
     keep: str, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

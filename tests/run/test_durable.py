@@ -67,6 +67,7 @@ def test_a_run_folder_that_cannot_be_made_is_on_record() -> None:
     assert [record["seed"] for record in recorded()] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_record_that_does_not_fit_into_the_run_folder_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -141,7 +142,10 @@ def test_a_line_that_cannot_be_brought_onto_the_disk_is_not_left_half(monkeypatc
 
 @pytest.mark.parametrize(
     "where",
-    ["before the line", pytest.param("after it", marks=pytest.mark.slow), "before the snapshots go"],
+    [
+        "before the line",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("after it", "before the snapshots go")),
+    ],
 )
 def test_a_kill_at_the_very_end_leaves_a_finished_run(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> None:
@@ -166,6 +170,7 @@ def test_a_kill_at_the_very_end_leaves_a_finished_run(where: str, monkeypatch: p
     assert_alike("whole", "cut")
 
 
+@pytest.mark.slow
 def test_a_repetition_that_is_cut_short_is_not_what_the_record_of_before_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fishexp(*OPTIONS, "outputs=whole").status == 0
     assert fishexp(*OPTIONS, "outputs=cut").status == 0
@@ -183,7 +188,7 @@ def test_a_repetition_that_is_cut_short_is_not_what_the_record_of_before_says(mo
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
 @pytest.mark.parametrize(
     ("minutes", "epoch"),
-    [(0, 2), (10, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1), (10, 2)))],
+    [(10, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0, 1), (0, 2), (10, 2)))],
 )
 def test_a_run_whose_folder_goes_while_it_runs_has_failed(
     how: str, minutes: int, epoch: int, monkeypatch: pytest.MonkeyPatch

@@ -67,10 +67,10 @@ LARGEST = ("largest_class", "largest_predicted")
     ("task", "metrics"),
     [
         ("cola", ["matthews", "accuracy", "loss", *LARGEST]),
-        ("mrpc", ["accuracy", "f1", "loss", *LARGEST]),
         ("stsb", ["pearson", "spearman", "loss"]),
-        ("rte", ["accuracy", "loss", *LARGEST]),
-        ("wnli", ["accuracy", "loss", *LARGEST]),
+        pytest.param("mrpc", ["accuracy", "f1", "loss", *LARGEST], marks=pytest.mark.slow),
+        pytest.param("rte", ["accuracy", "loss", *LARGEST], marks=pytest.mark.slow),
+        pytest.param("wnli", ["accuracy", "loss", *LARGEST], marks=pytest.mark.slow),
     ],
 )
 def test_each_task_runs_with_its_own_metrics(task: str, metrics: list[str], tmp_path: Path) -> None:

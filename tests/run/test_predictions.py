@@ -62,7 +62,9 @@ def test_predictions_are_in_the_order_of_the_data_set(classes: int) -> None:
         ("regime.epochs=0",),
         ("regime=transfer", "regime.epochs=2"),
         ("regime=checkpointing", "regime.epochs=2", "regime.mask=every_epoch"),
-        ("regime=distributed", "regime.workers=2", "regime.sync_every=3", "regime.epochs=2"),
+        pytest.param(
+            ("regime=distributed", "regime.workers=2", "regime.sync_every=3", "regime.epochs=2"), marks=pytest.mark.slow
+        ),
         ("data.holdout=100",),
     ],
 )
@@ -80,7 +82,7 @@ def test_predictions_are_of_what_the_record_reports(options: tuple[str, ...]) ->
     assert found.labels.tolist() == data.valid[name].labels.tolist()
 
 
-@pytest.mark.parametrize("regime", ["transfer", "distributed"])
+@pytest.mark.parametrize("regime", ["transfer", pytest.param("distributed", marks=pytest.mark.slow)])
 def test_a_run_that_resumes_leaves_the_same_predictions(regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = ("regime.backend=simulated", "regime.sync_every=4", "regime.snapshot_steps=1")
     own = workers if regime == "distributed" else ()

@@ -37,16 +37,18 @@ def every_regime() -> list[Any]:
     compat = ("compat=fish", "method=fish", "method.samples=8")
     return [
         pytest.param(("regime.epochs=3",), id="transfer"),
-        pytest.param(("regime.epochs=3", "method.unit=channel"), id="channels"),
+        pytest.param(("regime.epochs=3", "method.unit=channel"), id="channels", marks=pytest.mark.slow),
         pytest.param(("regime.epochs=3", "decay=all"), id="decay-all", marks=pytest.mark.slow),
         pytest.param(
             ("regime.epochs=3", "regime.optimiser=adamw", "regime.lr=0.01", "regime.clip=1.0"),
             id="adamw",
             marks=pytest.mark.slow,
         ),
-        pytest.param(("regime.epochs=3", "method=full", "regime.accumulate=2"), id="full"),
+        pytest.param(("regime.epochs=3", "method=full", "regime.accumulate=2"), id="full", marks=pytest.mark.slow),
         pytest.param(("regime.epochs=3", *compat), id="compat", marks=pytest.mark.slow),
-        pytest.param(("regime.epochs=4", *checkpointing, "regime.keyframe_every=2"), id="keyframes"),
+        pytest.param(
+            ("regime.epochs=4", *checkpointing, "regime.keyframe_every=2"), id="keyframes", marks=pytest.mark.slow
+        ),
         pytest.param(
             ("regime.epochs=4", *checkpointing, "regime.warmup_epochs=2"), id="warm-up", marks=pytest.mark.slow
         ),
@@ -265,6 +267,7 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(monkeypatch: pytest.Monk
         assert_alike("whole", "cut")
 
 
+@pytest.mark.slow
 def test_metrics_come_from_the_snapshot_whatever_became_of_their_file(monkeypatch: pytest.MonkeyPatch) -> None:
     options = (*SMALL, "regime.epochs=3")
     assert fishexp(*options, "outputs=whole").status == 0

@@ -77,6 +77,7 @@ def names(tmp_path: Path) -> list[tuple[str, str]]:
     return [(run["run_id"], run["display_name"]) for run in found]
 
 
+@pytest.mark.slow
 def test_an_id_and_a_name_in_the_environment_are_not_those_of_every_run_of_a_sweep(tmp_path: Path) -> None:
     out, err = started("-m", "seed=0,1")
     assert err == ""

@@ -13,6 +13,7 @@ from tests.support.cli import QUICK, fishexp
 from tests.support.launched import ended, lay_out, records, started
 
 
+@pytest.mark.slow
 def test_two_machines_of_torchrun_run_a_sweep_until_they_differ(tmp_path: Path) -> None:
     """Two runs: the first is the same on both machines, the second is not."""
     lay_out(tmp_path)
