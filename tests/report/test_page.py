@@ -362,7 +362,7 @@ def test_a_thousand_runs_are_less_than_five_megabytes() -> None:
         record(seed=s, method=f"m{m}", run_id=f"{s}-{m}") | {"kept_by": tensors} for s in range(50) for m in range(20)
     ]
     curve = [{"epoch": float(epoch), "accuracy": 0.5, "train_loss": 1.0} for epoch in range(50)]
-    assert len(text_of(runs, Beside(histories={run["run_id"]: curve for run in runs}))) < 5e6
+    assert len(text_of(runs, Beside(histories={str(run["run_id"]): curve for run in runs}))) < 5e6
 
 
 def test_markup_is_escaped_in_texts_and_attributes() -> None:
