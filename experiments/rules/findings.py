@@ -24,15 +24,14 @@ def told_apart(
     sentences = []
     for keep in dict.fromkeys(cell.keep for cell in pairs):
         found = {cell: one for cell, one in compared.items() if one is not None and cell.keep == keep}
-        groups = [group for cell in found for group in pairs[cell]]
-        above, below, open_ = (
-            ", ".join(f"{name(cell)} {_amount(one)}" for cell, one in found.items() if kind(one))
-            for kind in (_is_above, _is_below, lambda one: not one.clear)
-        )
-        sentences.append(
-            f"At keep {keep:g} ({seeds_text(groups)}), against {reference}: clearly above, {above or 'none'}; clearly "
-            f"below, {below or 'none'}; not told apart, {open_ or 'none'}."
-        )
+        seeds = seeds_text([group for cell in found for group in pairs[cell]])
+        told = []
+        for what, kind in _KINDS.items():
+            names = [f"{name(cell)} {_amount(one)}" for cell, one in found.items() if kind(one)]
+            told += [f"{what}, {', '.join(names) or 'none'}"] if names or not what.startswith("too few") else []
+        if all(one.p is None for one in found.values()):
+            told = told[-1:]
+        sentences.append(f"At keep {keep:g} ({seeds}), against {reference}: {'; '.join(told)}.")
     return sentences
 
 
@@ -42,6 +41,15 @@ def _is_above(one: Difference) -> bool:
 
 def _is_below(one: Difference) -> bool:
     return one.clear and one.mean < 0
+
+
+# what is said of a difference -> of which ones
+_KINDS: Mapping[str, Callable[[Difference], bool]] = {
+    "clearly above": _is_above,
+    "clearly below": _is_below,
+    "not told apart": lambda one: one.p is not None and not one.clear,
+    "too few seeds to claim anything": lambda one: one.p is None,
+}
 
 
 def _amount(one: Difference) -> str:

@@ -42,7 +42,7 @@ def _answer(sections: Sequence[Section[Cell]]) -> list[str]:
     for section in sections:
         title = f"{_title(section)}."
         for name, pairs in _compared(section, sections):
-            points += [f"{title} {told}" for told in told_apart(pairs, section.predicted, name, _name)]
+            points += [f"{title} {told}" for told in told_apart(pairs, section.predicted, name, _rule)]
         points += [f"{title} {lead}" for lead in lead_by_rate(section.results)]
     return ["## The answer", "\n".join(f"- {point}" for point in points), _LIMITS] if points else []
 
@@ -88,6 +88,9 @@ def _columns(cell: Cell) -> dict[str, str]:
     return {"rule": cell.rule, "per": cell.per, "keep": f"{cell.keep:g}"}
 
 
+def _rule(cell: Cell) -> str:
+    return cell.rule if cell.per == "network" else f"{cell.rule} per {cell.per}"
+
+
 def _name(cell: Cell) -> str:
-    shares = "" if cell.per == "network" else f" per {cell.per}"
-    return f"{cell.rule}{shares} at {cell.keep:g}"
+    return f"{_rule(cell)} at {cell.keep:g}"

@@ -132,13 +132,12 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     assert text.count("### Differences to") == 3
     answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
     at = "At keep 0.005 (3 seeds), against"
-    assert (
-        f"- SST-2, 0.5 %. {at} random: clearly above, fish at 0.005 +10.0 [+9.9, +10.2]; clearly below, none; "
-        in answer
-    )
-    assert f"{at} fish: clearly above, none; clearly below, random at 0.005 -10.0 [-10.2, -9.9]; not told" in answer
-    unclear = "clearly below, none; not told apart, fish per matrix at 0.005 -0.0 [-"
+    assert f"- SST-2, 0.5 %. {at} random: clearly above, fish +10.0 [+9.9, +10.2]; clearly below, none; " in answer
+    assert f"{at} fish: clearly above, none; clearly below, random -10.0 [-10.2, -9.9]; not told" in answer
+    unclear = "clearly below, none; not told apart, fish per matrix -0.0 [-"
     assert f"{at} the same rule over the network: clearly above, none; {unclear}" in answer
+    few = written("rules", write_records(tmp_path, [run for run in lines if run["config"]["seed"] < 2]))
+    assert f"{at.replace('3', '2')} random: too few seeds to claim anything, fish +10.0." in few
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
 
