@@ -3,7 +3,7 @@
 import argparse
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,12 +138,12 @@ def _score(config: Config) -> float | None:
 def _tune(options: Namespace) -> int:
     tuner = Tuner(options.overrides, options.config_dir)
     status, runs = 0, list[Config]()
-    chosen: Mapping[Cell, float | None] = {}
+    chosen = dict[Cell, float | None]()
     for cell in tuner.cells:
-        ended, best = tuner.choose(cell)
+        ended, chosen[cell] = tuner.choose(cell)
         if ended not in (0, RUN_FAILED):
             return ended
-        status, chosen = max(status, ended), {**chosen, cell: best}
+        status = max(status, ended)
     for cell, lr in chosen.items():
         if lr is None:
             status = max(status, RUN_FAILED)

@@ -1,14 +1,15 @@
 """The overlap of the masks of different cells: which share of the kept weights two of them have in common."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.lib.report import section_name
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell
 from experiments.lib.sweep import REPOSITORY
-from fishexp.report.overlap import Masks, kept_positions, overlap
+from fishexp.report.overlap import Masks, masks_of, overlap
+from fishexp.report.run_folders import files_named
 from fishexp.system.text_table import markdown_table
 
 # where the runs of the experiment are, on the machine that made them
@@ -36,7 +37,8 @@ def overlaps(section: Section[Cell], folder: Path) -> list[str]:
 
 def _measured(results: Sequence[Result[Cell]]) -> dict[str, float]:
     """Measure the overlap of each two cells of the same budget whose runs are on this machine."""
-    masks = {result.cell: _masks(result) for result in results}
+    deltas = files_named("delta.safetensors", [_OUTPUTS])
+    masks = {result.cell: _masks(result, deltas) for result in results}
     found = {}
     for cell, own in masks.items():
         for other, theirs in masks.items():
@@ -45,14 +47,8 @@ def _measured(results: Sequence[Result[Cell]]) -> dict[str, float]:
     return found
 
 
-def _masks(result: Result[Cell]) -> Masks:
-    """Read the masks of the runs that are on this machine."""
-    found = {}
-    for run in result.group.runs if result.group else []:
-        for file in _OUTPUTS.glob(f"*/*/*/seed{run['seed']}-{run['run_id']}/delta.safetensors"):
-            if (positions := kept_positions(file)) is not None:
-                found[run["seed"]] = positions
-    return found
+def _masks(result: Result[Cell], deltas: Mapping[str, Path]) -> Masks:
+    return masks_of(result.group.runs if result.group else (), deltas)
 
 
 def _key(cell: Cell, other: Cell) -> str:

@@ -7,13 +7,11 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy
 
 from fishexp.delta import Delta
+from fishexp.delta.model_folder import DELTA
 from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
 from fishexp.sparse import Sparse, sparsify
 from fishexp.sparse.handle import STATE
-
-# file of a checkpoint's folder
-DELTA = "delta.safetensors"
 
 
 def sparsify_trainer(trainer: Trainer, mask: Mask) -> Sparse:

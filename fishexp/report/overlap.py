@@ -1,6 +1,6 @@
 """The overlap of masks: which share of the weights that one of them keeps another keeps, too."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeAlias
@@ -9,6 +9,25 @@ import numpy as np
 
 # seed -> (kept,) positions of the kept weights, see :func:`kept_positions`
 Masks: TypeAlias = Mapping[int, "np.ndarray[Any, Any]"]
+
+
+def masks_of(runs: Iterable[Mapping[str, Any]], deltas: Mapping[str, Path]) -> Masks:
+    """Read the masks of runs whose deltas are at hand.
+
+    Args:
+        runs: Records of runs that differ in the seed alone.
+        deltas: run_id -> the run's delta.
+
+    Raises:
+        FishexpError: As :func:`kept_positions` does.
+    """
+    found = {}
+    for run in runs:
+        file = deltas.get(run["run_id"])
+        positions = kept_positions(file) if file is not None else None
+        if positions is not None:
+            found[run["config"]["seed"]] = positions
+    return found
 
 
 def kept_positions(file: Path) -> "np.ndarray[Any, Any] | None":

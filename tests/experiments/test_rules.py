@@ -208,7 +208,7 @@ def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.Mo
 
 def test_masks_of_other_budgets_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would hide behind the names of those that are."""
-    monkeypatch.setattr(overlap, "_masks", lambda result: {0: np.array([result.cell.keep, 2 * result.cell.keep])})
+    monkeypatch.setattr(overlap, "_masks", lambda result, _: {0: np.array([result.cell.keep, 2 * result.cell.keep])})
     cells = [replace(FISH, keep=keep, samples=samples) for keep in (0.0001, 0.005) for samples in (32, 256)]
     found = overlap._measured([Result(cell, None, cell, [], {}, None, 0) for cell in cells])
     assert found == {overlap._key(a, b): 1.0 for a in cells for b in cells if a.keep == b.keep}

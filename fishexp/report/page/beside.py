@@ -7,7 +7,7 @@ from pathlib import Path
 from fishexp.report.differences import Predicted, load_predictions
 from fishexp.report.page.curves import Histories, read_histories
 from fishexp.report.page.overlaps import Deltas
-from fishexp.report.page.run_folders import files_named
+from fishexp.report.run_folders import files_named
 
 
 @dataclass(frozen=True)

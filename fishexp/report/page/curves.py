@@ -10,8 +10,8 @@ from fishexp.report.group import Group
 from fishexp.report.page.chart import BOTTOM, LEFT, RIGHT, TOP, frame, mark, polyline
 from fishexp.report.page.comparison import Line
 from fishexp.report.page.markup import Markup, joined, tag
-from fishexp.report.page.run_folders import files_named
 from fishexp.report.page.scale import scale
+from fishexp.report.run_folders import files_named
 from fishexp.report.scores import scores_of
 
 _METRICS, _LOSS = "metrics.jsonl", "train_loss"

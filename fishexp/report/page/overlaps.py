@@ -1,11 +1,10 @@
 """Tables of how much the masks of a budget have in common, from the deltas of runs whose folders are at hand."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fishexp.report.group import Group, number
-from fishexp.report.overlap import Masks, kept_positions, overlap
+from fishexp.report.group import number
+from fishexp.report.overlap import Masks, masks_of, overlap
 from fishexp.report.page.comparison import Line
 from fishexp.report.page.markup import Markup, tag
 
@@ -22,7 +21,7 @@ def draw_overlaps(lines: Sequence[Line], deltas: Deltas) -> Markup | None:
     by_keep: dict[float, dict[str, Masks]] = {}
     for line in lines:
         for group in line.groups:
-            if group.keep is not None and (masks := dict(_masks(group, deltas))):
+            if group.keep is not None and (masks := masks_of(group.runs, deltas)):
                 by_keep.setdefault(group.keep, {})[line.name] = masks
     tables = [_table(keep, masks) for keep, masks in by_keep.items() if len(masks) > 1]
     if not tables:
@@ -32,15 +31,6 @@ def draw_overlaps(lines: Sequence[Line], deltas: Deltas) -> Markup | None:
         "weights kept whole aside; the mean over common seeds."
     )
     return tag("figure", tag("figcaption", "What masks have in common"), tables, tag("p", note, class_="note"))
-
-
-def _masks(group: Group, deltas: Deltas) -> Iterator[tuple[int, Any]]:
-    """Yield the seeds of a group's runs whose deltas are at hand, and which entries were kept."""
-    for run in group.runs:
-        file = deltas.get(run["run_id"])
-        positions = kept_positions(file) if file is not None else None
-        if positions is not None:
-            yield run["config"]["seed"], positions
 
 
 def _table(keep: float, masks: Mapping[str, Masks]) -> Markup:
