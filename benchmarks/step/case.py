@@ -70,6 +70,8 @@ def _cuda() -> list[StepCase]:
     return [
         StepCase("bert-large-shape", 16, 128, ALL),
         *_fish_and_units("bert-large-shape", 16, 128),
+        StepCase("bert-large-shape", 64, 128, OURS),
+        StepCase("bert-large-shape", 64, 128, OURS, mask="fish"),
         StepCase("resnet34", 512, None, CONVOLUTIONS),
         *_fish_and_units("resnet34", 512, None),
     ]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -263,7 +264,7 @@ class Estimator:
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Let the model compute in float32 where it would in less; afterwards it is as it was, to the bit."""
+    """Let the model compute in float32 where it would in less, as in TF32; afterwards it is as it was, to the bit."""
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.float16, torch.bfloat16)]
     before = [t.data for t in tensors]
     devices = {t.device.type for t in model.parameters()}
@@ -271,12 +272,28 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             for device in devices:
                 stack.enter_context(torch.autocast(device, enabled=False))
+            if "cuda" in devices:
+                stack.enter_context(_without_tf32())
             for t in tensors:
                 t.data = t.data.float()
             yield
     finally:
         for t, data in zip(tensors, before, strict=True):
             t.data = data
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Let a GPU compute products and convolutions with all bits of float32; convolutions have 10 by default."""
+    conv: Any = torch.backends.cudnn.conv
+    before = torch.get_float32_matmul_precision(), conv.fp32_precision
+    torch.set_float32_matmul_precision("highest")
+    conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        conv.fp32_precision = before[1]
 
 
 def _float32(inputs: Inputs) -> Inputs:

@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fishexp.sparse.cost_model import gradient_method
-from fishexp.sparse.forward import function_arguments
+from fishexp.sparse.forward import function_arguments, without_autocast
 from fishexp.sparse.layout import LayerKind, Layout
-from fishexp.sparse.parameter import SparseParameter
+from fishexp.sparse.parameter import GradientMethod, SparseParameter
 from fishexp.sparse.sddmm import gather_from_submatrix, sampled_zeros, sddmm_dtype, submatrix_factors, transposed
 
 # pixels (images * height * width) of a grid that the sampled product takes at once, so that both factors stay in cache
@@ -65,16 +65,22 @@ class Conv2dFunction(Function):
         weight_kept, bias_kept = ctx.kept
         need_x, need_weight, need_bias, need_weight_values, need_bias_values, *_ = ctx.needs_input_grad
         gradients: list[Tensor | None] = [None] * 8
-        with torch.autocast(gradient.device.type, enabled=False):
-            gradients[0], gradients[1], _ = torch.ops.aten.convolution_backward(
+        with without_autocast(gradient):
+            # with the input's gradient in one call, where the whole gradient of the weight is formed anyway
+            dense_too = need_weight_values and _method(weight_kept, x, weight, conv) == "dense"
+            gradients[0], dense, _ = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0],
-                conv.groups, [need_x, need_weight, False],
+                conv.groups, [need_x, need_weight or dense_too, False],
             )  # fmt: skip
+            if need_weight:
+                gradients[1] = dense
             if need_bias:  # not above, where oneDNN forms the weight's gradient as well
                 gradients[2] = gradient.sum((0, 2, 3))
             if need_bias_values:
                 gradients[4] = bias_kept.gather(gradient.sum((0, 2, 3)))
-            if need_weight_values:
+            if dense_too:
+                gradients[3] = weight_kept.gather(dense)
+            elif need_weight_values:
                 gradients[3] = conv2d_gradient(weight_kept, gradient, x, weight, conv)
         return tuple(gradients)
 
@@ -91,7 +97,7 @@ def conv2d_gradient(kept: SparseParameter, g: Tensor, x: Tensor, weight: Tensor,
         x: (examples, in, height, width), the layer's input.
         weight: The weight in the type that it was multiplied in.
     """
-    method = gradient_method(kept, "conv", x.dtype, _reordered(x, weight, conv))
+    method = _method(kept, x, weight, conv)
     if method == "dense":
         return kept.gather(_dense_gradient(g, x, weight, conv))
     if method == "submatrix":
@@ -105,6 +111,10 @@ def conv2d_gradient(kept: SparseParameter, g: Tensor, x: Tensor, weight: Tensor,
     for block_g, block_x in zip(g.split(examples), x.split(examples), strict=True):
         _add_sampled_products(kept, totals, block_g, block_x, conv, size)
     return torch.cat([total.values() for total in totals]).to(kept.values.dtype)
+
+
+def _method(kept: SparseParameter, x: Tensor, weight: Tensor, conv: ConvGeometry) -> GradientMethod:
+    return gradient_method(kept, "conv", x.dtype, _reordered(x, weight, conv))
 
 
 def _reordered(x: Tensor, weight: Tensor, conv: ConvGeometry) -> dict[str, float]:

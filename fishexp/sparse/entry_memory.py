@@ -26,10 +26,23 @@ class EntryMemory:
         vector, self._places = _as_vector(weight.detach(), positions)
         self._weight, self.values, self.synced = _bits(vector), _bits(values), _bits(synced)
         self._made_of = _identity(weight, values, synced)
+        self._strides, self._length = weight.stride(), len(vector)
 
     def is_of(self, weight: Tensor, values: Tensor, synced: Tensor) -> bool:
         """Tell whether these tensors still have the memory that the views were made of."""
         return self._made_of == _identity(weight, values, synced)
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return values, synced and the weight as vectors of integers, and the places of the kept entries in it."""
+        return self.values, self.synced, self._weight, self._places
+
+    def is_laid_out_as(self, dense: Tensor) -> bool:
+        """Tell whether a tensor of the weight's shape has its numbers in the weight's order."""
+        return dense.stride() == self._strides
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """Return the kept entries of a tensor that is laid out as the weight."""
+        return dense.as_strided((self._length,), (1,)).index_select(0, self._places)
 
     def read(self) -> Tensor:
         """Return the kept entries as the weight has them, as integers."""

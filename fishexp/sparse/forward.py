@@ -1,5 +1,6 @@
 """What a forward pass takes of partly kept weights, each brought up to date."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from fishexp.errors import FishexpError
 from fishexp.sparse.gradient_hooks import gradient_as_a_whole
 from fishexp.sparse.parameter import SparseParameter, check_weight
 from fishexp.sparse.ranks import check_ranks
+
+_NOTHING = nullcontext()
 
 
 def entries_in_use(module: Any, name: str) -> Any:
@@ -20,22 +23,32 @@ def entries_in_use(module: Any, name: str) -> Any:
         FishexpError: If something follows the tensors of the pass, which would not see what is done here, or the weight
             was set to require a gradient.
     """
-    if f"{name}_kept" not in module._modules:
+    kept: Any = module._modules.get(name + "_kept")
+    if kept is None:
         return None
-    kept = module._modules[f"{name}_kept"]
+    compiling = torch.compiler.is_compiling()
+    fresh = not compiling and kept.is_fresh()
     if torch._C._are_functorch_transforms_active():
         raise cannot_follow(kept, "torch.func, such as vmap and grad,")
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # pyright: ignore[reportPrivateImportUsage]
+    if not fresh and (torch.jit.is_tracing() or torch.compiler.is_exporting()):  # pyright: ignore[reportPrivateImportUsage]
         raise cannot_follow(kept, "an export or a trace of the model")
     check_weight(module, name, kept)
     check_ranks(kept)
     if torch.is_grad_enabled() and kept.weight.requires_grad and not kept.watched:
         raise gradient_as_a_whole(kept.name)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if fresh:
+        return kept
+    if torch.is_grad_enabled() or compiling:
         kept.reconcile()
     else:
         kept.reconcile_for_inference()
     return kept
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Return the context in which operations on the tensor's device keep their types; nothing where they do already."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 
 def cannot_follow(kept: SparseParameter, what: str) -> FishexpError:
@@ -56,5 +69,5 @@ def function_arguments(module: Any, x: Tensor) -> tuple[Any, ...]:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    values = (None if own is None else own.values for own in kept.values())
+    values = (None if own is None else own._parameters["values"] for own in kept.values())
     return x, weight, bias, *values, *kept.values()

@@ -13,6 +13,7 @@ from fishexp.delta import Delta
 from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.delta.fingerprint import kind
 from fishexp.errors import DeltaError, FishexpError
+from fishexp.sparse import together
 from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook
 from fishexp.sparse.modules import detach, unwatch
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
@@ -302,6 +303,7 @@ def gradient_methods(model: nn.Module) -> dict[str, str]:
 def restore(model: nn.Module) -> None:
     """Undo what the last mask did to the modules."""
     unwatch(model)
+    together.stop(model)
     for _, kept in detach(model):
         for parameter in kept.values():
             retire(parameter)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fishexp.sparse.cost_model import gradient_method
-from fishexp.sparse.forward import function_arguments
+from fishexp.sparse.forward import function_arguments, without_autocast
 from fishexp.sparse.layout import LayerKind, matrix_layout
 from fishexp.sparse.parameter import SparseParameter, waits_for
 from fishexp.sparse.sddmm import gather_from_submatrix, sampled_zeros, submatrix_factors, transposed
@@ -52,7 +52,7 @@ class LinearFunction(Function):
         weight_kept, bias_kept = ctx.kept
         need_x, need_weight, need_bias, need_weight_values, need_bias_values, *_ = ctx.needs_input_grad
         gradients: list[Tensor | None] = [None] * 7
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient):
             g, x2 = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
             rows = rows_with_gradient(g)
             if rows is not None:
@@ -101,9 +101,10 @@ def linear_gradient(kept: SparseParameter, g: Tensor, x: Tensor) -> Tensor:
     method = gradient_method(kept, "linear", x.dtype, {"reorder": g.shape[1] + x.shape[1]})
     if method == "dense":
         return kept.gather(g.t() @ x)
-    if method == "submatrix":  # the narrow factor first: the other way round MKL is up to 18 times slower
+    if method == "submatrix":
         g, x = submatrix_factors(kept, g, x)
-        return gather_from_submatrix(kept, (x.t() @ g).t() if kept.by_column else g.t() @ x)
+        narrow_first = kept.by_column and not waits_for(g)  # the other way round MKL is up to 18 times slower
+        return gather_from_submatrix(kept, (x.t() @ g).t() if narrow_first else g.t() @ x)
     total = sampled_zeros(kept, 0, g.t(), x.t())
     for block_g, block_x in zip(g.split(BLOCK_TOKENS), x.split(BLOCK_TOKENS), strict=True):
         total = torch.sparse.sampled_addmm(total, transposed(block_g), transposed(block_x).t())

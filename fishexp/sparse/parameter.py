@@ -86,6 +86,7 @@ class SparseParameter(nn.Module):
     watched: bool
     users: int
     _memory: EntryMemory | None
+    _together: Any
 
     def __init__(
         self,
@@ -127,6 +128,7 @@ class SparseParameter(nn.Module):
         self.users = 0
         self._versions = self._read_versions()
         self._memory = None
+        self._together = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
@@ -147,7 +149,7 @@ class SparseParameter(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out views, which a copy would have as tensors of their own."""
-        return self.__dict__ | {"_memory": None}
+        return self.__dict__ | {"_memory": None, "_together": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become a copy, whose two parameters were copied one by one."""
@@ -196,7 +198,14 @@ class SparseParameter(nn.Module):
     def gather(self, dense: Tensor) -> Tensor:
         """Return the kept entries of a tensor of the weight's shape."""
         dense = dense.to_dense() if dense.is_sparse else dense
-        return dense.take(self.positions.long()).to(self.values.dtype)
+        if dense.is_contiguous():
+            entries = dense.view(-1).index_select(0, self.positions)
+        elif self._memory is not None and self._memory.is_laid_out_as(dense):
+            entries = self._memory.gather(dense)
+        else:
+            entries = dense.take(self.positions.long())
+        dtype = self._parameters["values"].dtype  # type: ignore[union-attr]  # each step asks: no __getattr__
+        return entries if entries.dtype == dtype else entries.to(dtype)
 
     def keeps_whole_lines(self) -> bool:
         """Tell whether all entries are kept of the lines that hold any."""
@@ -233,7 +242,7 @@ class SparseParameter(nn.Module):
         if waits_for(self.weight):
             self._reconcile_without_waiting()
             return
-        memory = self._entry_memory()
+        memory = self.entry_memory()
         weight_changed = not torch.equal(memory.read(), memory.synced)
         if not torch.equal(memory.values, memory.synced):
             if weight_changed:
@@ -248,13 +257,31 @@ class SparseParameter(nn.Module):
 
         Its version counter is raised if another counter has been.
         """
-        memory = self._entry_memory()
+        memory = self.entry_memory()
         changed = (memory.values != memory.synced).any()
         now = torch.where(changed, memory.values, memory.read())
         memory.write(now, unnoticed=self._read_versions() == self._versions)
         memory.values.data.copy_(now)
         memory.synced.copy_(now)
         self._versions = self._read_versions()
+
+    def hold_together(self, together: Any) -> None:
+        """Be reconciled by a :class:`~fishexp.sparse.together.Together`, in whose passes a use need not look."""
+        self.__dict__["_together"] = together
+
+    def is_fresh(self) -> bool:
+        """Tell whether the weight was reconciled as the model's forward pass began, and no counter was raised since."""
+        together = self._together
+        return together is not None and together.depth > 0 and not self.counters_changed()
+
+    def counters_changed(self) -> bool:
+        """Tell whether a version counter is not what it was, or there is none."""
+        versions = self._read_versions()
+        return versions is None or versions != self._versions
+
+    def note_counters(self) -> None:
+        """Take the version counters as those of values and weight that agree."""
+        self.__dict__["_versions"] = self._read_versions()
 
     def reconcile_for_inference(self) -> None:
         """Do the same as far as a use without gradients needs it, without a look at the entries in the weight.
@@ -265,7 +292,7 @@ class SparseParameter(nn.Module):
         """
         versions = self._read_versions()
         if versions is not None and versions == self._versions and not waits_for(self.weight):
-            memory = self._entry_memory()
+            memory = self.entry_memory()
             if torch.equal(memory.values, memory.synced):
                 return
         self.reconcile()
@@ -273,19 +300,21 @@ class SparseParameter(nn.Module):
 
     def _read_versions(self) -> tuple[int, int] | None:
         """Return the version counters, which tensors made in inference mode have not."""
-        values, weight = self.values, self.weight
-        return None if values.is_inference() or weight.is_inference() else (values._version, weight._version)
+        try:
+            return self._parameters["values"]._version, self.weight._version  # type: ignore[union-attr]
+        except RuntimeError:
+            return None
 
     def take_weight(self) -> None:
         """Take the values from the weight, whatever they were."""
         if self.weight.is_meta or self.values.is_meta:
             return
-        memory = self._entry_memory()
+        memory = self.entry_memory()
         now = memory.read()
         memory.values.copy_(now)
         memory.synced.copy_(now)
 
-    def _entry_memory(self) -> EntryMemory:
+    def entry_memory(self) -> EntryMemory:
         """Return the views of weight and values, made anew if their memory is another.
 
         Raises:

@@ -76,4 +76,6 @@ def submatrix_factors(kept: SparseParameter, g: Tensor, x: Tensor) -> tuple[Tens
 
 def gather_from_submatrix(kept: SparseParameter, block: Tensor) -> Tensor:
     """Return the kept entries of the product of :func:`submatrix_factors`, (outputs, inputs, ...)."""
-    return block.take(kept.submatrix_places().long()).to(kept.values.dtype)
+    places = kept.submatrix_places()
+    entries = block.view(-1).index_select(0, places) if block.is_contiguous() else block.take(places.long())
+    return entries.to(kept.values.dtype)

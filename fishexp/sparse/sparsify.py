@@ -16,6 +16,7 @@ from fishexp.sparse.modules import attach, kind_of, sparse_parameter, watch_firs
 from fishexp.sparse.old_optimizers import watch_for_old_optimizers
 from fishexp.sparse.parameter import GradientMethod, weights
 from fishexp.sparse.reach import check_reach
+from fishexp.sparse.together import reconcile_in_passes
 
 
 def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None, costs: Costs | None = None) -> Sparse:
@@ -76,6 +77,7 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None, co
     sparse = Sparse(model, state)
     sparse.rebase()
     watch_first_pass(model)
+    reconcile_in_passes(model)
     watch_for_old_optimizers(model, state)
     return sparse
 

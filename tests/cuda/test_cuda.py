@@ -14,12 +14,13 @@ from fishexp.fisher import diagonal_fisher
 from fishexp.fisher.batches import logits_of
 from fishexp.masks import top_k
 from fishexp.masks.random_masks import random_scores
+from fishexp.models import resnet
 from fishexp.run.record import read
-from fishexp.sparse import sparsify
-from fishexp.sparse.parameter import weights
+from fishexp.sparse import sparsify, together
+from fishexp.sparse.parameter import SparseParameter, weights
 from tests.support.cases import NETS, batched
 from tests.support.cli import fishexp
-from tests.support.modules import random_mask
+from tests.support.modules import mask_of, random_mask
 from tests.support.resuming import SMALL, Cut, assert_alike, cut_after
 
 DEVICE = torch.device("cuda")
@@ -79,7 +80,10 @@ def test_a_step_never_waits_for_the_device(net: str) -> None:
     build, data = NETS[net]
     model = build().to(DEVICE).train()
     sparse = sparsify(model, {name: kept.to(DEVICE) for name, kept in random_mask(build()).items()})
-    optimizer, batch = torch.optim.AdamW(sparse.parameters(), 0.01, fused=True), on_device(data())
+    optimizer, (inputs, labels) = torch.optim.AdamW(sparse.parameters(), 0.01, fused=True), on_device(data())
+    if isinstance(inputs, dict):
+        del inputs["attention_mask"]  # transformers looks whether there is padding
+    batch = inputs, labels
     for _ in range(2):  # the first passes look for misuse
         step(model, optimizer, batch)
     torch.cuda.set_sync_debug_mode("error")
@@ -87,6 +91,63 @@ def test_a_step_never_waits_for_the_device(net: str) -> None:
         step(model, optimizer, batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_weights_follow_together_as_they_do_one_by_one(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: after steps, a weight loaded, a weight or values written through .data, and both at once."""
+    build, data = NETS[net]
+    batch = on_device(data())
+
+    def trained(*, one_by_one: bool) -> dict[str, Tensor]:
+        model = build().to(DEVICE).eval()
+        sparse = sparsify(model, {name: kept.to(DEVICE) for name, kept in random_mask(build()).items()})
+        if one_by_one:
+            together.stop(model)
+        else:
+            monkeypatch.setattr(SparseParameter, "reconcile", refused)
+        optimizer = torch.optim.AdamW(sparse.parameters(), 0.01, fused=True)
+        written = next(k for k in model.modules() if isinstance(k, SparseParameter))
+        for change in (
+            lambda: None,
+            lambda: written.weight.data.mul_(1.5),
+            lambda: written.values.data.add_(0.25),
+            lambda: (written.weight.data.zero_(), written.values.data.add_(0.5)),
+        ):
+            step(model, optimizer, batch)
+            change()
+            with torch.no_grad():
+                logits_of(model, batch[0])
+        monkeypatch.undo()
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    found, expected = trained(one_by_one=False), trained(one_by_one=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def refused(kept: SparseParameter) -> None:
+    raise AssertionError(f"{kept.name} was reconciled by itself")
+
+
+def test_a_step_asks_for_few_more_operations_than_a_dense_one() -> None:
+    """Of a layer it takes the kept entries; how many weights there are costs nothing else."""
+    build, data = NETS["bert"]
+    batch = on_device(data())
+
+    def launches(*, dense: bool) -> int:
+        model = build().to(DEVICE).train()
+        parameters = list(model.parameters())
+        if not dense:
+            parameters = sparsify(model, mask_of(model)).parameters()
+        optimizer = torch.optim.AdamW(parameters, 0.01, fused=True)
+        for _ in range(3):
+            step(model, optimizer, batch)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step(model, optimizer, batch)
+            torch.cuda.synchronize()
+        return sum(event.count for event in profile.key_averages() if event.self_device_time_total)
+
+    assert launches(dense=False) < 1.5 * launches(dense=True)
 
 
 @pytest.mark.parametrize("labels", ["true_label", "expected"])
@@ -99,6 +160,17 @@ def test_scores_are_those_of_the_cpu(net: str, labels: Any) -> None:
     for name, score in diagonal_fisher(build().to(DEVICE), batches, labels).items():
         assert score.device.type == DEVICE.type
         torch.testing.assert_close(score.cpu(), expected[name], rtol=1e-6, atol=1e-12, msg=name)
+
+
+def test_examples_are_scored_in_a_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """In float32 too, whose convolutions have fewer bits on a GPU unless they are told."""
+    images, labels = torch.randn(8, 3, 16, 16, device=DEVICE), torch.randint(10, (8,), device=DEVICE)
+    torch.manual_seed(0)
+    model = resnet.build(10, 3, layers=8, path=None).network.to(DEVICE)
+    allowed = torch.backends.cudnn.conv.fp32_precision
+    diagonal_fisher(model, [(images, labels)])
+    assert "one example at a time" not in caplog.text
+    assert torch.backends.cudnn.conv.fp32_precision == allowed
 
 
 def test_masks_are_those_of_the_cpu() -> None:
@@ -145,7 +217,7 @@ def test_a_run(method: str, precision: str, tmp_path: Path, monkeypatch: pytest.
     assert record["device"] == torch.cuda.get_device_name()
     assert record["metrics"]["accuracy"] > 0.5
     assert 0 < record["peak_memory_bytes"] < 4e9
-    methods = {"full": set(), "fish method.unit=row": {"submatrix"}}
+    methods = {"full": set(), "fish method.unit=row": {"submatrix", "dense"}}  # dense: where no row is left out
     assert set(record["gradient_methods"].values()) == methods.get(method, {"dense"})
     (folder,) = Path("outputs/digits").glob("*/*/*")
     model, _ = library.load_run(folder)
