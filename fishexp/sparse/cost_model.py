@@ -10,6 +10,8 @@ from fishexp.sparse.parameter import GradientMethod, SparseParameter
 
 # share of the dense method's predicted time, below which a sparse method is taken
 MAX_TIME_SHARE = 0.95
+# weights of a Linear from which on a GPU's 16-bit product of a few of its lines is faster than that of all
+CUDA_SUBMATRIX_SIZE = 2**21
 # terms of the sum that an entry's gradient is, for which methods are compared: the tokens of a batch, or its pixels
 NOMINAL_LENGTHS: dict[Kind, int] = {"linear": 1024, "conv": 16384}
 
@@ -51,7 +53,8 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
     """
     costs = kept.costs.parts[kind].get(str(dtype).removeprefix("torch."))
     if kept.weight.device.type != "cpu":
-        return "submatrix" if kept.keeps_whole_lines() else "dense"
+        wide = dtype not in (torch.bfloat16, torch.float16) or kept.weight.numel() >= CUDA_SUBMATRIX_SIZE
+        return "submatrix" if kind == "linear" and wide and kept.submatrix_lines is not None else "dense"
     if costs is None:
         return "dense"
     call = kept.costs.call / NOMINAL_LENGTHS[kind]
