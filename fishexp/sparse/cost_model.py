@@ -42,8 +42,10 @@ def choose(kept: SparseParameter, kind: Kind, dtype: torch.dtype, reordered: Map
     twentieth. What is predicted depends on the mask, the type and ``kept.costs`` only: not on the batch, and not on
     what the machine is doing.
 
-    CUDA takes ``submatrix`` where lines are kept whole, the same product with fewer columns; else ``dense``, as a
-    sampled product there has not been measured.
+    CUDA takes ``submatrix`` for Linears whose kept entries lie in at most a quarter of the lines, in 16 bits only where
+    the layer is large; else ``dense``. On an H200 the narrow product of a Linear took 0.04 to 0.63 of the whole one's
+    time in float32 and 0.35 to 0.9 in bf16 from 2**21 weights on, and more than the whole one's below; that of a 3x3
+    convolution of 64 to 256 channels 1.5 to 6 times as long in bf16. A sampled product there has not been measured.
 
     Args:
         kind: ``linear`` or ``conv``, of the layer.
