@@ -13,7 +13,7 @@ from fishexp.report.pool import differing, load, pool
 
 @dataclass(frozen=True)
 class RecordedRuns:
-    """Hold the runs that a file has records of: those of the latest version of the random streams in it.
+    """Hold the runs that a file has records of.
 
     Attributes:
         groups: The finished runs, pooled over seeds.
@@ -24,6 +24,22 @@ class RecordedRuns:
     groups: list[Group]
     failed: list[dict[str, Any]]
     predicted: Predicted
+
+    def of_latest_streams(self, common: Settings) -> "RecordedRuns":
+        """Return the runs with these settings and the latest version of the random streams among them.
+
+        Runs of a study count until there are some with later streams: a table has one version, and the tables of other
+        studies theirs.
+        """
+        groups = [group for group in self.groups if agrees(common, group.settings)]
+        failed = [settings for settings in self.failed if agrees(common, settings)]
+        versions = [settings["streams"] for settings in (*(group.settings for group in groups), *failed)]
+        latest = max(versions, default=None)
+        return RecordedRuns(
+            [group for group in groups if group.settings["streams"] == latest],
+            [settings for settings in failed if settings["streams"] == latest],
+            self.predicted,
+        )
 
     def find(self, settings: Settings) -> tuple[Group | None, int]:
         """Return the finished runs with these settings, and how many failed.
@@ -39,14 +55,12 @@ class RecordedRuns:
 
 
 def recorded_runs(records: Path) -> RecordedRuns:
-    """Read the runs in a file of records, those of the latest random streams; none if there is no file.
+    """Read the runs in a file of records; none if there is no file.
 
     Raises:
         FishexpError: If a file holds lines but no record, or predictions are damaged.
     """
     lines = list(load([records])) if records.exists() else []
-    latest = max((settings_of(line)["streams"] for line in lines), default=None)
-    lines = [line for line in lines if settings_of(line)["streams"] == latest]
     done = {line["run_id"] for line in lines if line["status"] == "finished"}
     failed = {line["run_id"]: line for line in lines if line["status"] == "failed" and line["run_id"] not in done}
     pooled = pool(lines, uncommitted=True) if done else None

@@ -66,7 +66,7 @@ def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
     Raises:
         FishexpError: If runs on record have the cell's settings but differ from each other in further ones.
     """
-    source = study.sources[cell]
+    source, runs = study.sources[cell], runs.of_latest_streams(study.shared)
     if study.choose is None:
         lr, beyond, tried = study.known[source], [], {}
     else:

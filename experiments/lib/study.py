@@ -62,6 +62,13 @@ class Study(Generic[C]):
         """Return the cells in the order of the table."""
         return list(self.sources)
 
+    @property
+    def shared(self) -> Settings:
+        """Return the settings that all runs of the study have, whatever their cell, on held-out examples or not."""
+        further = [self.choose or {}, self.report, *self.methods.values(), *(cell.settings for cell in self.cells)]
+        own = {key for settings in further for key in settings}
+        return {key: value for key, value in self.common.items() if key not in own}
+
     def settings(self, cell: C, *more: Settings) -> Settings:
         """Return the settings of runs of ``cell``; of ``more`` the later override the earlier."""
         settings = self.common | {"method": cell.method} | cell.settings

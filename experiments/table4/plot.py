@@ -10,8 +10,13 @@ from fishexp.report.group import Group
 
 
 def draw(section: Section[Cell]) -> Figure | None:
-    """Draw the cells of the first variant, in which weights outside the mask stay; None if no two have results."""
+    """Draw the cells of the first variant, if weights outside the mask stay in it; None if no two have results.
+
+    Where they decay, each checkpoint is as large as the model.
+    """
     first = section.study.cells[0].variant
+    if first.decay == "all":
+        return None
     groups: dict[tuple[str, Schedule], list[Group]] = {}
     for result in section.results:
         cell = result.cell

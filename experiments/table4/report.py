@@ -1,8 +1,12 @@
 """The report: README.md and its picture, made from the results."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TypeAlias
+
+from scipy.stats import t
 
 from experiments.lib.findings import sentence
 from experiments.lib.learning_rates import chosen_on, rates_tried
@@ -23,7 +27,8 @@ from experiments.table4.cells import Cell, Variant
 from experiments.table4.findings import SCHEDULE_NAMES, findings, sizes, variant_name
 from experiments.table4.plot import draw
 from experiments.table4.profiles import LOGS
-from fishexp.report.group import settings_of
+from fishexp.report.differences import FEWEST_SEEDS
+from fishexp.report.group import Group, settings_of
 from fishexp.report.style import save
 from fishexp.system.text_table import markdown_table
 
@@ -44,6 +49,11 @@ make table4 PROFILE=cpu          # or gpu, paper; the same command goes on after
 Accuracies are means ± sample standard deviations over seeds, after the last epoch. The bytes of a checkpoint are those
 of its file, on average, moved BatchNorm statistics included; the model that training began with is stored once beside
 them."""
+
+_SPREAD = (
+    "*Inside*: their one run lies within the 95 % prediction interval of one more of ours; it takes three seeds to say "
+    "so."
+)
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
@@ -75,11 +85,11 @@ def _tables(section: Section[Cell]) -> list[str]:
         parts.append(" ".join(findings([*masked, *dense], len(section.study.seeds), section.predicted)))
     parts += signs(section.results)
     if any(_logs(section, variant.decay) for variant in variants):
-        return [*parts, about_logs(LOGS)]
+        return [*parts, f"{about_logs(LOGS)} {_SPREAD}"]
     return [
         *parts,
-        "The runs of the [authors' logs](authors_logs.json) had other settings (ResNet-9, 100 epochs, batches of 512, "
-        "every weight decays), so none of their figures stands here.",
+        "The runs of the [authors' logs](authors_logs.json) had other settings (ResNet-9, 24 or 100 epochs, batches of "
+        "512, every weight decays), so none of their figures stands here.",
     ]
 
 
@@ -91,7 +101,8 @@ def _logs(section: Section[Cell], decay: str) -> Logs:
     """Return the authors' logs; empty where a setting is not theirs."""
     if not agrees(LOGS["settings"], settings_of({"config": section.in_table}) | {"decay": decay}):
         return {}
-    return {(run["method"], run["keep"], run["mask"]): run["accuracy"] for run in LOGS["runs"]}
+    epochs = section.in_table["regime"]["epochs"]
+    return {(r["method"], r["keep"], r["mask"]): r["accuracy"] for r in LOGS["runs"] if r["epochs"] == epochs}
 
 
 def _settings(section: Section[Cell]) -> str:
@@ -165,6 +176,19 @@ def _dense_table(results: Sequence[Result[Cell]], logs: Logs) -> str:
     return markdown_table(_columns("full", results, logs), left=())
 
 
+def _beside(group: Group, logged: float) -> str:
+    """Return the difference of our mean to their one run, in percent, and whether theirs could be one of ours.
+
+    It could if it lies in the 95 % prediction interval for one more run: t with n - 1 degrees, from n = 3.
+    """
+    scores = [100 * run["metrics"]["accuracy"] for run in group.runs]
+    text = f"{mean(scores) - logged:+.1f}"
+    if len(scores) < FEWEST_SEEDS:
+        return text
+    half = t.ppf(0.975, len(scores) - 1) * stdev(scores) * math.sqrt(1 + 1 / len(scores))
+    return f"{text}, {'inside' if abs(mean(scores) - logged) <= half else 'outside'}"
+
+
 def _columns(method: str, results: Sequence[Result[Cell]], logs: Logs) -> dict[str, list[str]]:
     """Return header -> entries of the results of ``method``."""
     columns: dict[str, list[str]] = {}
@@ -176,6 +200,7 @@ def _columns(method: str, results: Sequence[Result[Cell]], logs: Logs) -> dict[s
         if logs:
             logged = logs.get((result.cell.method, result.cell.keep, result.cell.schedule))
             entries["% in their log"] = "–" if logged is None else f"{logged:.1f}"
+            entries["ours less theirs"] = "–" if logged is None or not result.group else _beside(result.group, logged)
         for header, entry in entries.items():
             columns.setdefault(f"{METHOD_NAMES[method]}: {header}", []).append(entry)
     return columns

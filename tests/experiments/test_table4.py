@@ -31,7 +31,7 @@ from fishexp.run.identity import run_id
 from tests.support.cli import fishexp
 from tests.support.tables import chosen, figures, line, reported, rows, words, write_records
 
-CPU, GPU = PROFILES["cpu"][0], PROFILES["gpu"][0]
+CPU, SHORT, GPU = PROFILES["cpu"][0], *PROFILES["gpu"]
 FISH = Cell("fish", 0.005, "fixed", KEPT)
 RANDOM, FULL = replace(FISH, method="random"), Cell("full", 1.0, "fixed", KEPT)
 EVERY = replace(FISH, schedule="every_epoch")
@@ -84,7 +84,7 @@ def test_the_runs_of_the_cpu_profile(write) -> None:
 @pytest.mark.parametrize("name", PROFILES)
 def test_every_kind_of_command_can_be_composed(name: str) -> None:
     """The kinds differ in method, schedule and variant; a keep is a keep."""
-    (profile,) = PROFILES[name]
+    profile = PROFILES[name][-1]
     config.register_resolvers()
     ids = set()
     some = [cell for cell in profile.cells if cell.keep in (0.005, 1)]
@@ -190,6 +190,8 @@ def test_records_with_the_random_streams_of_before_count_until_there_are_others(
     assert len(result(old, FISH).group.runs) == 2
     both = [*old, *chosen(CPU, FISH, {0.02: 0.1})]
     assert (result(both, FISH).lr, len(result(both, FISH).tried), result(both, FISH).group) == (None, 1, None)
+    other = Cell("fish", 0.005, "fixed", ORIGINAL)
+    assert len(result([*old, *reported(SHORT, other, 0.08, [0.5])], FISH).group.runs) == 2  # of another table
     said = "Made with the random streams of fishexp 0.1"
     assert said in written(write(old))
     assert said not in written(write(both))
@@ -412,6 +414,12 @@ def test_few_seeds_claim_nothing(results) -> None:
     assert found[1:] == ["No interval can be given of FISH against random: no pair of cells has three seeds that tell."]
 
 
+def test_there_is_no_picture_where_every_checkpoint_is_as_large_as_the_model(write) -> None:
+    cells = [Cell("fish", keep, "fixed", ORIGINAL) for keep in (0.005, 0.02)]
+    path = write([run for cell in cells for run in reported(SHORT, cell, SHORT.known[cell], [0.5], delta=26_000_000)])
+    assert draw(section_of(SHORT, "gpu", recorded_runs(path))) is None
+
+
 def test_the_picture_shows_means_against_bytes(write) -> None:
     wide = replace(FISH, keep=0.02)
     lines = [run for cell in (FISH, RANDOM, FULL) for run in chosen(CPU, cell, RATES)]
@@ -435,3 +443,30 @@ def test_the_picture_shows_means_against_bytes(write) -> None:
     assert axes.get_xscale() == "log"
     assert axes.get_xticklabels()[0].get_text() == "0.5 MB"
     assert fig.texts[0].get_text() == "cifar10 on resnet18, decay=kept, 1–2 seeds"
+
+
+def test_the_cells_of_24_epochs_are_those_of_the_logs(result) -> None:
+    assert len(SHORT.cells) == 7
+    assert {(cell.method, cell.keep) for cell in SHORT.cells} == {
+        ("fish", 0.005), ("fish", 0.02), ("fish", 0.1), ("full", 1.0)
+    }  # fmt: skip
+    fish = Cell("fish", 0.005, "every_epoch", ORIGINAL)
+    assert result([], fish, SHORT).lr == 0.8
+    assert result([], replace(fish, schedule="fixed"), SHORT).lr == 0.08
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([0.60], "+1.1"),
+        ([0.60, 0.61], "+1.6"),
+        ([0.58, 0.59, 0.60], "+0.1, inside"),
+        # 58.85 is 0.65 below the mean; the interval for one more run reaches t(0.975, 2) * 0.1 * sqrt(4 / 3) = 0.497
+        ([0.594, 0.595, 0.596], "+0.6, outside"),
+    ],
+)
+def test_a_run_of_theirs_is_inside_if_it_could_be_one_of_ours(write, scores: list[float], said: str) -> None:
+    cell = Cell("fish", 0.005, "fixed", ORIGINAL)
+    found = figures(written(write(reported(SHORT, cell, 0.08, scores))), "## Profile gpu")
+    assert found[2][found[0].index("FISH: % in their log")] == "58.9"
+    assert found[2][found[0].index("FISH: ours less theirs")] == said
