@@ -132,11 +132,18 @@ def _run(args: Namespace) -> int:
     if args.cfg:
         print(config.shown(command, args.cfg, args.package))
         return 0
+    if _launcher(args).startswith("submitit") and not all(run["resume"] for run in command.configs):
+        raise FishexpError(
+            f"hydra/launcher={_launcher(args)} begins a job again when its time is up; add resume=true, so that its "
+            "runs go on instead"
+        )
     _use_gpus(command.runs.gpus)
     if minutes := min((run["minutes"] for run in command.configs if run["minutes"] is not None), default=None):
         signals.stop_after(60 * minutes)
     _prepare(command.configs, args.multirun)
-    with tempfile.NamedTemporaryFile(prefix="fishexp-") as file:
+    # jobs of a launcher may be on other machines, which share the folder of the outputs
+    shared = command.configs[0]["outputs"] if _launcher(args) else None
+    with tempfile.NamedTemporaryFile(prefix=".fishexp-", dir=shared) as file:
         sweep = Sweep(
             Path(file.name), differing(command.runs.overrides), args.multirun and os.environ.get("RANK", "0") == "0"
         )
@@ -170,8 +177,14 @@ def _check_launcher(args: Namespace) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         if not os.environ[name].isdecimal():
             raise FishexpError(f"{name}={os.environ[name]} in the environment should be a number, as torchrun sets it")
-    if any(override.startswith("hydra/launcher=") for override in args.overrides):
+    if _launcher(args):
         raise FishexpError("hydra/launcher= starts processes of its own, and so does torchrun; use one of them")
+
+
+def _launcher(args: Namespace) -> str:
+    """Return the name of Hydra's launcher that the command asks for; empty for none."""
+    asked = [override for override in args.overrides if override.startswith("hydra/launcher=")]
+    return asked[-1].partition("=")[2] if asked else ""
 
 
 def _use_gpus(gpus: str | None) -> None:
@@ -229,7 +242,7 @@ def _job(cfg: DictConfig, sweep: Sweep) -> None:
     number = hydra.job.num + 1 if multirun else 1
     together = multirun and hydra.launcher._target_ != _ONE_BY_ONE
     label = f"{number}/{sweep.total} {'/'.join(name.split('/')[-2:])}" if together else ""
-    with labelled(label):
+    with signals.passed_on(), labelled(label):
         sweep.begin(number)
         start = time.monotonic()
         outcome = Outcome("interrupted", {})

@@ -1,11 +1,17 @@
 """The wheel, the README's commands, a sweep in parallel."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.utils import get_args_parser
@@ -77,6 +83,38 @@ def test_runs_of_a_sweep_in_parallel(tmp_path: Path) -> None:
     assert [line.split()[0] for line in summary.splitlines()[2:]] == ["keep=0.004", "keep=0.01", "keep=0.02"]
     found = {record["keep"]: record["status"] for record in read(tmp_path / "outputs" / "records.jsonl")}
     assert found == {0.004: "failed", 0.01: "finished", 0.02: "finished"}
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_goes_on_where_it_was(tmp_path: Path) -> None:
+    """With submitit's launcher on this machine, which sends its jobs what Slurm would."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")
+    options = ["method=random", "keep=0.02", "regime.epochs=40", "threads=1"]
+    job = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "resume=true", "outputs=cut"]
+    start = partial(subprocess.Popen, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    sweep = start([sys.executable, "-m", "fishexp", "-m", *job, *options])
+    (log,) = wait_for(lambda: [f for f in (tmp_path / "cut").glob(".submitit/*/*.out") if "epoch 2:" in f.read_text()])
+    os.kill(child_of(int(log.parent.name)), signal.SIGUSR2)
+    assert sweep.communicate(timeout=200)[1] is None
+    assert sweep.returncode == 0
+    assert "continued from a snapshot" in log.read_text()
+    assert start([sys.executable, "-m", "fishexp", "outputs=whole", *options]).wait(200) == 0
+    found, expected = (list(read(tmp_path / name / "records.jsonl")) for name in ("cut", "whole"))
+    assert [record["status"] for record in found] == ["interrupted", "finished"]
+    assert found[-1]["metrics"] == expected[-1]["metrics"]
+
+
+def wait_for(found: Callable[[], list[Any]], seconds: float = 100) -> list[Any]:
+    """Return what ``found`` finds, as soon as that is something."""
+    end = time.monotonic() + seconds
+    while not (items := found()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return items
+
+
+def child_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:

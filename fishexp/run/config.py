@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from fishexp.errors import FishexpError, first_line, nearest
 from fishexp.run.identity import run_name
-from fishexp.run.overrides import TOP, Chosen, Components, Runs, runs_of
+from fishexp.run.overrides import EXPERIMENT, TOP, Chosen, Components, Runs, runs_of
 from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings
 from fishexp.run.yamls import CONF, check_choice, check_primary, homes_of, options_in
 
@@ -224,6 +224,9 @@ def _config(hydra: Hydra, name: str, overrides: Sequence[str]) -> Config:
 def _check_keys(cfg: DictConfig) -> None:
     """Refuse keys that ``+key=value`` added: a component has the keys of its yaml and no others."""
     for key in cfg:
+        if key == EXPERIMENT:
+            name = cfg.hydra.runtime.choices[EXPERIMENT]
+            raise FishexpError(f"experiment/{name}.yaml: settings of a run begin with the line # @package _global_")
         if key not in (*TOP, "recipes", "hydra"):
             raise FishexpError(f"unknown key {key}{nearest(str(key), list(TOP))}")
     for group in GROUPS:
@@ -249,11 +252,15 @@ def _readable(error: Exception) -> FishexpError:
         group, _, choice = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
         return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}")
     if match := re.search(r"Could not override '(?:\w+@\w+\.)?([\w.@]+)'", f"{error}\n{error.__cause__}"):
+        if match[1] == EXPERIMENT:
+            return FishexpError("experiment=NAME takes DIR/experiment/NAME.yaml: name the folder by --config-dir DIR")
         hydra = match[1].startswith("hydra")
         hint = "; --cfg hydra shows all" if hydra else f"; did you mean {match[1].rpartition('.')[0]}?"
         return FishexpError(f"unknown key {match[1]}{hint}")
     if match := re.search(r"An item is already at '([\w.@]+)'", str(error)):
         return FishexpError(f"{match[1]} is there already; leave the + away")
+    if match := re.search(r"Multiple values for (\w+)\.", str(error)):
+        return FishexpError(f"{match[1]} has a value already; leave the + away")
     if isinstance(error, YAMLError):
         return FishexpError(" ".join(str(error).split()))
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) and error.__cause__ else error

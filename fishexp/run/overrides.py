@@ -17,9 +17,11 @@ from hydra.errors import HydraException
 from fishexp.errors import FishexpError, nearest
 from fishexp.run.settings import ABOUT, GROUPS, Settings
 
+# chooses a yaml of the user's with settings of any kind, components among them
+EXPERIMENT = "experiment"
 # keys beside the components
 TOP = (*Settings.model_fields, *GROUPS)
-_EXAMPLES = {"data": "digits", "model": "resnet8", "method": "fish", "regime": "transfer"}
+_EXAMPLES = {"data": "digits", "model": "resnet8", "method": "fish", "regime": "transfer", "experiment": "NAME"}
 # a character that Hydra takes for something else, or not at all, unless the value is quoted
 _SPECIAL = re.compile(r"[^\w/\\+.$%*@?|:\s-]|[^\x00-\x7f]")
 
@@ -175,7 +177,7 @@ def _check_form(override: Override, multirun: bool, loader: ConfigLoader) -> Non
         raise FishexpError(f"{text}: a sweep is every combination of the values that the command line lists, no other")
     if override.is_delete():
         raise FishexpError(f"{text}: every key has a value; give it another, or {key}=null where its comment says so")
-    if key in GROUPS and isinstance(override.value(), list | dict):
+    if key in _EXAMPLES and isinstance(override.value(), list | dict):
         raise FishexpError(f"{text}: {key} is one name, such as {key}={_EXAMPLES[key]}")
     if not override.is_sweep_override():
         return
@@ -209,7 +211,7 @@ def _assign(
     unknown: dict[str, Components] = {}  # key -> components of a run that does not have it
     distinct: dict[tuple[str, ...], None] = {}
     for combination in combinations:
-        choices = [text for text in combination if text.partition("=")[0].lstrip("+") in GROUPS]
+        choices = [text for text in combination if text.partition("=")[0].lstrip("+") in (*GROUPS, EXPERIMENT)]
         chosen = components((*runs.hydra, *choices))
         run: dict[str, str] = {}  # key -> what is given, the last if it is given twice
         for text in combination:
@@ -240,7 +242,7 @@ def _home(name: str, chosen: Components) -> tuple[str | None, str | None]:
     first, _, rest = name.partition(".")
     if first in GROUPS and rest:
         return (first, name) if rest.partition(".")[0] in chosen[first].keys else (None, None)
-    if first in (*TOP, "hydra", "recipes") or "/" in name or "@" in name:
+    if first in (*TOP, EXPERIMENT, "hydra", "recipes") or "/" in name or "@" in name:
         return None, name
     owners = [group for group in GROUPS if name in chosen[group].keys and name not in ABOUT]
     if len(owners) > 1:

@@ -79,10 +79,10 @@ class Sweep:
             file.write(json.dumps(ended) + "\n")
 
     def ended(self) -> list[Ended]:
-        """Return how each run ended, of those that did."""
+        """Return how each run ended, of those that did; the last time, if its job was requeued."""
         lines = map(json.loads, self.file.read_text().splitlines())
-        ended = [Ended(number, name, seconds, Outcome(*outcome)) for number, name, seconds, outcome in lines]
-        return sorted(ended, key=attrgetter("number"))
+        ended = {number: Ended(number, name, seconds, Outcome(*outcome)) for number, name, seconds, outcome in lines}
+        return sorted(ended.values(), key=attrgetter("number"))
 
     def summary(self) -> str:
         """Write how all runs ended: a line, and a table."""

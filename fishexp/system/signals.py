@@ -4,6 +4,7 @@ Not inside torch or an import: raised in the middle of a backward pass or of a l
 the process without a message and without a record, as some C++ code lets no exception through.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,35 @@ def install() -> None:
     """Have these signals raise KeyboardInterrupt: at once outside a run, between two steps in a run."""
     for kind in KINDS:
         signal.signal(kind, _ask)
+
+
+@contextmanager
+def passed_on() -> Iterator[None]:
+    """Have the signal on which submitit requeues its job stop the run first, with a snapshot, and then requeue.
+
+    submitit's handler would end the process then and there, and what was done since the last snapshot again later.
+    SIGTERM, which Slurm sends as well, it ignores, and so do we.
+    """
+    kind = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}", signal.SIGUSR2)
+    theirs, came = signal.getsignal(kind), False
+    if "SUBMITIT_EXECUTOR" not in os.environ or not callable(theirs):
+        yield
+        return
+
+    def ask(kind: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        _ask(kind, frame)
+
+    signal.signal(kind, ask)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not came:
+            raise
+        theirs(kind, None)
+    finally:
+        signal.signal(kind, theirs)
 
 
 def stop_after(seconds: float) -> None:

@@ -108,7 +108,13 @@ TOGETHER = {
         "method=random,full",
         "method.samples=3",
     ): "unknown key method.samples: method=full does not have it, but method=",
-    ("-m", "hydra/launcher=submitit"): "hydra/launcher=submitit: no such hydra/launcher; there are: basic",
+    ("-m", "hydra/launcher=slurm"): "hydra/launcher=slurm: no such hydra/launcher; ",
+    (
+        "-m",
+        "hydra/launcher=submitit_slurm",
+        "seed=0",
+    ): "hydra/launcher=submitit_slurm begins a job again when its time is "
+    "up; add resume=true, so that its runs go on instead",
     ("--cfg", "hydra", "-m"): "--multirun and --cfg do not go together; leave one away",
     ("--info", "--run"): "--run and --info do not go together; leave one away",
     ("hydra.run.dir=${nope}",): "hydra.run.dir: Interpolation key 'nope' not found",

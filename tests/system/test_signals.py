@@ -107,3 +107,38 @@ def test_it_stops_before_the_time_is_over() -> None:
     with pytest.raises(KeyboardInterrupt):
         run()
     assert 0.85 < time.monotonic() - start < 1
+
+
+def test_a_job_of_submitit_is_requeued_after_its_run_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps, where a snapshot is taken; SIGTERM is left as submitit has it."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    done: list[str] = []
+
+    def requeue(kind: int, frame: object) -> None:
+        done.append("requeued")
+        raise SystemExit(-1)
+
+    def ignore(kind: int, frame: object) -> None:
+        done.append("ignored")
+
+    def run() -> None:
+        with signals.passed_on(), signals.between_steps():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR2)
+            done.append("the step")
+            signals.check()
+            done.append("the next")
+
+    signal.signal(signal.SIGUSR2, requeue)
+    signal.signal(signal.SIGTERM, ignore)
+    with pytest.raises(SystemExit):
+        run()
+    assert done == ["ignored", "the step", "requeued"]
+    assert signal.getsignal(signal.SIGUSR2) is requeue
+
+
+def test_ctrl_c_does_not_requeue_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    signal.signal(signal.SIGUSR2, lambda *_: pytest.fail("requeued"))
+    with pytest.raises(KeyboardInterrupt), signals.passed_on():
+        signal.raise_signal(signal.SIGINT)
