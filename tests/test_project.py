@@ -91,14 +91,14 @@ def test_a_job_whose_time_is_up_goes_on_where_it_was(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `slurm`")
     options = ["method=random", "keep=0.02", "regime.epochs=40", "threads=1"]
     job = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "resume=true", "outputs=cut"]
-    start = partial(subprocess.Popen, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    sweep = start([sys.executable, "-m", "fishexp", "-m", *job, *options])
-    (log,) = wait_for(lambda: [f for f in (tmp_path / "cut").glob(".submitit/*/*.out") if "epoch 2:" in f.read_text()])
-    os.kill(child_of(int(log.parent.name)), signal.SIGUSR2)
-    assert sweep.communicate(timeout=200)[1] is None
-    assert sweep.returncode == 0
+    command = [sys.executable, "-m", "fishexp"]
+    with subprocess.Popen([*command, "-m", *job, *options], cwd=tmp_path, stdout=subprocess.DEVNULL) as sweep:
+        logs = partial((tmp_path / "cut").glob, ".submitit/*/*.out")
+        (log,) = wait_for(lambda: [file for file in logs() if "epoch 2:" in file.read_text()])
+        os.kill(child_of(int(log.parent.name)), signal.SIGUSR2)
+        assert sweep.wait(200) == 0
     assert "continued from a snapshot" in log.read_text()
-    assert start([sys.executable, "-m", "fishexp", "outputs=whole", *options]).wait(200) == 0
+    subprocess.run([*command, "outputs=whole", *options], cwd=tmp_path, check=True, capture_output=True)
     found, expected = (list(read(tmp_path / name / "records.jsonl")) for name in ("cut", "whole"))
     assert [record["status"] for record in found] == ["interrupted", "finished"]
     assert found[-1]["metrics"] == expected[-1]["metrics"]
