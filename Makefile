@@ -1,6 +1,9 @@
-# Needs Python 3.11 or later and make; everything else goes into .venv.
+# Needs Python 3.11 or later and make; everything else goes into .venv. Where uv is installed it does so in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
+UV := $(shell command -v uv)
+VENV := $(if $(UV),$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python .venv,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 DEMO := outputs/demo
@@ -15,8 +18,8 @@ setup: .venv/.ready  ## the environment, exactly as tested
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fishexp needs Python 3.11 or later, this is " + sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup  ## five methods on the digits over three seeds, a table and a picture
@@ -71,7 +74,7 @@ bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside 
 	$(BIN)/python -m benchmarks --device $(DEVICE)
 
 .venv/.bench: .venv/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(INSTALL) -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
 wheel: setup  ## dist/fishexp-*.whl, with conf/ inside
