@@ -70,3 +70,11 @@ def test_cfg_is_the_resolved_configuration_and_no_recipes() -> None:
         .mistake()
         .startswith("--package regim: no such key; did you mean regime?")
     )
+
+
+@pytest.mark.parametrize(("typed", "found"), [("method=fi", ["method=fish"]), ("regime.l", ["regime.lr="])])
+def test_a_shell_completes_names_and_keys(typed: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"fishexp {typed}"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert fishexp("-sc", "query=bash").out.split() == found
