@@ -132,6 +132,8 @@ def _run(args: Namespace) -> int:
     if args.cfg:
         print(config.shown(command, args.cfg, args.package))
         return 0
+    if any(run["plan"] for run in command.configs):
+        return _plan(command)
     if _launcher(args).startswith("submitit") and not all(run["resume"] for run in command.configs):
         raise FishexpError(
             f"hydra/launcher={_launcher(args)} begins a job again when its time is up; add resume=true, so that its "
@@ -162,6 +164,21 @@ def _run(args: Namespace) -> int:
         statuses = [end.outcome.exit_status for end in sweep.ended() if end.outcome.exit_status]
     if args.multirun and statuses:
         print(f"fishexp: {len(statuses)} of {len(command.configs)} runs failed", file=sys.stderr)
+    return max(statuses, default=0)
+
+
+def _plan(command: config.Command) -> int:
+    """Print what the runs are going to take, and carry out none; the exit status."""
+    from fishexp.run.plan import plan_text, rows_of
+
+    rows = rows_of(command.configs, command.runs.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        print("".join(f"{text}\n" for text in (*command.runs.notes, plan_text(rows)) if text), end="")
+    statuses = [
+        _explain(row.error, row.runs[0]["debug"], row.name if len(rows) > 1 else "")
+        for row in rows
+        if row.error is not None
+    ]
     return max(statuses, default=0)
 
 

@@ -73,6 +73,8 @@ class Tuner:
         self._config_dir = config_dir
         command = self._read(others)
         self._shared = [*command.runs.hydra, "resume=true"]
+        if any(config["plan"] for config in command.configs):
+            raise FishexpError("plan=true foretells runs, whose rates are known; take python -m fishexp -m")
         names = differing(command.runs.overrides)
         self.cells = [
             Cell(name, tuple(overrides), config["regime"]["lr"])

@@ -6,9 +6,9 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 
 from fishexp.data.columns import Column, Columns
-from fishexp.data.datasets import Dataset
+from fishexp.data.datasets import Dataset, Outline
 from fishexp.data.examples import Kind, text_dataset
-from fishexp.data.tables import read_table
+from fishexp.data.tables import check_there, read_table
 
 
 def load(
@@ -42,3 +42,11 @@ def load(
         text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length,
     )  # fmt: skip
     return dataset.limited(train_limit, valid_limit, holdout)
+
+
+def outline(*, train: str, valid: str | None, kind: Kind | None) -> Outline:
+    """Say what is known of sentences before they are read: that there is one output, if labels are numbers."""
+    for file in (train, valid):
+        if file is not None:
+            check_there(Path(file))
+    return Outline(classes=1 if kind == "number" else None, channels=0, train=None)

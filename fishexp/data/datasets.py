@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,22 @@ log = logging.getLogger(__name__)
 _HASHED_TOGETHER = 1_000
 # batches in a chunk that is sorted by length
 _CHUNK_BATCHES = 50
+
+
+class Outline(NamedTuple):
+    """Say what is known of a data set before any example is loaded; None where nothing is.
+
+    A module of a data set may have a function ``outline``, which takes options of ``load`` and returns it.
+
+    Attributes:
+        classes: Number of labels; 1 is a regression.
+        channels: Number of channels of its images; 0 for text.
+        train: Number of training examples, before any limit.
+    """
+
+    classes: int | None
+    channels: int | None
+    train: int | None
 
 
 class Examples(Protocol):
@@ -78,10 +94,9 @@ class Dataset:
             FishexpError: If ``holdout`` leaves nothing to train on.
         """
         size = len(self.train)
-        if holdout >= size:
-            raise FishexpError(f"data.holdout={holdout} leaves nothing to train on: there are {size} training examples")
+        count = count_trained(size, train_limit, holdout)
         order = _permutation(size)
-        train = self.train.subset(order[: size - holdout][:train_limit])
+        train = self.train.subset(order[:count])
         if holdout:
             held_out = self.train.subset(order[size - holdout :][:valid_limit])
             return replace(self, train=train, valid={"holdout": held_out})
@@ -98,6 +113,17 @@ class Dataset:
     def reported_digest(self, name: str) -> str:
         """Hash the examples of a reported set as :meth:`digest` does: the same whatever the model trained on."""
         return _digest({"": self.valid[name]})
+
+
+def count_trained(size: int, train_limit: int | None, holdout: int) -> int:
+    """Count the training examples that the limits of a data set leave of ``size``.
+
+    Raises:
+        FishexpError: If ``holdout`` leaves nothing to train on.
+    """
+    if holdout >= size:
+        raise FishexpError(f"data.holdout={holdout} leaves nothing to train on: there are {size} training examples")
+    return min(size - holdout, train_limit or size)
 
 
 def _digest(sets: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge
 
-from fishexp.data.datasets import Dataset
+from fishexp.data.datasets import Dataset, Outline
 from fishexp.data.images import Images
 from fishexp.data.metrics import accuracy
 
@@ -31,3 +31,8 @@ def load(
     train, valid = part(slice(split)), part(slice(split, None))
     dataset = Dataset(train, {"": valid}, classes=10, channels=1, metrics=accuracy, names=names)
     return dataset.limited(train_limit, valid_limit, holdout)
+
+
+def outline() -> Outline:
+    """Say what the data set is, without loading it."""
+    return Outline(classes=10, channels=1, train=1437)

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fishexp.data import default_root
-from fishexp.data.datasets import Dataset, Metrics
+from fishexp.data.datasets import Dataset, Metrics, Outline
 from fishexp.data.metrics import accuracy, accuracy_and_f1, correlations, matthews
 from fishexp.data.text import Sentences
 from fishexp.errors import FishexpError, first_line
@@ -24,6 +24,11 @@ TaskName: TypeAlias = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qn
 _MAX_SHORT_LINES = 0.001
 # characters of a bad field that a message shows
 _MAX_SHOWN = 80
+# training examples on the hub
+_ON_HUB = {
+    "cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743,
+    "rte": 2490, "wnli": 635,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,24 @@ def files(*, task: TaskName, root: str | None) -> list[Path]:
     return [folder / TASKS[task].folder / name for name in names]
 
 
-def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:
-    """Read an official file; warn of lines that are too short, unless they are too many."""
+def outline(*, task: TaskName, root: str | None) -> Outline:
+    """Count a task's training examples by the lines of its file, if it is on this machine; a few may be left out."""
+    layout, train = TASKS[task], _ON_HUB[task]
+    if found := files(task=task, root=root):
+        _check_there(found[0], found[0].parents[1])
+        with found[0].open("rb") as file:
+            train = sum(line.strip() != b"" for line in file) - isinstance(layout.label, str)
+    return Outline(len(layout.names) or 1, channels=0, train=train)
+
+
+def _check_there(path: Path, root: Path) -> None:
     if not path.is_file():
         raise FishexpError(f"{path} is missing; data.root={root} should hold the official GLUE download")
+
+
+def _from_file(path: Path, layout: Task, max_length: int, root: Path) -> Sentences:
+    """Read an official file; warn of lines that are too short, unless they are too many."""
+    _check_there(path, root)
     lines = _lines(path)
     wanted = [*layout.columns, layout.label]
     header = isinstance(layout.label, str)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NewType
 from annotated_types import Ge, Gt, Lt
 
 from fishexp.data.columns import Column, Columns
-from fishexp.data.datasets import Dataset
+from fishexp.data.datasets import Dataset, Outline
 from fishexp.data.examples import Kind, text_dataset
 from fishexp.data.tables import Table, classes_in
 from fishexp.errors import FishexpError, first_line, nearest
@@ -64,6 +64,11 @@ def load(
         train, valid, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
     )
     return dataset.limited(train_limit, valid_limit, holdout)
+
+
+def outline(*, kind: Kind | None) -> Outline:
+    """Say what is known of sentences before they are read: that there is one output, if labels are numbers."""
+    return Outline(classes=1 if kind == "number" else None, channels=0, train=None)
 
 
 def _splits(path: str, config: str | None, revision: str | None) -> Any:

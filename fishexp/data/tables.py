@@ -42,6 +42,16 @@ class Table:
         return f"{self.source} line {self.lines[row]}" if self.lines else f"{self.source} row {row + 1}"
 
 
+def check_there(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        FishexpError: If it is a folder, or missing.
+    """
+    if not path.is_file():
+        raise FishexpError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; name a file of examples")
+
+
 def read_table(path: Path) -> Table:
     """Read a file of examples, by the ending of its name.
 
@@ -52,8 +62,7 @@ def read_table(path: Path) -> Table:
         FishexpError: If there is no such file, its ending is another, it is damaged, or it holds no rows.
     """
     readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _parquet}
-    if not path.is_file():
-        raise FishexpError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; name a file of examples")
+    check_there(path)
     if path.suffix.lower() not in readers:
         raise FishexpError(f"{path}: files of examples end in {', '.join(readers)}; save it as one of these")
     if not path.stat().st_size:

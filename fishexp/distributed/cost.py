@@ -1,9 +1,13 @@
 """The cost of merges, before a run: bytes that each worker sends, and seconds on a link of its own."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
-from fishexp.distributed.synchronizer import header_bytes
+from torch import nn
+
+from fishexp.distributed.synchronizer import Wire, header_bytes
+from fishexp.sparse.parameter import weights
 from fishexp.system.text_table import aligned_text
 from fishexp.training.collectives import pieces
 
@@ -82,6 +86,31 @@ class MergeVolume(NamedTuple):
 
     def _buffers(self, world_size: int) -> "_Transfer":
         return _ordered_all_reduce(world_size, self.buffer_entries, _FLOAT32_BYTES)
+
+
+def merge_volume(
+    model: nn.Module, head: Collection[str], kept: int, *, disjoint: bool, decay_all: bool, wire: Wire
+) -> MergeVolume:
+    """Describe what workers exchange in a merge of a model, of which no more than the shapes are looked at.
+
+    Args:
+        head: Names of the classifier's parameters.
+        kept: Weights that each worker trains, ``head`` included.
+        disjoint: Beside the head, no two workers train the same weight.
+        decay_all: Weight decay moves every weight.
+    """
+    parameters = weights(model)
+    total = sum(p.numel() for p in parameters.values())
+    buffers = [buffer.numel() for buffer in model.buffers() if buffer.is_floating_point()]
+    return MergeVolume(
+        weights=total,
+        kept=total if decay_all else kept,
+        head=sum(parameters[name].numel() for name in head),
+        buffer_tensors=len(buffers),
+        buffer_entries=sum(buffers),
+        disjoint=disjoint and not decay_all,
+        value_bytes=2 if wire == "bf16" else _FLOAT32_BYTES,
+    )
 
 
 def predict_cost(volume: MergeVolume, world_size: int, sync_every: int, warmup_epochs: int, link: Link) -> list[str]:

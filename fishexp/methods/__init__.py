@@ -8,4 +8,21 @@ entries of each row (:mod:`fishexp.masks.allocation`). A method that names its w
 returns its scores as :class:`fishexp.masks.started.Started`, with the values in which kept entries begin to train; it
 says ``needs_regime: transfer`` in its yaml, as other regimes do not look at these. So does a method that trains other
 parameters than the model's, with ``adapt(problem, keep, *, ...) -> Adapted`` (:mod:`fishexp.training.adapted`).
+
+For ``plan=true`` a method with ``mask`` or ``adapt`` may count what trains by the shapes of a network without weights:
+``outline(network, head, keep, *, ...) -> Outline``, which takes options of the other.
 """
+
+from typing import NamedTuple
+
+
+class Outline(NamedTuple):
+    """Count what a method that names its weights outright lets train, and what that changes.
+
+    Attributes:
+        trains: Numbers that an optimiser moves.
+        changes: Weights of the model that are others in the end; adapters are merged into them.
+    """
+
+    trains: int
+    changes: int

@@ -1,8 +1,12 @@
 """Bit-Fit: every bias and the head (Ben Zaken, Ravfogel & Goldberg, 2022)."""
 
+from collections.abc import Collection
+
 import torch
+from torch import nn
 
 from fishexp.masks.topk import Mask
+from fishexp.methods import Outline
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
 
@@ -10,6 +14,16 @@ from fishexp.training.problem import Problem
 def mask(problem: Problem) -> Mask:
     """Choose the head and all parameters named ``bias``, the shifts of normalisation layers among them."""
     return {
-        name: torch.full_like(p, name.rpartition(".")[2] == "bias" or name in problem.head, dtype=torch.bool)
+        name: torch.full_like(p, _is_chosen(name, problem.head), dtype=torch.bool)
         for name, p in weights(problem.model).items()
     }
+
+
+def outline(network: nn.Module, head: Collection[str], keep: float | None) -> Outline:
+    """Count the entries that :func:`mask` chooses, by the shapes of a network alone."""
+    count = sum(p.numel() for name, p in weights(network).items() if _is_chosen(name, head))
+    return Outline(trains=count, changes=count)
+
+
+def _is_chosen(name: str, head: Collection[str]) -> bool:
+    return name.rpartition(".")[2] == "bias" or name in head

@@ -11,6 +11,7 @@ from torch import nn
 
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import budget
+from fishexp.methods import Outline
 from fishexp.training.adapted import Adapted
 from fishexp.training.apart import draw_seed
 from fishexp.training.problem import Problem
@@ -44,14 +45,7 @@ def adapt(problem: Problem, keep: float, *, targets: list[str] | None, scale: An
     model = problem.model
     layers = _targets(linear_layers(model, problem.head), targets)
     total = sum(p.numel() for p in model.parameters())
-    head = sum(model.get_parameter(name).numel() for name in problem.head)
-    each, most = count_each_rank(layers), budget(keep, total)
-    rank = (most - head) // each
-    if rank < 1:
-        raise FishexpError(
-            f"keep={keep} pays for {most:,} numbers, and LoRA of rank 1 takes {each + head:,}, the head's {head:,} "
-            "among them; raise keep, or adapt fewer layers: method.targets=[query,value]"
-        )
+    rank, trains = _paid_rank(model, layers, problem.head, keep)
     pattern = "|".join(re.escape(name) for name in layers)
     alpha: Any = scale * rank  # PEFT divides it by the rank, whatever its annotation says
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)
@@ -63,10 +57,37 @@ def adapt(problem: Problem, keep: float, *, targets: list[str] | None, scale: An
     problem.set_random_streams(streams)
     for name in problem.head:
         model.get_parameter(name).requires_grad_(True)
-    trains = rank * each + head
     where = f"{len(layers)} Linears and the head: {trains:,} numbers train ({trains / total:.3%})"
-    log.info("LoRA of rank %d in %s, of %s that keep pays for", rank, where, f"{most:,}")
+    log.info("LoRA of rank %d in %s, of %s that keep pays for", rank, where, f"{budget(keep, total):,}")
     return Adapted(model, {f"{name}.weight": layer.weight for name, layer in layers.items()}, adapters.merge_and_unload)
+
+
+def outline(network: nn.Module, head: Collection[str], keep: float, *, targets: list[str] | None) -> Outline:
+    """Count the numbers that :func:`adapt` lets train, and the weights into which they are merged, by shapes alone.
+
+    Raises:
+        FishexpError: If no Linear is to be adapted, or ``keep`` does not pay for rank 1.
+    """
+    layers = _targets(linear_layers(network, head), targets)
+    _, trains = _paid_rank(network, layers, head, keep)
+    merged = sum(layer.weight.numel() for layer in layers.values())
+    return Outline(trains, changes=merged + sum(network.get_parameter(name).numel() for name in head))
+
+
+def _paid_rank(
+    model: nn.Module, layers: Mapping[str, nn.Linear], head: Collection[str], keep: float
+) -> tuple[int, int]:
+    """Return the largest rank that ``keep`` pays for, and how many numbers train then."""
+    total = sum(p.numel() for p in model.parameters())
+    always = sum(model.get_parameter(name).numel() for name in head)
+    each, most = count_each_rank(layers), budget(keep, total)
+    rank = (most - always) // each
+    if rank < 1:
+        raise FishexpError(
+            f"keep={keep} pays for {most:,} numbers, and LoRA of rank 1 takes {each + always:,}, the head's {always:,} "
+            "among them; raise keep, or adapt fewer layers: method.targets=[query,value]"
+        )
+    return rank, rank * each + always
 
 
 def linear_layers(model: nn.Module, head: Collection[str]) -> dict[str, nn.Linear]:

@@ -1,9 +1,13 @@
-"""Models: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``."""
+"""Models: one file an architecture, each with ``build(classes, channels, *, ...) -> Model``.
+
+It may have ``outline(classes, channels, *, ...) -> Outline`` too, which takes options of ``build``: the network without
+weights, for ``plan=true``. ``classes`` is None where nobody knows before the data are read.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -14,6 +18,13 @@ class Save(Protocol):
     """Write what is needed to load a network again into a folder: all of it, or all but the weights."""
 
     def __call__(self, folder: Path, *, weights: bool = True) -> None: ...
+
+
+class Outline(NamedTuple):
+    """Hold a network on the meta device, which has shapes and no values, and the names of its head's parameters."""
+
+    network: nn.Module
+    head: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import torch
 
 from fishexp.errors import FishexpError, first_line
-from fishexp.models import Model
-from fishexp.models.text_classifier import load_classifier
+from fishexp.models import Model, Outline
+from fishexp.models.text_classifier import load_classifier, outline_classifier
 
 # a short text and one by which it is padded
 _SHORT, _LONG = "a", "a " * 8
@@ -31,6 +31,11 @@ def build(classes: int, channels: int, *, path: str, pretrained: bool, activatio
     )
     _check_batches(path, model)
     return model
+
+
+def outline(classes: int | None, channels: int, *, path: str, pretrained: bool) -> Outline:
+    """Build a classifier without weights, as :func:`fishexp.models.text_classifier.outline_classifier` does."""
+    return outline_classifier(path, classes, channels, pretrained=pretrained)
 
 
 def _check_batches(path: str, model: Model) -> None:

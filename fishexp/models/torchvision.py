@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishexp.errors import FishexpError, first_line
-from fishexp.models import WEIGHTS, Model
+from fishexp.models import WEIGHTS, Model, Outline
 from fishexp.models.resnet import load_weights_
 from fishexp.system.atomic import replacing
 
@@ -57,8 +57,7 @@ def build(
     """
     _check(classes, channels, arch)
     named = None if weights is None else _named(arch, weights, path)
-    if size is None and weights is not None:
-        size = named.transforms().crop_size[0] if named is not None else _FIXED
+    size = _size(size, weights, named)
     network = _network(arch, classes, size, pretrained=weights is not None)
     head = _head(arch, network, classes)
     _begin_head_(network, head)
@@ -80,6 +79,28 @@ def build(
         normalisation = (tuple(named.transforms().mean), tuple(named.transforms().std)) if named else IMAGENET
     source = None if path is None else str(Path(path).resolve())
     return Model(network, head, save, source, normalisation=normalisation)
+
+
+def outline(
+    classes: int, channels: int, *, arch: Arch, weights: str | None, size: int | None, path: str | None
+) -> Outline:
+    """Build the network without weights, and download none.
+
+    Raises:
+        FishexpError: If the data set does not suit, or there is no such network, or no such weights.
+    """
+    _check(classes, channels, arch)
+    named = None if weights is None else _named(arch, weights, path)
+    with torch.device("meta"):
+        network = _network(arch, classes, _size(size, weights, named), pretrained=True)
+    return Outline(network, _head(arch, network, classes))
+
+
+def _size(size: int | None, weights: str | None, named: Any) -> int | None:
+    """Return the side of the images that a network reads: what was asked for, or what its weights were trained on."""
+    if size is None and weights is not None:
+        return named.transforms().crop_size[0] if named is not None else _FIXED
+    return size
 
 
 class _Resize:

@@ -5,14 +5,13 @@ from typing import Annotated, Literal, TypeAlias, Unpack
 from annotated_types import Ge, Gt
 
 from fishexp.distributed.context import LaunchSettings
-from fishexp.distributed.cost import Link, MergeVolume, predict_cost
+from fishexp.distributed.cost import Link, merge_volume, predict_cost
 from fishexp.distributed.local_sgd import LocalSGD
 from fishexp.distributed.merge import Merge
 from fishexp.distributed.schedule import Plan
 from fishexp.distributed.synchronizer import Reduce, Wire
 from fishexp.errors import FishexpError
 from fishexp.regimes import Outcome, check_warmup
-from fishexp.sparse.parameter import weights
 from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.mask_selector import MaskSelector
@@ -98,18 +97,9 @@ def train(
 
 def _predicted_cost(problem: Problem, choose: MaskSelector, plan: Plan, decay: Decay, link: Link) -> list[str]:
     """Write lines about what merges are going to cost."""
-    parameters = weights(problem.model)
     world_size = problem.collectives.world_size
     kept = choose.count(world_size if plan.disjoint else 1)
-    total = sum(p.numel() for p in parameters.values())
-    buffers = [buffer.numel() for buffer in problem.model.buffers() if buffer.is_floating_point()]
-    volume = MergeVolume(
-        weights=total,
-        kept=total if decay == "all" else kept,
-        head=sum(parameters[name].numel() for name in problem.head),
-        buffer_tensors=len(buffers),
-        buffer_entries=sum(buffers),
-        disjoint=plan.disjoint and decay == "kept",
-        value_bytes=2 if plan.wire == "bf16" else 4,
+    volume = merge_volume(
+        problem.model, problem.head, kept, disjoint=plan.disjoint, decay_all=decay == "all", wire=plan.wire
     )
     return predict_cost(volume, world_size, plan.sync_every, plan.warmup_epochs, link)

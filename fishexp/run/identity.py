@@ -14,7 +14,9 @@ from fishexp.run.record import STREAMS
 from fishexp.run.settings import GROUPS, Config, component_module, is_ours, options_of
 
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
-NOT_IDENTITY = ("records", "wandb", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs")
+NOT_IDENTITY = (
+    "records", "wandb", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs", "plan",
+)  # fmt: skip
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 # settings of a method that there were not always -> the value that says what was so before, and is no part of identity
 _AS_BEFORE = {"per": "network"}
@@ -30,20 +32,24 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 def run_id(config: Config) -> str:
     """Return eight hexadecimal digits that two runs share if, and only if, they ask for the same numbers."""
-    identity = _canonical(shareable(config)) | {"streams": STREAMS}
-    identity["method"] = {k: v for k, v in identity["method"].items() if k not in _AS_BEFORE or v != _AS_BEFORE[k]}
+    identity = canonical(shareable(config)) | {"streams": STREAMS}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
     """Return a readable path for a run, which no other has: digits/resnet8/fish-0.005/seed0-1a2b3c4d."""
+    return f"{settings_name(config)}/seed{config['seed']}-{run_id(config)}"
+
+
+def settings_name(config: Config) -> str:
+    """Return the first part of :func:`run_name`, which runs may share that differ in other settings, too."""
     data, model, method = (config[group]["name"].replace("/", ".") for group in ("data", "model", "method"))
     task = f"-{config['data']['task']}" if "task" in config["data"] else ""
     arch = f"-{config['model']['arch']}" if "arch" in config["model"] else ""
     unit = f"-{unit}" if (unit := config["method"].get("unit", "entry")) != "entry" else ""
     per = f"-per-{per}" if (per := config["method"].get("per", "network")) != "network" else ""
     keep = f"-{config['keep']:g}" if config["keep"] is not None else ""
-    return f"{data}{task}/{model}{arch}/{method}{unit}{per}{keep}/seed{config['seed']}-{run_id(config)}"
+    return f"{data}{task}/{model}{arch}/{method}{unit}{per}{keep}"
 
 
 def shareable(config: Config) -> Config:
@@ -153,8 +159,16 @@ def _hashed(file: Path, *_: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def canonical(shared: Config) -> dict[str, Any]:
+    """Bring what :func:`shareable` returned, or a record has of it, into the form in which equal runs are equal."""
+    found = _with_integers(shared)
+    if isinstance(method := found.get("method"), Mapping):
+        found["method"] = {k: v for k, v in method.items() if k not in _AS_BEFORE or v != _AS_BEFORE[k]}
+    return found
+
+
+def _with_integers(value: Any) -> Any:
     """Turn floats such as 1.0 into integers: the same number is the same run however it was typed."""
     if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: _with_integers(item) for key, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -54,6 +54,7 @@ class Settings(BaseModel):
     snapshot_minutes: Annotated[float, Ge(0)]
     snapshot_keep: Annotated[int, Ge(1)]
     debug: bool
+    plan: bool
 
 
 def check_settings(config: Mapping[str, Any]) -> Settings:

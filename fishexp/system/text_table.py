@@ -88,6 +88,14 @@ def text_width(text: str) -> int:
     )
 
 
+def write_bytes(count: float) -> str:
+    """Write a number of bytes: ``402.7 kB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:.4g} B"
+
+
 def _line_width(columns: Mapping[str, Sequence[str]]) -> int:
     """Count the characters of a line of a Markdown table."""
     widths = [

@@ -19,6 +19,11 @@ Precision: TypeAlias = Literal["fp32", "bf16"]
 Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
 
 
+def count_epoch(examples: int, size: int, *, drop_last: bool) -> int:
+    """Count the examples of an epoch in batches of ``size``: all, or without a smaller last batch."""
+    return examples // size * size if drop_last and examples > size else examples
+
+
 def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda examples: None)
 
@@ -129,8 +134,7 @@ class Problem:
 
     def epoch_size(self, size: int, *, drop_last: bool) -> int:
         """Count the examples that :meth:`epoch` yields."""
-        count = len(self.data.train)
-        return count // size * size if drop_last and count > size else count
+        return count_epoch(len(self.data.train), size, drop_last=drop_last)
 
     def evaluation(self, examples: Examples, size: int, share: slice = slice(None)) -> Iterator[Batch]:
         """Yield all examples, clean, longest first; or the batches of a ``share`` of them."""

@@ -10,6 +10,7 @@ from fishexp.report.page.comparison import Comparison, Line, row_id
 from fishexp.report.page.markup import Markup, joined, tag
 from fishexp.report.page.scale import Scale, scale
 from fishexp.report.rates import families
+from fishexp.system.text_table import write_bytes
 
 # marks whose places differ by less are moved apart, by so much
 _NEAR, _APART = 9.0, 10.0
@@ -62,14 +63,6 @@ def costs_of(groups: Sequence[Group]) -> list[Cost]:
         Cost("bytes", f"bytes {' or '.join(words)}".strip(), lambda group: bytes_of(group)[0], write_bytes),
         Cost("seconds", "seconds of a run (median over seeds)", lambda group: group.seconds, write_number),
     ]
-
-
-def write_bytes(count: float) -> str:
-    """Write a number of bytes: ``402.7 kB``."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return f"{count:.4g} B"
 
 
 def write_number(value: float) -> str:
