@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,12 @@ class Command:
 
 def command_of(group: Group) -> Command:
     """Write the command of all runs of a group, with every setting, whatever the defaults are by now."""
-    run = group.runs[0]
+    return command_of_records(group.runs)
+
+
+def command_of_records(records: Sequence[Mapping[str, Any]]) -> Command:
+    """Write the command of runs that differ in nothing but the seed, whether or not they have finished."""
+    run = records[0]
     remarks = _own_modules(run)
     words = []
     for key, value in _overrides(run):
@@ -46,10 +51,10 @@ def command_of(group: Group) -> Command:
             remarks.append(f"{key} named {what} the digest {digest[2]}; say where they are on this machine")
         else:
             words.append(f"{key}={_value(value)}")
-    seeds = [str(one["config"]["seed"]) for one in group.runs]
+    seeds = [str(one["config"].get("seed", 0)) for one in records]
     several = ["-m"] if len(seeds) > 1 else []
     line = ["python", "-m", "fishexp", *several, *words, f"seed={','.join(seeds)}"]
-    commits = dict.fromkeys(str(one["commit"]) for one in group.runs if one.get("commit"))
+    commits = dict.fromkeys(str(one["commit"]) for one in records if one.get("commit"))
     return Command(shlex.join(line), list(commits), remarks)
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 _PATTERNS = ("*/*/*/seed*-*", "*/*/*/*/seed*-*")
 
 
+def run_folders(outputs: Path) -> list[Path]:
+    """List the run folders in a folder of outputs, whatever is in them."""
+    return [folder for pattern in _PATTERNS for folder in sorted(outputs.glob(pattern)) if folder.is_dir()]
+
+
 def files_named(name: str, folders: Sequence[Path]) -> dict[str, Path]:
     """Find the files of a name in all run folders in ``folders``: run_id -> file."""
     files = (file for folder in folders for pattern in _PATTERNS for file in sorted(folder.glob(f"{pattern}/{name}")))

@@ -2,12 +2,14 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from fishexp.errors import BusyError, FishexpError, RunFailed
+from fishexp.run.record import RECORD
 
-_LOCK = ".lock"  # file in the folder of a run
+LOCK = ".lock"  # file in the folder of a run
 
 
 def lock(folder: Path) -> IO[str]:
@@ -22,7 +24,7 @@ def lock(folder: Path) -> IO[str]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("w")
+        file = (folder / LOCK).open("w")
     except OSError as error:
         raise FishexpError(f"{folder} cannot be written ({error.strerror}); choose another with outputs=") from None
     try:
@@ -31,6 +33,26 @@ def lock(folder: Path) -> IO[str]:
         file.close()
         raise BusyError(f"{folder}: another process is at this very run; wait for it, or change the seed") from None
     return file
+
+
+def is_going_on(folder: Path) -> bool:
+    """Tell whether a process is at the run of a folder.
+
+    The lock is looked at only where no record was written since it was taken, as a run that starts at this very moment
+    would take that for another process.
+    """
+    try:
+        taken = (folder / LOCK).stat().st_mtime_ns
+        with suppress(FileNotFoundError):
+            if (folder / RECORD).stat().st_mtime_ns >= taken:
+                return False
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def check_same(folder: Path, held: IO[str] | None) -> None:
@@ -42,7 +64,7 @@ def check_same(folder: Path, held: IO[str] | None) -> None:
     if held is None:
         return
     try:
-        same = os.path.samestat(os.fstat(held.fileno()), (folder / _LOCK).stat())
+        same = os.path.samestat(os.fstat(held.fileno()), (folder / LOCK).stat())
     except OSError:
         same = False
     if not same:

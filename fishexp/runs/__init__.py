@@ -1,0 +1,1 @@
+"""What runs there are: listed, shown, compared and removed by their records and folders; ``python -m fishexp.runs``."""
