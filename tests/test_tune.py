@@ -97,6 +97,7 @@ def test_where_no_rate_has_a_score_nothing_more_runs(
         (["method=fsh"], "method=fsh: no such method; did you mean fish?"),
         (["holdout=0"], "data.holdout=0 holds no training examples out; give how many are to choose the rate"),
         (["seed=a"], "seed=a "),
+        (["plan=true"], "plan=true foretells runs, whose rates are known; take python -m fishexp -m"),
     ],
 )
 def test_mistakes_are_a_line_and_nothing_runs(

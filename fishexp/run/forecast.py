@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fishexp.data.datasets import Outline as DataOutline
@@ -77,7 +76,35 @@ class Forecast:
     notes: tuple[str, ...] = ()
 
 
-def forecast(config: Config) -> Forecast:
+class Outlines:
+    """Look up what is known of data sets and models before anything is loaded, once for all runs of a command."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, DataOutline] = {}
+        self._models: dict[str, ModelOutline] = {}
+
+    def data(self, options: Mapping[str, Any]) -> DataOutline:
+        """Return what is known of a data set."""
+        key = json.dumps(options)
+        if key not in self._data:
+            found = _outline("data", options)
+            self._data[key] = DataOutline(None, None, None) if found is None else found()
+        return self._data[key]
+
+    def model(self, options: Mapping[str, Any], classes: int | None, channels: int) -> ModelOutline:
+        """Return the network of a model; one whose module has no outline is built with its weights."""
+        key = json.dumps([options, classes, channels])
+        if key not in self._models:
+            found = _outline("model", options)
+            if found is None:
+                model = component("model", options).function(_CLASSES if classes is None else classes, channels)
+                self._models[key] = ModelOutline(model.network, model.head)
+            else:
+                self._models[key] = found(classes, channels)
+        return self._models[key]
+
+
+def forecast(config: Config, outlines: Outlines) -> Forecast:
     """Say what a run is going to train, take and leave.
 
     Raises:
@@ -85,12 +112,12 @@ def forecast(config: Config) -> Forecast:
             head, say. What only data or weights can tell is not among it.
     """
     _, _, method, _ = (component(group, config[group]) for group in GROUPS)
-    data, regime = _data(json.dumps(config["data"])), config["regime"]
+    data, regime = outlines.data(config["data"]), config["regime"]
     name = config["data"]["name"]
     steps = _steps(config, data.train)
     if data.channels is None:
         return Forecast(steps=steps, notes=(f"data={name}: its module has no function {OUTLINE}, see README",))
-    model = _model(json.dumps(config["model"]), data.classes, data.channels)
+    model = outlines.model(config["model"], data.classes, data.channels)
     notes = []
     if unknown := " and ".join(what for what in ("classes", "train") if getattr(data, what) is None):
         classes = model.network.get_parameter(model.head[-1]).shape[0]
@@ -99,38 +126,21 @@ def forecast(config: Config) -> Forecast:
     weights, head = _count(model)
     moments = _MOMENTS.get(regime.get("optimiser", ""))
     dense_adds = None if moments is None else weights * (_NUMBER + moments)
-    known = {"weights": weights, "head": head, "dense_adds": dense_adds, "steps": steps}
+    known = Forecast(weights=weights, head=head, dense_adds=dense_adds, steps=steps)
     if regime.get("epochs") == 0:
-        return Forecast(**known, trains=0, adds=0, notes=(*notes, "regime.epochs=0 evaluates only"))
+        return replace(known, trains=0, adds=0, notes=(*notes, "regime.epochs=0 evaluates only"))
     if "warmup_epochs" in regime and method.name != "full":
         check_warmup(regime["warmup_epochs"], regime["epochs"])
     trained = _trained(config, method, model, weights, head)
     if trained is None:
         notes.append(f"method={method.name} chooses by itself: its module has no function {OUTLINE}, see README")
-        return Forecast(**known, notes=tuple(notes))
+        return replace(known, notes=tuple(notes))
     notes += _about(config, method)
-    return Forecast(
-        **known, trains=trained.trains, notes=tuple(notes),
+    return replace(
+        known, trains=trained.trains, notes=tuple(notes),
         adds=_adds(config, method, trained.trains, head, weights, moments),
         delta=_delta(config, method, model, trained, weights), merge=_merge(config, model, trained.trains),
     )  # fmt: skip
-
-
-@cache
-def _data(options: str) -> DataOutline:
-    """Return what is known of a data set, given the JSON of its options."""
-    found = _outline("data", json.loads(options))
-    return DataOutline(None, None, None) if found is None else found()
-
-
-@cache
-def _model(options: str, classes: int | None, channels: int) -> ModelOutline:
-    """Return the network of a model; one whose module has no outline is built with its weights."""
-    given = json.loads(options)
-    if (found := _outline("model", given)) is not None:
-        return found(classes, channels)
-    model = component("model", given).function(_CLASSES if classes is None else classes, channels)
-    return ModelOutline(model.network, model.head)
 
 
 def _outline(group: str, options: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fishexp.run.forecast import Delta, Forecast, forecast
+from fishexp.run.forecast import Delta, Forecast, Outlines, forecast
 from fishexp.run.identity import canonical, run_id, settings_name, shareable
 from fishexp.run.record import finished
 from fishexp.run.settings import GROUPS, Config
@@ -112,7 +112,7 @@ def rows_of(runs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[
     """
     unseeded = [[text for text in texts if not text.startswith("seed=")] for texts in overrides]
     rows: dict[str, Row] = {}
-    pasts: dict[str, Past] = {}
+    pasts, outlines = dict[str, Past](), Outlines()
     for run, name in zip(runs, differing(unseeded) if len(runs) > 1 else [""], strict=True):
         key = json.dumps({**run, "seed": None}, sort_keys=True)
         rows.setdefault(key, Row(name or settings_name(run), [])).runs.append(run)
@@ -120,7 +120,7 @@ def rows_of(runs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[
         first = row.runs[0]
         past = pasts.setdefault(first["records"], Past(Path(first["records"])))
         try:
-            row.forecast = forecast(first)
+            row.forecast = forecast(first, outlines)
         except Exception as error:  # the other rows are told all the same
             row.error = error
         else:

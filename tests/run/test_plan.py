@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fishexp.masks import top_k
 from fishexp.models import resnet
 from fishexp.run.config import read_command, register_resolvers
-from fishexp.run.forecast import forecast
+from fishexp.run.forecast import Forecast, Outlines, forecast
 from fishexp.run.identity import run_id
 from fishexp.run.settings import GROUPS, Config, component, component_module, options_of
 from fishexp.run.yamls import CONF
@@ -37,6 +37,10 @@ def composed(*overrides: str) -> Config:
     """Compose the configuration of a run."""
     (config,) = read_command(get_args_parser().parse_args(overrides)).configs
     return config
+
+
+def foretold(*overrides: str) -> Forecast:
+    return forecast(composed(*overrides), Outlines())
 
 
 def table(out: str) -> list[dict[str, str]]:
@@ -107,7 +111,7 @@ def test_every_component_has_a_plan(choice: str, bert_folder: Path, monkeypatch:
     for image in ("own/cat/1.png", "own/cat/2.png", "own/dog/1.png"):
         Path(image).parent.mkdir(parents=True, exist_ok=True)
         Path(image).touch()
-    found = forecast(composed(choice, *NEEDS.get(choice, ()), "keep=0.5"))
+    found = foretold(choice, *NEEDS.get(choice, ()), "keep=0.5")
     assert None not in (found.weights, found.trains, found.head, found.adds, found.dense_adds, found.delta.bytes)
     assert (found.steps is None) == (choice in ("data=csv", "data=hf"))
     assert (found.merge is None) == (choice != "regime=distributed")
@@ -200,7 +204,7 @@ def storage(tensors: list[Tensor]) -> int:
 @pytest.mark.parametrize("method", ["random", "bitfit", "full"])
 def test_memory_is_what_training_takes(method: str, optimiser: str) -> None:
     """Of a ResNet-8 after a step: all that is there beside the weights that were there before."""
-    found = forecast(composed(f"method={method}", f"optimiser={optimiser}", "keep=0.05"))
+    found = foretold(f"method={method}", f"optimiser={optimiser}", "keep=0.05")
     model = resnet.build(10, 1, layers=8, path=None)
     network, own = model.network, weights(model.network)
     if method == "random":
@@ -261,7 +265,7 @@ def test_a_merge_costs_what_the_run_says_before_it_starts() -> None:
     for more in ((), ("regime.masks=disjoint",), ("regime.wire=bf16",), ("decay=all",)):
         run = fishexp(*small, "method=random", "data.valid_limit=32", *more).out
         said = next(line for line in run.splitlines() if line.endswith("<- this run")).split()
-        found = forecast(composed(*small, "method=random", *more))
+        found = foretold(*small, "method=random", *more)
         assert found.merge is not None
         assert float(said[1]) == pytest.approx(found.merge.bytes / 1e6, rel=0.01)
         assert found.steps == 1  # 65 examples each, in batches of 64, without the last
