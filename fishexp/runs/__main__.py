@@ -53,7 +53,7 @@ def _list(words: Sequence[str]) -> None:
         "       python -m fishexp.runs show RUN [--in FOLDER]\n"
         "       python -m fishexp.runs compare RUN RUN ... [--in FOLDER]\n"
         "       python -m fishexp.runs remove RUN ... [--yes] [--in FOLDER]",
-        description="List the runs in files of records and folders of outputs (outputs if you name none), newest last; "
+        description="List the runs in files of records and folders of outputs (outputs if you name none), newest last;\n"
         "show all about one, compare several, or remove their folders.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
