@@ -53,8 +53,8 @@ def _list(words: Sequence[str]) -> None:
         "       python -m fishexp.runs show RUN [--in FOLDER]\n"
         "       python -m fishexp.runs compare RUN RUN ... [--in FOLDER]\n"
         "       python -m fishexp.runs remove RUN ... [--yes] [--in FOLDER]",
-        description="List the runs in files of records and folders of outputs (outputs if you name none), newest last;\n"
-        "show all about one, compare several, or remove their folders.",
+        description="List the runs in files of records and folders of outputs (outputs if you name none), newest\n"
+        "last; show all about one, compare several, or remove their folders.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
