@@ -106,14 +106,14 @@ def _config(source: str, classes: int | None, pretrained: bool) -> tuple[Any, An
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if classes is None:
-        classes = config.num_labels if pretrained and _has_head(config) else 2
-    problem = "regression" if classes == 1 else "single_label_classification"
+    config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    own = config.num_labels if pretrained and _has_head(config) else 2
+    count: int = own if classes is None else classes
+    problem = "regression" if count == 1 else "single_label_classification"
     if pretrained:
-        _check_head(source, config, classes, problem)
+        _check_head(source, config, count, problem)
     id2label = config.id2label
-    config.num_labels, config.problem_type = classes, problem
+    config.num_labels, config.problem_type = count, problem
     return config, id2label
 
 
