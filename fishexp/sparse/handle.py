@@ -303,7 +303,6 @@ def gradient_methods(model: nn.Module) -> dict[str, str]:
 def restore(model: nn.Module) -> None:
     """Undo what the last mask did to the modules."""
     unwatch(model)
-    together.stop(model)
     for _, kept in detach(model):
         for parameter in kept.values():
             retire(parameter)
@@ -312,6 +311,7 @@ def restore(model: nn.Module) -> None:
     for module in reversed(list(model.modules())):  # what was before a mask of the whole counts, not of a part later
         state = vars(module).pop(STATE, None)
         if state is not None:
+            together.stop(module)
             for name, weight in weights(module).items():
                 weight.requires_grad_(state.required.get(name, weight.requires_grad))
 
