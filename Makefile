@@ -12,7 +12,7 @@ PROFILE ?= cpu
 # a process for each core, and work for whoever has none left; tests use one thread each
 PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: setup demo rules table1 table2 table3 table4 figure2 report test test-quick test-slow test-cuda check bench wheel clean
+.PHONY: setup demo rules table1 table2 table3 table4 figure2 report test test-quick test-slow test-cuda check bench docs wheel clean
 
 setup: .venv/.ready  ## the environment, exactly as tested
 
@@ -77,8 +77,15 @@ bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside 
 	$(INSTALL) -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
+docs: .venv/.docs  ## the site of docs/, docs/_build/index.html; a warning is an error
+	$(BIN)/python -m sphinx -qW --keep-going -b html docs docs/_build
+
+.venv/.docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
 wheel: setup  ## dist/fishexp-*.whl, with conf/ inside
 	$(BIN)/python -m build
 
 clean:
-	rm -rf .venv dist outputs
+	rm -rf .venv dist docs/_build outputs

@@ -34,12 +34,12 @@ def diagonal_fisher(
     as_is: bool = False,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> Scores:
-    r"""Estimate the Fisher information of each weight on its own: the mean over examples of the squared gradient.
+    """Estimate the Fisher information of each weight on its own: the mean over examples of the squared gradient.
 
-    ``true_label`` is the empirical Fisher, with the gradient g of ``loss`` at the true label. ``expected`` is
-    :math:`\sum_c p_c\, g_c^2` with the model's own probabilities p and g_c the gradient of -log p_c: exact, at the
-    price of a backward pass per class, and per position of an example that has several. ``sampled`` draws a label for
-    each position of an example from p, an unbiased estimate of it.
+    ``true_label`` is the empirical Fisher, with the gradient g of ``loss`` at the true label. ``expected`` is the sum
+    over classes c of p_c times the square of g_c, with the model's own probabilities p and g_c the gradient of
+    -log p_c: exact, at the price of a backward pass per class, and per position of an example that has several.
+    ``sampled`` draws a label for each position of an example from p, an unbiased estimate of it.
 
     An example's loss is the sum over its own positions, such as tokens or pixels, without those labelled -100. What a
     mean over the batch divides by, be it the number of tokens or the sum of class weights, is no part of it.
@@ -59,7 +59,7 @@ def diagonal_fisher(
         batches: (inputs, labels). Inputs are a tensor, a mapping (keyword arguments) or a tuple (positional ones),
             whose tensors have the examples first or are shared by all. Labels are (examples, ...). The cut into batches
             does not change the result, an untrained BatchNorm's statistics aside.
-        power: ``square``, or ``absolute`` for |g| instead of its square.
+        power: ``square``, or ``absolute`` for ``|g|`` instead of its square.
         loss: For ``true_label``; cross-entropy if None. Losses of torch are summed over an example's positions,
             whatever their reduction. One of your own returns the mean over the batch, or the loss of each example.
             ``expected`` and ``sampled`` know classes only.

@@ -297,9 +297,9 @@ def load_run(
         allow_download: Fetch the model that training began with from the hub if it is not in the cache.
 
     Returns:
-        model: As during training: its logits are (examples, classes).
-        prepare: For images: uint8 (examples, channels, height, width) -> what the model takes. For text: one or two
-            lists of sentences -> keyword arguments for the model.
+        The model, as during training, whose logits are (examples, classes), and the function. Of images it takes uint8
+        (examples, channels, height, width) and returns what the model takes; of text one or two lists of sentences, and
+        returns keyword arguments for the model.
 
     Raises:
         FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch, or code or a download

@@ -54,10 +54,7 @@ def help_page(folders: Sequence[Path]) -> str:
 
 def _components(files: Mapping[str, Path]) -> list[str]:
     """Write a line for each component: its name, and what it is."""
-    about = {name: file.read_text().splitlines() for name, file in files.items()}
-    texts = {name: next((line for line in lines if "#" in line), "") for name, lines in about.items()}
-    first = {name: text for name, text in texts.items() if text.startswith(("#", "name:"))}
-    return [f"  {name:<{_NAME_WIDTH}}{first.get(name, '').partition('# ')[2]}".rstrip() for name in files]
+    return [f"  {name:<{_NAME_WIDTH}}{first_comment(file)}".rstrip() for name, file in files.items()]
 
 
 def _keys(group: str, files: Mapping[str, Path]) -> list[str]:
@@ -65,7 +62,7 @@ def _keys(group: str, files: Mapping[str, Path]) -> list[str]:
     owners: dict[tuple[str, str, str], list[str]] = {}
     for name, file in files.items():
         values = options_in(file)
-        for key, (value, comment) in _with_defaults(file).items():
+        for key, (value, comment) in keys_of(file).items():
             if key in values and key not in ABOUT:
                 owners.setdefault((key, value, comment), []).append(name)
     blocks: dict[tuple[str, ...], list[str]] = {}
@@ -80,13 +77,19 @@ def _line(key: str, value: str, comment: str) -> str:
     return f"    {f'{key}={shown}':<{_KEY_WIDTH}}  {comment}".rstrip()
 
 
-def _with_defaults(file: Path) -> dict[str, tuple[str, str]]:
-    """Return what :func:`_commented` does, and that of the yamls beside it which its defaults name."""
+def first_comment(file: Path) -> str:
+    """Return what a component's yaml says of the component: in its first line, or behind its name."""
+    first = next((line for line in file.read_text().splitlines() if "#" in line), "")
+    return first.partition("# ")[2] if first.startswith(("#", "name:")) else ""
+
+
+def keys_of(file: Path) -> dict[str, tuple[str, str]]:
+    """Return key -> value and comment, as they stand in a yaml and in those beside it which its defaults name."""
     own = _commented(file)
     beside = [
         file.with_name(f"{name.strip()}.yaml") for name in own.get("defaults", ("", ""))[0].strip("[]").split(",")
     ]
-    return {key: value for other in beside if other.is_file() for key, value in _with_defaults(other).items()} | own
+    return {key: value for other in beside if other.is_file() for key, value in keys_of(other).items()} | own
 
 
 def _commented(file: Path) -> dict[str, tuple[str, str]]:
