@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fishexp.run.yamls import CONF
 # modules whose `main` prints its options
 COMMANDS = ("predict", "tune", "delta.__main__", "report.table", "report.plot", "report.page.__main__")
 WIDTH = "96"  # characters of a line of theirs
+# the commands that a command has, as its usage names them
+_PARTS = re.compile(r"^usage: .* \[-h\] (\w+(?: \| \w+)+) \.\.\.$", re.M)
 
 
 def fill(app: Any, document: str, source: list[str]) -> None:
@@ -61,9 +64,8 @@ def commands() -> str:
     for module in COMMANDS:
         command = f"python -m fishexp.{module.removesuffix('.__main__')}"
         printed[command] = _printed(f"fishexp.{module}", ["--help"])
-        if "{info," in printed[command]:
-            _, _, names = printed[command].partition("{")
-            for name in names.partition("}")[0].split(","):
+        if parts := _PARTS.search(printed[command]):
+            for name in parts[1].split(" | "):
                 printed[f"{command} {name}"] = _printed(f"fishexp.{module}", [name, "--help"])
     return "\n".join(f"## {command}\n\n```text\n{text.rstrip()}\n```\n" for command, text in printed.items())
 

@@ -25,7 +25,7 @@ def test_tests_mirror_the_package_and_import_no_other_test() -> None:
     for path in TESTS.rglob("*.py"):
         room = path.parent.relative_to(TESTS)
         assert (
-            room.parts[:1] in {(), ("support",), ("benchmarks",), ("experiments",), ("cuda",)}
+            room.parts[:1] in {(), ("support",), ("benchmarks",), ("experiments",), ("cuda",), ("docs",)}
             or (PACKAGE / room).is_dir()
         ), path
         imported = re.findall(r"^from tests(\S*) import (.*)$|^import tests(\S*)", path.read_text(), re.M)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.utils import get_args_parser
 
-from fishexp.run import config
 from fishexp.run.record import read
+from tests.support.snippets import compose, snippets
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,9 +48,8 @@ def test_the_wheel_runs_from_any_folder(tmp_path: Path) -> None:
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python -m fishexp ") or line == "python -m fishexp"]
+    found = [command for snippet in snippets(ROOT / "README.md") for command in snippet.commands]
+    return [line for line in found if line.startswith("python -m fishexp ") or line == "python -m fishexp"]
 
 
 def test_the_readme_has_commands() -> None:
@@ -61,12 +58,8 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_what_the_readme_shows_can_be_composed(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if "--help" in command:
-        return
-    config.register_resolvers()
     monkeypatch.chdir(tmp_path)
-    arguments = get_args_parser().parse_args(shlex.split(command)[3:])
-    assert config.read_command(arguments).configs
+    compose(command)
 
 
 @pytest.mark.slow
@@ -118,7 +111,12 @@ def child_of(process: int) -> int:
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("experiments/**/*.md"), *ROOT.glob("benchmarks/*.md")]:
+    for document in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("experiments/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,7 +1,7 @@
 """What the README shows of the Trainer, of accelerate and of Lightning runs as it stands there."""
 
-import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,24 @@ from torch.utils.data import DataLoader
 import fishexp
 from fishexp import hf
 from tests.support.modules import random_mask
+from tests.support.snippets import ROOT, Snippet, run_python, snippets
 from tests.support.trainers import Examples, arguments, bert, columns
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## With transformers' Trainer, accelerate, Lightning")[1].split("\n## ")[0]
-TRAINER, ACCELERATE, LIGHTNING = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+README = ROOT / "README.md"
+BEGIN = README.read_text(encoding="utf-8").split("\n").index("## With transformers' Trainer, accelerate, Lightning")
+TRAINER, ACCELERATE, LIGHTNING = [s for s in snippets(README) if s.line > BEGIN and s.language == "python"][:3]
 
 
-def run(snippet: str, **known: Any) -> dict[str, Any]:
-    exec(snippet, known)
-    return known
+def run(snippet: Snippet, **known: Any) -> dict[str, Any]:
+    return run_python(snippet, known)
 
 
 def test_trainer(tmp_path: Path) -> None:
     examples, model = Examples(columns(32, "class")), bert()
-    shown = TRAINER.replace("keep=0.005", "keep=0.05")  # a tiny model's head is more than half a percent
-    assert shown != TRAINER
+    smaller = TRAINER.text.replace("keep=0.005", "keep=0.05")  # a tiny model's head is more than half a percent
+    assert smaller != TRAINER.text
     known = run(
-        shown, transformers=transformers, model=model, train=examples, valid=examples,
+        replace(TRAINER, text=smaller), transformers=transformers, model=model, train=examples, valid=examples,
         arguments=arguments(tmp_path, save_strategy="steps", save_steps=3),
     )  # fmt: skip
     known["sparse"].delta().apply_(bert())

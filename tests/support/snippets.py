@@ -1,7 +1,6 @@
 """The snippets of the documents: found, and run in this process as a reader would run them one after the other."""
 
 import contextlib
-import glob
 import importlib
 import io
 import re
@@ -17,8 +16,9 @@ from tests.support.cli import fishexp
 
 ROOT = Path(__file__).parents[2]
 
-# <!-- not run: why --> in the line before a snippet that no test runs
-_SNIPPET = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
+# in the line before a snippet that is not run: <!-- composed: why --> where its commands' configurations are looked at,
+# <!-- not run: why --> where nothing is
+_SNIPPET = re.compile(r"(?:^<!-- (composed|not run): [^\n]+ -->\n)?^```(\w+)\n(.*?)^```$", re.M | re.S)
 _FILE = re.compile(r"# (\S+\.(?:py|yaml))")
 
 
@@ -31,14 +31,14 @@ class Snippet:
         line: Number of its first line there.
         language: What the document calls it.
         text: All of it.
-        reason: Why no test runs it; empty for the others.
+        mark: ``composed`` or ``not run``, if its document says so.
     """
 
     document: str
     line: int
     language: str
     text: str
-    reason: str
+    mark: str
 
     @property
     def file(self) -> str | None:
@@ -69,9 +69,17 @@ def run_python(snippet: Snippet, known: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
+def compose(command: str) -> None:
+    """Look at the configurations of the runs that a command would begin, and begin none."""
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "fishexp"]:
+        result = fishexp(*words[3:], "--cfg", "job")
+        assert result.status == 0, f"{command}: {result.err}"
+
+
 def run_command(command: str) -> str:
     """Run a command where the process is, and return what it printed; what is ours runs in this process."""
-    words = [word for typed in shlex.split(command) for word in (glob.glob(typed) if "*" in typed else ()) or [typed]]
+    words = [word for typed in shlex.split(command) for word in _globbed(typed) or [typed]]
     if words[:3] == ["python", "-m", "fishexp"]:
         result = fishexp(*words[3:])
         assert result.status == 0, f"{command}: {result.err}"
@@ -81,10 +89,17 @@ def run_command(command: str) -> str:
     return subprocess.run(["bash", "-ec", command], check=True, capture_output=True, text=True).stdout
 
 
+def _globbed(word: str) -> list[str]:
+    """Return the paths that a shell puts in the place of a word, if any."""
+    return [str(path) for path in sorted(Path().glob(word))] if "*" in word else []
+
+
 def _run_module(name: str, arguments: list[str]) -> str:
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"{name}.__main__")
+    if name.startswith("fishexp.report"):
+        arguments = ["--uncommitted", *arguments]  # records of whoever is at work on the code
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         status = module.main(arguments)
@@ -96,14 +111,17 @@ def run_all(found: list[Snippet], folder: Path, changed: Mapping[str, str]) -> d
     """Run the snippets of a document in ``folder``, where the process is, and return the names that they defined.
 
     Args:
-        found: In their order; those with a reason not to are left out, and so are languages that nobody runs.
+        found: In their order; those with a mark are left out or composed, languages that nobody runs are left out.
         folder: Where the snippets that are files are written.
         changed: What stands in their place -> what runs instead, to save time.
     """
     known: dict[str, Any] = {}
     with _modules_of(folder):
         for snippet in found:
-            if snippet.reason:
+            if snippet.mark == "composed":
+                for command in snippet.commands:
+                    compose(command)
+            if snippet.mark:
                 continue
             if snippet.file:
                 (folder / snippet.file).parent.mkdir(parents=True, exist_ok=True)
