@@ -78,7 +78,7 @@ bench: .venv/.bench  ## training steps, Fisher scores, deltas and merges beside 
 	touch $@
 
 docs: .venv/.docs  ## the site of docs/, docs/_build/index.html; a warning is an error
-	$(BIN)/python -m sphinx -qW --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx -EaqW --keep-going -b html docs docs/_build
 
 .venv/.docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'

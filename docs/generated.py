@@ -60,7 +60,9 @@ def _sentence(comment: str) -> str:
 
 def commands() -> str:
     """Write in Markdown what ``python -m fishexp --help`` and the other command lines print."""
-    printed = {"python -m fishexp": _printed("fishexp.__main__", ["--help"])}
+    page = _printed("fishexp.__main__", ["--help"]).split("\n\n")
+    others = [part for part in page if not part.startswith((*(f"{group}=" for group in GROUPS), "settings of"))]
+    printed = {"python -m fishexp": "\n\n".join(others)}  # without what configuration() shows
     for module in COMMANDS:
         command = f"python -m fishexp.{module.removesuffix('.__main__')}"
         printed[command] = _printed(f"fishexp.{module}", ["--help"])
