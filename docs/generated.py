@@ -15,7 +15,7 @@ from fishexp.run.yamls import CONF
 
 # modules whose `main` prints its options
 COMMANDS = ("predict", "tune", "delta.__main__", "report.table", "report.plot", "report.page.__main__")
-WIDTH = "96"  # characters of a line of theirs
+WIDTH = "88"  # characters of a line of theirs
 # the commands that a command has, as its usage names them
 _PARTS = re.compile(r"^usage: .* \[-h\] (\w+(?: \| \w+)+) \.\.\.$", re.M)
 
