@@ -28,7 +28,6 @@ def read_delta(path):
     checksum = about.pop("checksum")
     if about["version"] == 1:
         header, text = about, json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
-        hashed = text + data[start:]
     else:
         text = plain(vectors["header"], about["header"])
         header = json.loads(text)
@@ -43,6 +42,7 @@ def read_delta(path):
         count = sum(entry[2] - entry[4] for entry in entries if entry[6] == code)
         whole = vectors.get(f"values.{code}")
         values[code] = joined(vectors, code, count) if whole is None else np.frombuffer(whole, TYPES[code])
+    hashed = text + data[start:]
     if about["version"] == 2:
         hashed = text + b"".join(values[code].tobytes() for code in values) + vectors["positions"] + vectors["unmoved"]
     if hashlib.sha256(hashed).hexdigest() != checksum:
@@ -81,8 +81,11 @@ def decode(data, coding, kept, shape):
     """Read positions: entries or lines, gaps or holes or runs, in the order of memory or by column."""
     numel, rows = math.prod(shape), shape[0] if shape else 1
     way, _, order = coding.partition(" ")
-    line = {"": 1, "by column": 1, "of rows": numel // rows if rows else 1, "of columns": rows}.get(order)
-    line = numel // shape[1] if order == "of channels" else line
+    line = 1  # entries that are kept together
+    if order in ("of rows", "of channels"):
+        line = numel // shape[0 if order == "of rows" else 1]
+    elif order == "of columns":
+        line = rows
     bits, count, total = np.unpackbits(np.frombuffer(data, np.uint8)), kept // line, numel // line
     if way == "runs":
         head = count.bit_length()
