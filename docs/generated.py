@@ -16,8 +16,8 @@ from fishexp.run.yamls import CONF
 # modules whose `main` prints its options
 COMMANDS = ("predict", "tune", "delta.__main__", "report.table", "report.plot", "report.page.__main__")
 WIDTH = "88"  # characters of a line of theirs
-# the commands that a command has, as its usage names them
-_PARTS = re.compile(r"^usage: .* \[-h\] (\w+(?: \| \w+)+) \.\.\.$", re.M)
+# the commands that a command has, as the list of its arguments names them
+_PARTS = re.compile(r"^  (\w+(?: \| \w+)+)$", re.M)
 
 
 def fill(app: Any, document: str, source: list[str]) -> None:
