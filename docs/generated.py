@@ -14,7 +14,7 @@ from fishexp.run.settings import ABOUT, GROUPS
 from fishexp.run.yamls import CONF
 
 # modules whose `main` prints its options
-COMMANDS = ("predict", "tune", "delta.__main__", "report.table", "report.plot", "report.page.__main__")
+COMMANDS = ("runs.__main__", "predict", "tune", "delta.__main__", "report.table", "report.plot", "report.page.__main__")
 WIDTH = "88"  # characters of a line of theirs
 # the commands that a command has, as the list of its arguments names them
 _PARTS = re.compile(r"^  (\w+(?: \| \w+)+)$", re.M)
