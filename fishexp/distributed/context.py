@@ -33,6 +33,8 @@ RECOVERABLE = (WorkerLost, torch.AcceleratorError)
 _DOWNLOAD_LIMIT = timedelta(hours=6)
 # seconds that workers may differ by as they start: imports take time, however small regime.timeout is
 _SHORTEST_START = 60
+# seconds that the main process waits for the others to read what ends them, at most
+_LONGEST_END = 10
 # seconds between looks into a store
 _POLL_INTERVAL = 0.05
 
@@ -153,13 +155,32 @@ class Context:
                 self.start_store.set(key, "")
 
     def broadcast_decision(self, own: bool) -> bool:
-        """Return what the main process passes as ``own``, whatever this process passes."""
+        """Return what the main process passes as ``own``, whatever this process passes; on True it may end at once."""
         if self.start_store is None:
             return own
         if self.is_main:
             self.start_store.set("decided", str(own))
+            if own:
+                self._await_readers("decided")
             return own
-        return self.start_store.get("decided") == b"True"
+        decision = self.start_store.get("decided") == b"True"
+        self._count_reader("decided")
+        return decision
+
+    def _count_reader(self, what: str) -> None:
+        """Let the main process know that this one needs the store no longer for ``what``."""
+        if self.start_store is not None:
+            self.start_store.add(f"{what}/read", 1)
+
+    def _await_readers(self, what: str) -> None:
+        """Wait, as the store may end with this process, for all others to call :meth:`_count_reader`, if they do."""
+        end = time.monotonic() + _LONGEST_END
+        while (
+            self.start_store
+            and self.start_store.add(f"{what}/read", 0) < self.world_size - 1
+            and time.monotonic() < end
+        ):
+            time.sleep(_POLL_INTERVAL)
 
     def together(
         self, function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
@@ -205,15 +226,23 @@ class Context:
             self.store.set(STATUS_KEY, status)
 
     def await_record(self) -> bool:
-        """Wait for the main process to write the record, and tell whether it says that the run has finished."""
-        if self.store is None or self.is_main:
+        """Wait for the main process to write the record, and tell whether it says that the run has finished.
+
+        The main process waits until the others know it.
+        """
+        if self.store is None:
+            return True
+        if self.is_main:
+            self._await_readers("ended")
             return True
         end = time.monotonic() + self.timeout
         while not self.store.check([STATUS_KEY]):
             if time.monotonic() > end or failures.find(self.store):
                 return False
             time.sleep(_POLL_INTERVAL)
-        return self.is_finished()
+        finished = self.is_finished()
+        self._count_reader("ended")
+        return finished
 
     def root_cause(self, error: BaseException) -> BaseException:
         """Return why this run ends: the failure of another worker, or ``error``, which is reported to the others."""

@@ -101,9 +101,7 @@ class TorchCollectives:
                 work.wait(timedelta(seconds=self._timeout))  # NCCL waits only if there is a timeout
         except RuntimeError as error:  # whatever goes wrong below torch.distributed
             if time.monotonic() - start >= self._timeout:
-                raise WorkerLost(
-                    f"another worker of the run was silent for {self._timeout:g} s (regime.timeout)"
-                ) from error
+                raise WorkerLost(f"another worker of the run was silent for {self._timeout:g} s") from error
             raise WorkerLost(f"another worker of the run is gone: {_reason(error)}") from error
 
 

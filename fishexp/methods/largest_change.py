@@ -38,12 +38,12 @@ def scores(
     the stream of the method. Sparse training then begins with the weights as they were.
 
     Raises:
-        FishexpError: If there are several workers.
+        FishexpError: If there are several workers that train apart.
 
     Source:
         Ansell, Ponti, Korhonen & Vulić, "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", arXiv:2110.07560.
     """
-    if (workers := problem.collectives.world_size) > 1:
+    if (workers := problem.collectives.world_size) > 1 and not problem.data_parallel:
         raise FishexpError(f"method=largest_change trains a copy, alone, got {workers} workers; take regime=transfer")
     copy = copy_plain(problem.model)
     parameters = weights(copy)

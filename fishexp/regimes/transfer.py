@@ -8,12 +8,16 @@ from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome
 from fishexp.training.adapted import Adapted, Adapter
+from fishexp.training.data_parallel import begin_own_streams, check_batch_size, check_same_weights
 from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Decay, Trainable, snapshot_mask
 from fishexp.training.trainer import Recipe, Trainer
+
+# processes that torchrun starts train one model together
+DATA_PARALLEL = True
 
 
 def train(
@@ -27,6 +31,8 @@ def train(
 ) -> Outcome:
     """Train the entries of the mask that ``choose`` returns, or the adapters, and evaluate after each epoch.
 
+    Several processes, which torchrun starts, train one model: see :mod:`fishexp.training.data_parallel`.
+
     Args:
         choose: Scores the weights and returns the mask; not called if there are no epochs or a snapshot has it. Or puts
             adapters into the model.
@@ -37,12 +43,14 @@ def train(
             original CIFAR-10 code; the optimiser's state is then as large as the model.
 
     Raises:
-        FishexpError: If decay is to reach every weight where adapters train.
+        FishexpError: If decay is to reach every weight where adapters train, or there are more processes than examples
+            in a batch.
     """
     if recipe["epochs"] == 0:
         return Outcome(evaluate_only(problem, logger, recipe["evaluation_batch_size"]))
     if decay == "all" and isinstance(choose, Adapter):
         raise FishexpError("decay=all reaches weights, and the method trains adapters beside them; take decay=kept")
+    check_batch_size(problem, recipe["batch_size"])
     trainer = Trainer(problem, logger, snapshots, recipe)
     trainable = _begin(problem, choose, trainer, resumed, decay)
     with trainer.bar():
@@ -70,10 +78,12 @@ def _begin(
         trainable = Trainable(problem.model, snapshot_mask(snapshot, problem.model), decay, problem.costs)
     else:
         trainable = Trainable.chosen(problem.model, choose, decay, problem.costs)
+    begin_own_streams(problem)
     if snapshot:
         trainer.resume(snapshot, trainable)
     else:
         trainer.start_optimizer(trainable.parameters)
+    check_same_weights(problem, trainable, "as training begins")
     return trainable
 
 

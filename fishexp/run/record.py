@@ -57,6 +57,8 @@ class Record:
         inputs: Digests of the examples and of the initial weights, as they were in memory.
         streams: Version of the random streams; runs of different versions do not have the same numbers.
         error: Why the run did not finish; None if it did.
+        processes: Processes that trained one model together, each on its share of every batch; 1 where workers train
+            apart, whose number is in ``config``.
         commit: Commit of the code; ends in + if tracked code was changed, None if there is no repository.
         ended: Time in UTC, ISO 8601.
     """
@@ -83,6 +85,7 @@ class Record:
     commit: str | None = field(default_factory=lambda: commit())
     device: str = ""
     threads: int = 0
+    processes: int = 1
     versions: dict[str, str] = field(default_factory=lambda: versions())  # and digests of the user's own modules
     ended: str = ""
 

@@ -23,9 +23,9 @@ from fishexp.run.artifacts import DELTA, build_model, check_saved, forget, save_
 from fishexp.run.choose import make_choose
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
-from fishexp.run.resume import code_changes
 from fishexp.run.run_folder import check_same, lock
-from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component
+from fishexp.run.run_snapshots import changes_since, check_inputs, make_snapshots, resumable, snapshot_facts
+from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, is_data_parallel
 from fishexp.sparse.calibration import calibrated, known
 from fishexp.sparse.costs import Costs
 from fishexp.sparse.handle import gradient_methods
@@ -59,8 +59,10 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         WorkerLost: If another worker is gone, and nobody said why.
     """
     settings = check_settings(config | {"resume": config["resume"] or bool(context.resume_reason)})
+    together = context.world_size > 1 and is_data_parallel(config["regime"])
     torch.set_num_threads(context.threads(settings.threads, _THREADS))
     record = new_record(config)
+    record.processes = context.world_size if together else 1
     logger = Logger(
         folder, run_name(config), record.config, settings.wandb, resumed=bool(settings.resume), rank=context.rank
     )
@@ -73,9 +75,9 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             context.check_same(facts_of(record, settings))
             collectives = context.collectives(config["regime"].get("workers", 1))
             facts = partial(snapshot_facts, record, logger)  # as they will be at each snapshot
-            minutes, keep = settings.snapshot_minutes, settings.snapshot_keep
-            snapshots = Snapshots(folder / "snapshots", minutes, keep, collectives, facts)
+            snapshots = make_snapshots(folder / "snapshots", settings, collectives, context, facts, together=together)
             resumed = resumable(snapshots, record, settings, logger) if settings.resume else []
+            context.check_same({"steps in the snapshots": resumed[0].about["steps"] if resumed else 0})
             context.together(begin, record, logger, snapshots, resumed, context)
             logger.say(_headline(config, settings, device, context))
             if (settings.precision, device.type) == ("bf16", "cpu") and (ratio := hardware.bf16_slowdown()) > 1:
@@ -86,7 +88,8 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             context.check_same(record.inputs)
             context.together(check_inputs, record, resumed)
             context.together(keep_base, model, folder, settings, context)
-            problem = _problem(model, data, device, settings, logger, collectives, gradient_costs(resumed, device))
+            costs = gradient_costs(resumed, device)
+            problem = _problem(model, data, device, settings, logger, collectives, costs, together=together)
             record.total = sum(p.numel() for p in model.network.parameters())
 
             choose = make_choose(problem, method, config, settings, record, logger)
@@ -230,50 +233,6 @@ def facts_of(record: Record, settings: Settings) -> Facts:
     return code | {"resume": settings.resume, **record.config}
 
 
-def snapshot_facts(record: Record, logger: Logger) -> dict[str, Any]:
-    """Return what :func:`begin` needs of a snapshot to resume record and log."""
-    kept = {"kept": [record.kept, record.kept_per_worker], "kept_by": record.kept_by}
-    read = {"scores_read": record.scores_read}
-    return {**kept, "conditions": _conditions(record), "inputs": record.inputs, **read, **logger.state()}
-
-
-def _conditions(record: Record) -> dict[str, Any]:
-    """Return what else the result, or its last bits, depend on."""
-    return {
-        "threads": record.threads, "device": record.device, "commit": record.commit, "versions": record.versions
-    }  # fmt: skip
-
-
-def resumable(snapshots: Snapshots, record: Record, settings: Settings, logger: Logger) -> list[Snapshot]:
-    """Load the snapshots to resume from; with ``resume=strict`` none that other code, threads or device have made."""
-    resumed = snapshots.load()
-    changes = _changes(resumed[0].about["conditions"], record) if resumed else []
-    if changes and settings.resume == "strict":
-        logger.say(f"begun anew, as the snapshots were made otherwise: {', '.join(changes)}")
-        return []
-    return resumed
-
-
-def _changes(before: dict[str, Any], record: Record) -> list[str]:
-    """List what is other than it was when a snapshot was made."""
-    now = _conditions(record)
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in ("threads", "device") if before[name] != now[name]]
-    return changes + code_changes(before, record.commit, record.versions)
-
-
-def check_inputs(record: Record, resumed: list[Snapshot]) -> None:
-    """Refuse to resume from snapshots that were made with other examples or other initial weights.
-
-    Raises:
-        FishexpError: If they were.
-    """
-    for name, now in record.inputs.items():
-        if resumed and resumed[0].about["inputs"][name] != now:
-            raise FishexpError(
-                f"the {name} of this run are other ones than when it was interrupted; resume=false begins anew"
-            )
-
-
 def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
     """Resume record and log from the snapshots, or clear what an earlier attempt left if there are none."""
     if context.is_main:
@@ -294,7 +253,7 @@ def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Sn
         record.kept_by = about.get("kept_by", {})  # unknown where an older snapshot lacks it
         record.scores_read = about["scores_read"]
         logger.say(f"{lost}continued from a snapshot after {about['steps']:,} steps, in epoch {about['epoch']}")
-        if changes := _changes(about["conditions"], record):
+        if changes := changes_since(about["conditions"], record):
             logger.say(f"not as before, so that the result may differ, at least in its last bits: {', '.join(changes)}")
     elif lost:
         logger.say(f"{lost}begun anew, as there was no snapshot")
@@ -333,7 +292,8 @@ def gradient_costs(resumed: list[Snapshot], device: torch.device) -> Costs:
 
 
 def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
-    workers, each = (f", {context.world_size} workers", " each") if context.world_size > 1 else ("", "")
+    what = "processes with a share of every batch" if is_data_parallel(config["regime"]) else "workers"
+    workers, each = (f", {context.world_size} {what}", " each") if context.world_size > 1 else ("", "")
     threads = f"{torch.get_num_threads()} threads{each}"
     return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
 
@@ -366,6 +326,8 @@ def _problem(
     logger: Logger,
     collectives: Collectives,
     costs: Costs,
+    *,
+    together: bool,
 ) -> Problem:
     return Problem(
         model.network.to(device),
@@ -376,6 +338,7 @@ def _problem(
         generator=stream(settings.seed, "mask"),
         order=stream(settings.seed, "order"),
         collectives=collectives,
+        data_parallel=together,
         precision=settings.precision,
         as_original=settings.compat == "fish",
         costs=costs,

@@ -29,6 +29,8 @@ GROUPS = {
 ABOUT = ("name", "module", "ignores_keep", "needs_regime")
 # name in a component's module of a TypedDict: settings in its yaml that others use, before or after its function
 BESIDE = "RUN_SETTINGS"
+# name in a regime's module of a constant: whether processes that torchrun starts train one model together
+DATA_PARALLEL = "DATA_PARALLEL"
 # CPU threads for each core, at most: far more than any use, and fewer than a machine cannot start
 MAX_THREADS = 64
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -128,6 +130,11 @@ def component_module(group: str, options: Mapping[str, Any]) -> tuple[ModuleType
     if offers is None:
         raise FishexpError(f"{group}={name}: the module {module.__name__} has no function {' or '.join(functions)}")
     return module, offers
+
+
+def is_data_parallel(regime: Mapping[str, Any]) -> bool:
+    """Tell whether processes that torchrun starts train one model together in this regime, of a resolved config."""
+    return getattr(component_module("regime", regime)[0], DATA_PARALLEL, False)
 
 
 def is_ours(group: str, name: str) -> bool:

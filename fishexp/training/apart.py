@@ -45,6 +45,8 @@ def train_apart(
 ) -> None:
     """Train ``model`` on the examples of a run, as the run does, and leave the run's random streams as they are.
 
+    Processes that train the run's model together train this one together too.
+
     Args:
         problem: The run's.
         model: What trains, in the place of the run's model.
@@ -60,7 +62,7 @@ def train_apart(
     apart, examples = replace(problem, model=model, order=stream(seed, "order")), passes.examples(problem)
     check_last_batch(apart, examples, passes.batch_size, prefix)
     streams = problem.random_streams()
-    seed_torch(seed, "dropout")
+    seed_torch(seed, "dropout", problem.rank)
     try:
         with problem.progress(passes.epochs * examples, what) as advance:
             for epoch in range(1, passes.epochs + 1):

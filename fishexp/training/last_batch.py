@@ -1,4 +1,4 @@
-"""Whether a model can train on the last batch of an epoch, if that has a single example."""
+"""Whether a model can train on the smallest batch of an epoch, or share of one, if that has a single example."""
 
 from copy import deepcopy
 
@@ -15,6 +15,8 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def check_last_batch(problem: Problem, examples: int, batch_size: int, prefix: str) -> None:
     """Try a batch of one example on a copy of the model, if an epoch has one and the model a BatchNorm.
 
+    Of processes that train one model together, each has its share of every batch.
+
     A BatchNorm whose input has a single value per channel has no variance to divide by. Whether it comes to that is
     decided by the model, where an image has shrunk to one pixel.
 
@@ -25,7 +27,9 @@ def check_last_batch(problem: Problem, examples: int, batch_size: int, prefix: s
     Raises:
         FishexpError: If the model refuses the batch.
     """
-    alone = examples % batch_size == 1 or batch_size == 1
+    processes = problem.collectives.world_size if problem.data_parallel else 1
+    sizes = {min(batch_size, examples), examples % batch_size}
+    alone = any(0 < size < 2 * processes for size in sizes)  # in the smallest share
     if not alone or not any(isinstance(module, _BATCH_NORM) for module in problem.model.modules()):
         return
     ((inputs, _),) = problem.batches_of(torch.tensor([0]), 1)
@@ -36,9 +40,10 @@ def check_last_batch(problem: Problem, examples: int, batch_size: int, prefix: s
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        batches = "batches" if batch_size == 1 else f"a last batch, of {examples} examples,"
+        batches = "batches" if batch_size < 2 * processes else f"a last batch, of {examples} examples,"
+        shares = f" for one of {processes} processes" if processes > 1 else ""
         raise FishexpError(
-            f"{prefix}batch_size={batch_size} leaves {batches} of 1, whose variance BatchNorm cannot take; "
+            f"{prefix}batch_size={batch_size} leaves {batches} of 1{shares}, whose variance BatchNorm cannot take; "
             f"take another batch_size, or {prefix}drop_last=true"
         ) from None
     finally:

@@ -44,6 +44,8 @@ class Problem:
         costs: By which the gradient methods of sparse training are chosen.
         fresh: Names of parameters that began at random, which no base has: those of a new head.
         collectives: Connects the workers of the run; most runs have only one worker.
+        data_parallel: Whether the workers train one model together, each on its share of every batch
+            (:mod:`fishexp.training.data_parallel`); if not, several workers train apart.
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
 
@@ -59,7 +61,13 @@ class Problem:
     costs: Costs = field(default_factory=known)
     fresh: tuple[str, ...] = ()
     collectives: Collectives = field(default_factory=InProcessCollectives)
+    data_parallel: bool = False
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of this process among those that train one model together; 0 if it trains its own."""
+        return self.collectives.local_ranks[0] if self.data_parallel else 0
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the mean loss over the batch: cross-entropy in nats, or the squared error of a regression."""

@@ -17,6 +17,15 @@ from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
 from fishexp.training.adapted import Adapted
+from fishexp.training.data_parallel import (
+    add_up_gradients,
+    all_random_streams,
+    any_process,
+    check_same_weights,
+    resume_random_streams,
+    shares,
+    take_running_statistics,
+)
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
@@ -131,14 +140,21 @@ class Trainer:
         """Train for the present epoch, or what is left of it, with snapshots where they are due; then evaluate."""
         with self._logger.clock("train"):
             for loss in self.steps():
-                if self._snapshots.due() and loss.isfinite():
-                    tensors, about = self.state()
-                    about["mask_seed"] = trainable.seed
-                    snapshot = Snapshot(trainable.delta(), tensors | trainable.tensors(), about)
-                    self._snapshots.save(self.progress.steps, snapshot)
+                if any_process(self._problem, self._snapshots.due()) and loss.isfinite():
+                    self._save(trainable)
+        check_same_weights(self._problem, trainable, f"after epoch {self.progress.epoch}")
         with self._logger.clock("evaluate"):
+            take_running_statistics(self._problem)
             self.evaluation = evaluate(self._problem, self._recipe["evaluation_batch_size"])
         self.end_epoch(self.evaluation.metrics)
+
+    def _save(self, trainable: Trainable | Adapted) -> None:
+        """Take a snapshot; of several processes that train one model together the first writes it for all."""
+        tensors, about = self.state()
+        if self._problem.rank == 0:
+            about["mask_seed"] = trainable.seed
+            snapshot = Snapshot(trainable.delta(), tensors | trainable.tensors(), about)
+            self._snapshots.save(self.progress.steps, snapshot)
 
     def steps(self) -> Iterator[Tensor]:
         """Take the optimiser steps that are left of the present epoch; yields the loss of each, on the device."""
@@ -177,7 +193,7 @@ class Trainer:
             "order.begun": progress.order,
             "order.now": problem.order.get_state() if self._order is None else self._order,
             "generator": problem.generator.get_state(),
-            **problem.random_streams(),
+            **all_random_streams(problem),
         }
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
@@ -197,7 +213,7 @@ class Trainer:
         self._order = tensors["order.now"] if self.progress.batches else None
         problem.order.set_state(self.progress.order)
         problem.generator.set_state(tensors["generator"])
-        problem.set_random_streams(tensors)
+        resume_random_streams(problem, tensors)
         self.start_optimizer(parameters)
         self._restore_optimizer(snapshot)
 
@@ -243,10 +259,11 @@ def train_steps(
     for step, group in enumerate(_grouped(batches, accumulate), done + 1):
         examples = sum(len(labels) for _, labels in group)
         step_loss = torch.zeros((), device=problem.device)
-        for inputs, labels in group:
+        for inputs, labels in shares(problem, group):
             loss = problem.loss(problem.logits(inputs), labels) * (len(labels) / examples)
             loss.backward()  # gradients of the kept entries, and of nothing else
             step_loss += loss.detach()
+        step_loss = add_up_gradients(problem, parameters, step_loss)
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

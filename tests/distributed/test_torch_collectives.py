@@ -177,7 +177,7 @@ def test_a_worker_that_was_killed_is_noticed_at_once(operation: str, tmp_path: P
 def test_a_worker_that_hangs_is_noticed_when_the_time_is_over(operation: str, tmp_path: Path) -> None:
     with Workers(3, tmp_path, lose_the_last, operation, "SIGSTOP", seconds=1.5) as workers:
         found = [workers.result(rank) for rank in (0, 1)]
-        assert "another worker of the run was silent for 1.5 s (regime.timeout)" in [message for message, _ in found]
+        assert "another worker of the run was silent for 1.5 s" in [message for message, _ in found]
         assert all(1 < seconds < 4 for _, seconds in found)
         workers.processes[0].join(10)
         assert workers.processes[0].exitcode == 0

@@ -1,5 +1,8 @@
 """Make this process the worker of a run that torchrun started it to be.
 
+With ``regime=distributed`` workers train apart from each other. With a regime such as ``transfer`` all train one model,
+each on its share of every batch.
+
 What torchrun does before there are workers is its own: a machine that does not come ends it after
 ``--rdzv-conf=timeout=SECONDS`` (15 minutes if not given), a port that is taken ends it at once, and the last line that
 it writes says so. Its store, and the workers' connections, are open to whoever reaches the machines, and its rendezvous
@@ -10,19 +13,23 @@ import itertools
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fishexp.distributed.context import Context, longest_start, redirect
 from fishexp.errors import FishexpError, RunFailed, first_line
-from fishexp.run.settings import Config
+from fishexp.run.settings import Config, is_data_parallel
 
 # seconds between looks into the store
 _POLL_INTERVAL = 0.05
+# seconds that a worker may be silent where the regime has no option for it
+_TIMEOUT = 600
 
 _run_numbers = itertools.count()  # of this process: all workers go through a sweep in the same order
 
@@ -44,16 +51,9 @@ def join(config: Config, folder: Path) -> Context:
     rank, world_size, regime = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config["regime"]
     if rank > 0:
         redirect(folder, rank, (1, 2))
-    if regime.get("backend") != "processes":
-        raise FishexpError(
-            f"torchrun started {world_size} workers, and this run has one process; "
-            "take regime=distributed with regime.backend=processes, or leave torchrun away"
-        )
-    if regime["workers"] != world_size:
-        raise FishexpError(
-            f"regime.workers={regime['workers']}: torchrun started {world_size}; leave regime.workers away"
-        )
-    timeout, run = regime["timeout"], f"run{next(_run_numbers)}"
+    if not is_data_parallel(regime):
+        _check_workers(regime, world_size)
+    timeout, run = regime.get("timeout", _TIMEOUT), f"run{next(_run_numbers)}"
     store, start = _rendezvous(rank, world_size, longest_start(timeout))
     return Context(
         rank=rank,
@@ -68,6 +68,19 @@ def join(config: Config, folder: Path) -> Context:
         < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
         timeout=timeout,
     )
+
+
+def _check_workers(regime: Mapping[str, Any], world_size: int) -> None:
+    """Refuse a regime for which torchrun has started too many workers, or too few."""
+    if regime.get("backend") != "processes":
+        raise FishexpError(
+            f"torchrun started {world_size} workers, and this run has one process; take regime=transfer, "
+            "or regime=distributed with regime.backend=processes, or leave torchrun away"
+        )
+    if regime["workers"] != world_size:
+        raise FishexpError(
+            f"regime.workers={regime['workers']}: torchrun started {world_size}; leave regime.workers away"
+        )
 
 
 @cache

@@ -46,7 +46,7 @@ def test_two_machines_of_torchrun_run_a_sweep_until_they_differ(tmp_path: Path) 
     [
         (("regime=distributed", "regime.workers=3"), "regime.workers=3: torchrun started 2; leave regime.workers away"),
         (("regime=distributed", "regime.backend=simulated"), "torchrun started 2 workers, and this run has one"),
-        ((), "torchrun started 2 workers, and this run has one process; take regime=distributed"),
+        (("regime=checkpointing",), "torchrun started 2 workers, and this run has one process; take regime=transfer"),
         (("-m", "seed=0,1", "hydra/launcher=joblib"), "hydra/launcher= starts processes of its own"),
     ],
 )
