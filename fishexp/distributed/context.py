@@ -175,11 +175,9 @@ class Context:
     def _await_readers(self, what: str) -> None:
         """Wait, as the store may end with this process, for all others to call :meth:`_count_reader`, if they do."""
         end = time.monotonic() + _LONGEST_END
-        while (
-            self.start_store
-            and self.start_store.add(f"{what}/read", 0) < self.world_size - 1
-            and time.monotonic() < end
-        ):
+        while self.start_store is not None and time.monotonic() < end:
+            if self.start_store.add(f"{what}/read", 0) >= self.world_size - 1:
+                return
             time.sleep(_POLL_INTERVAL)
 
     def together(

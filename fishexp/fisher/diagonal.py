@@ -285,7 +285,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     """Let a GPU compute products and convolutions with all bits of float32; convolutions have 10 by default."""
-    conv: Any = torch.backends.cudnn.conv
+    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     before = torch.get_float32_matmul_precision(), conv.fp32_precision
     torch.set_float32_matmul_precision("highest")
     conv.fp32_precision = "ieee"

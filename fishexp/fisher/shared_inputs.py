@@ -52,7 +52,7 @@ def _subsets(keys: list[int | str]) -> list[frozenset[int | str]]:
 @torch.no_grad()
 def _tf32_is_allowed() -> bool:
     """Tell whether a GPU may compute convolutions (as it does by default) or products of float32 in TF32."""
-    conv: Any = torch.backends.cudnn.conv
+    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     return conv.fp32_precision == "tf32" or torch.get_float32_matmul_precision() != "highest"
 
 

@@ -79,5 +79,6 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "total": (lambda value: _is_count(value) and value > 0, "a number of weights"),
     "seconds": (lambda value: isinstance(value, Mapping), "a list of durations"),
     "commit": (_or_none(lambda value: isinstance(value, str)), "a commit or null"),
+    "processes": (_or_none(_is_count), "a number of processes"),
     "streams": (_or_none(_is_count), "a version"),
 }

@@ -162,10 +162,13 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run without its seed: dotted key -> value.
 
     Masks were of the best single entries of the network before there were others. The version of the random streams
-    counts as a setting, and so does the digest of the examples if the record has it.
+    counts as a setting, and so does the digest of the examples if the record has it. So does the number of processes
+    that trained one model together, if there were several: dropout and BatchNorm differ.
     """
     settings = dict(_flat(record["config"])) | {"streams": record.get("streams") or 1}
     settings.pop("seed", None)
+    if (processes := record.get("processes") or 1) > 1:
+        settings["processes"] = processes
     if not settings.get("method.ignores_keep"):
         settings.setdefault(UNIT, "entry")
         settings.setdefault(PER, "network")

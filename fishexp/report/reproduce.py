@@ -53,7 +53,9 @@ def command_of_records(records: Sequence[Mapping[str, Any]]) -> Command:
             words.append(f"{key}={_value(value)}")
     seeds = [str(one["config"].get("seed", 0)) for one in records]
     several = ["-m"] if len(seeds) > 1 else []
-    line = ["python", "-m", "fishexp", *several, *words, f"seed={','.join(seeds)}"]
+    processes = run.get("processes") or 1
+    start = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    line = [*start, "-m", "fishexp", *several, *words, f"seed={','.join(seeds)}"]
     commits = dict.fromkeys(str(one["commit"]) for one in records if one.get("commit"))
     return Command(shlex.join(line), list(commits), remarks)
 

@@ -1,6 +1,6 @@
 """Triton kernels that bring all partly kept weights on a GPU up to date, however many they are."""
 # what Triton compiles is no Python to a type checker:
-# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
 import torch
 import triton

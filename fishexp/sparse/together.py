@@ -114,7 +114,7 @@ def _of(model: nn.Module) -> Together | None:
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or hasattr(model, "_is_replica")
     ):
         return None

@@ -167,10 +167,11 @@ def test_examples_are_scored_in_a_batch(caplog: pytest.LogCaptureFixture) -> Non
     images, labels = torch.randn(8, 3, 16, 16, device=DEVICE), torch.randint(10, (8,), device=DEVICE)
     torch.manual_seed(0)
     model = resnet.build(10, 3, layers=8, path=None).network.to(DEVICE)
-    allowed = torch.backends.cudnn.conv.fp32_precision
+    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+    allowed = conv.fp32_precision
     diagonal_fisher(model, [(images, labels)])
     assert "one example at a time" not in caplog.text
-    assert torch.backends.cudnn.conv.fp32_precision == allowed
+    assert conv.fp32_precision == allowed
 
 
 def test_masks_are_those_of_the_cpu() -> None:

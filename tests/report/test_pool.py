@@ -5,6 +5,7 @@ import pytest
 
 from fishexp.errors import FishexpError
 from fishexp.report.pool import differing, pool
+from fishexp.report.reproduce import command_of
 from tests.support.records import above, column, record
 
 
@@ -47,6 +48,13 @@ def test_runs_on_other_examples_do_not_pool_whatever_their_settings():
 def test_records_without_a_version_of_the_random_streams_are_of_version_1():
     (group,) = pool([record(streams=None), record(seed=1, streams=1), record(seed=2, streams=None)]).reported
     assert (group.settings["streams"], len(group.runs)) == (1, 3)
+
+
+def test_runs_that_several_processes_trained_do_not_pool_with_others():
+    runs = [record(), record(seed=1) | {"processes": 1}, record(seed=2) | {"processes": 2}]
+    assert sorted(len(group.runs) for group in pool(runs).reported) == [1, 2]
+    assert sorted(column(runs, "processes")) == ["2", "–"]
+    assert command_of(pool(runs[2:]).reported[0]).text.startswith("torchrun --nproc-per-node=2 -m fishexp data=")
 
 
 def test_the_latest_record_of_a_run_counts():
