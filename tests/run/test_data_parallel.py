@@ -279,8 +279,8 @@ def test_torchrun_starts_processes_that_train_together(tmp_path: Path) -> None:
     command = tuple("--nproc-per-node=2" if part.startswith("--nproc") else part for part in command)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with Program(*command, *TINY, folder=tmp_path, environment=environment) as process:
-        out, err = process.communicate(timeout=240)
-    assert process.wait() == 0, err
+        status, out, err = ended(process)
+    assert status == 0, err
     assert out.count("epoch 3:") == 1
     (record,) = read(tmp_path / "outputs" / "records.jsonl")
     assert (record["status"], record["processes"]) == ("finished", 2)
