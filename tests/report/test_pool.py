@@ -53,7 +53,7 @@ def test_records_without_a_version_of_the_random_streams_are_of_version_1():
 def test_runs_that_several_processes_trained_do_not_pool_with_others():
     runs = [record(), record(seed=1) | {"processes": 1}, record(seed=2) | {"processes": 2}]
     assert sorted(len(group.runs) for group in pool(runs).reported) == [1, 2]
-    assert sorted(column(runs, "processes")) == ["2", "–"]
+    assert sorted(column(runs, "processes")) == ["", "2"]
     assert command_of(pool(runs[2:]).reported[0]).text.startswith("torchrun --nproc-per-node=2 -m fishexp data=")
 
 

@@ -157,7 +157,7 @@ def resumes(collectives: Collectives, folder: Path) -> None:
         if ours.rank == 0:
             shutil.rmtree(max((folder / "snapshots").iterdir()))
         collectives.all_gather([torch.zeros(1)])
-    torch.save([*found, torch.get_rng_state()], folder / f"{ours.rank}.pt")
+    torch.save([*found, torch.get_rng_state()], folder / f"{collectives.local_ranks[0]}.pt")
 
 
 def test_processes_resume_to_the_bit_from_one_snapshot(tmp_path: Path) -> None:
