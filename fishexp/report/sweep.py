@@ -75,7 +75,7 @@ def draw_sweep(all_series: Sequence[Series], about_passed: str, majority: Majori
 
 
 def _draw(axes: Axes, series: Series, style: Any, marker: str) -> None:
-    """Draw a line and a band; a dashed line for dense training, a point for a method that has its own share."""
+    """Draw a line and a band, a bar at one budget; a dashed line for dense training, a point for a share of its own."""
     known = [group for group in series.groups if group.mean is not None]
     own = [group for group in known if group.keep is None]
     for group in own[:1]:
@@ -85,7 +85,10 @@ def _draw(axes: Axes, series: Series, style: Any, marker: str) -> None:
     means = [math.nan if group.mean is None else group.mean for group in swept]
     low = [level - (group.std or 0) for level, group in zip(means, swept, strict=True)]
     high = [level + (group.std or 0) for level, group in zip(means, swept, strict=True)]
-    axes.fill_between(keeps, low, high, color=series.colour, alpha=0.15, linewidth=0)
+    if len(swept) == 1:  # a band would have no width
+        axes.errorbar(keeps, means, [group.std or 0 for group in swept], color=series.colour, alpha=0.6)
+    else:
+        axes.fill_between(keeps, low, high, color=series.colour, alpha=0.15, linewidth=0)
     axes.plot(keeps, means, color=series.colour, linestyle=style, marker=marker, markersize=5, linewidth=2)
     hollow = {"color": series.colour, "linestyle": "", "marker": marker, "markersize": 5, "markerfacecolor": "white"}
     for group in (*own[1:], *series.passed):

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -131,6 +131,18 @@ def test_several_keeps_make_lines_with_bands_and_a_dashed_reference():
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1 %", "1 %", "10 %"]
     assert {text.get_text() for text in axes.texts} == {"fish", "◆ bitfit", "full"}
+
+
+def test_a_method_at_one_budget_has_a_bar_in_the_place_of_a_band():
+    scores = [0.80, 0.82, 0.84]  # a mean of 82 and a deviation of 2 %
+    alone = [record(score, method="random", seed=seed, keep=0.01) for seed, score in enumerate(scores)]
+    axes = picture.figure(pool([*sweep(), *alone])).axes[0]
+    (bar,) = [
+        collection.get_segments()[0]
+        for collection in axes.collections
+        if isinstance(collection, LineCollection) and collection.get_segments()[0][0][0] == pytest.approx(0.01)
+    ]
+    assert bar[:, 1] == pytest.approx([80, 84])
 
 
 def crowded():
