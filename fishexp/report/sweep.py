@@ -53,7 +53,8 @@ def draw_sweep(all_series: Sequence[Series], about_passed: str, majority: Majori
     groups = [group for series in all_series for group in series.groups + series.passed]
     keeps = sorted({group.keep for group in groups if group.keep is not None})
     dense = " Dashed and level: all weights move." if any(series.is_dense for series in all_series) else ""
-    spread = "Mean, and sample standard deviation as a band or a bar." if has_spread(all_series) else "One seed, so no spread."
+    known = has_spread(all_series)
+    spread = "Mean, and sample standard deviation as a band or a bar." if known else "One seed, so no spread."
     looks = _looks(all_series)
     names = _names(all_series, looks, majority)
     height = max(_HEIGHT, _BESIDE + _TEXT * sum(name.lines for name in names))
