@@ -81,7 +81,7 @@ docs: .venv/.docs  ## the site of docs/, docs/_build/index.html; a warning is an
 	$(BIN)/python -m sphinx -EaqW --keep-going -b html docs docs/_build
 
 .venv/.docs: .venv/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(INSTALL) -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 wheel: setup  ## dist/fishexp-*.whl, with conf/ inside

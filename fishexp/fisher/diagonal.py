@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from fishexp.fisher.layouts import Unbatchable
 from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
 from fishexp.fisher.powers import Power, add_power
 from fishexp.fisher.shared_inputs import DEPENDS, difference_alone, inputs_shared_by_examples
+from fishexp.fisher.tf32 import without_tf32
 from fishexp.masks.topk import Scores
 from fishexp.sparse.modules import plain
 
@@ -273,27 +273,13 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             for device in devices:
                 stack.enter_context(torch.autocast(device, enabled=False))
             if "cuda" in devices:
-                stack.enter_context(_without_tf32())
+                stack.enter_context(without_tf32())
             for t in tensors:
                 t.data = t.data.float()
             yield
     finally:
         for t, data in zip(tensors, before, strict=True):
             t.data = data
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Let a GPU compute products and convolutions with all bits of float32; convolutions have 10 by default."""
-    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    before = torch.get_float32_matmul_precision(), conv.fp32_precision
-    torch.set_float32_matmul_precision("highest")
-    conv.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        conv.fp32_precision = before[1]
 
 
 def _float32(inputs: Inputs) -> Inputs:

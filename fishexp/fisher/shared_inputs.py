@@ -3,20 +3,18 @@
 import warnings
 from collections.abc import Callable
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fishexp.fisher.batches import Inputs, has_examples, logits_of, select, tensors_of
 from fishexp.fisher.eval_mode import evaluating, forked_random_streams
+from fishexp.fisher.tf32 import TF32_EPS, tf32_is_allowed
 
 # why examples are scored alone
 DEPENDS = "what the model returns for an example depends on the others of its batch, or is drawn at random"
 # inputs as long as there are examples; with more, only a single one is tried as shared
 MAX_TRIED = 6
-# spacing of TF32's numbers at 1
-_TF32_EPS = 2**-10
 
 
 @torch.no_grad()
@@ -50,12 +48,6 @@ def _subsets(keys: list[int | str]) -> list[frozenset[int | str]]:
 
 
 @torch.no_grad()
-def _tf32_is_allowed() -> bool:
-    """Tell whether a GPU may compute convolutions (as it does by default) or products of float32 in TF32."""
-    conv: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
-    return conv.fp32_precision == "tf32" or torch.get_float32_matmul_precision() != "highest"
-
-
 def difference_alone(
     model: nn.Module, inputs: Inputs, examples: int, shared: frozenset[int | str], together: Tensor, i: int
 ) -> float:
@@ -83,8 +75,8 @@ def difference_alone(
     computed = [p.dtype for p in model.parameters() if p.is_floating_point()]
     computed += [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
     eps = max(torch.finfo(dtype).eps for dtype in (together.dtype, *computed))
-    if device == "cuda" and torch.float32 in computed and _tf32_is_allowed():
-        eps = max(eps, _TF32_EPS)
+    if device == "cuda" and torch.float32 in computed and tf32_is_allowed():
+        eps = max(eps, TF32_EPS)
     rounding = eps**0.5 * max(together.abs().max().item(), torch.finfo(torch.float32).tiny)
     difference = (alone.double() - wanted.double()).abs().max().item() / rounding
     return difference if difference == difference else float("inf")
