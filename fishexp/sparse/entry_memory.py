@@ -60,6 +60,11 @@ class EntryMemory:
         (self._weight.data if unnoticed else self._weight).scatter_(0, index, entries)
 
 
+def entries_at(tensor: Tensor, places: Tensor) -> Tensor:
+    """Return the entries of a tensor at places of it as if flattened; faster than ``take`` where it is contiguous."""
+    return tensor.view(-1).index_select(0, places) if tensor.is_contiguous() else tensor.take(places.long())
+
+
 def _identity(weight: Tensor, values: Tensor, synced: Tensor) -> tuple[object, ...]:
     return weight.data_ptr(), weight.stride(), weight.dtype, values.data_ptr(), synced.data_ptr()
 

@@ -2,7 +2,7 @@
 # once_differentiable has no types:
 # pyright: reportIncompatibleMethodOverride=false
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NoReturn
@@ -258,8 +258,13 @@ def _freeze(model: nn.Module, inputs: Any, output: Any) -> None:
 
 
 def unwatch(model: nn.Module) -> None:
-    """Undo :func:`watch_first_pass`, also in a copy, of whose hooks there are no handles."""
-    for hooks, ours in ((model._forward_pre_hooks, _thaw), (model._forward_hooks, _freeze)):
+    """Undo :func:`watch_first_pass`."""
+    remove_pass_hooks(model, _thaw, _freeze)
+
+
+def remove_pass_hooks(model: nn.Module, before: Callable[..., object], after: Callable[..., object]) -> None:
+    """Remove hooks of the model's forward passes, also from a copy, of whose hooks there are no handles."""
+    for hooks, ours in ((model._forward_pre_hooks, before), (model._forward_hooks, after)):
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
 from fishexp.sparse.costs import Costs
-from fishexp.sparse.entry_memory import EntryMemory
+from fishexp.sparse.entry_memory import EntryMemory, entries_at
 from fishexp.sparse.gradient_hooks import add_alarm, has_alarm, remove_alarm
 from fishexp.sparse.layout import Layout, csr, submatrix_lines
 
@@ -64,6 +64,7 @@ class SparseParameter(nn.Module):
         last_method: The method of the last backward pass, None before the first.
         watched: Whether the weight requires a gradient only to find who uses it past its module.
         users: Number of modules that have the weight: more than one if it is tied.
+        together: The :class:`~fishexp.sparse.together.Together` that reconciles it, in whose passes no use has to look.
     """
 
     name: str
@@ -86,7 +87,7 @@ class SparseParameter(nn.Module):
     watched: bool
     users: int
     _memory: EntryMemory | None
-    _together: Any
+    together: Any
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class SparseParameter(nn.Module):
         self.users = 0
         self._versions = self._read_versions()
         self._memory = None
-        self._together = None
+        self.together = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
@@ -149,7 +150,7 @@ class SparseParameter(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out views, which a copy would have as tensors of their own."""
-        return self.__dict__ | {"_memory": None, "_together": None}
+        return self.__dict__ | {"_memory": None, "together": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become a copy, whose two parameters were copied one by one."""
@@ -198,12 +199,10 @@ class SparseParameter(nn.Module):
     def gather(self, dense: Tensor) -> Tensor:
         """Return the kept entries of a tensor of the weight's shape."""
         dense = dense.to_dense() if dense.is_sparse else dense
-        if dense.is_contiguous():
-            entries = dense.view(-1).index_select(0, self.positions)
-        elif self._memory is not None and self._memory.is_laid_out_as(dense):
+        if self._memory is not None and self._memory.is_laid_out_as(dense):
             entries = self._memory.gather(dense)
         else:
-            entries = dense.take(self.positions.long())
+            entries = entries_at(dense, self.positions)
         return entries.to(self._parameters["values"].dtype)  # type: ignore[union-attr]  # faster than by __getattr__
 
     def keeps_whole_lines(self) -> bool:
@@ -262,16 +261,11 @@ class SparseParameter(nn.Module):
         memory.write(now, unnoticed=self._read_versions() == self._versions)
         memory.values.data.copy_(now)
         memory.synced.copy_(now)
-        self._versions = self._read_versions()
-
-    def hold_together(self, together: Any) -> None:
-        """Be reconciled by a :class:`~fishexp.sparse.together.Together`, in whose passes a use need not look."""
-        self.__dict__["_together"] = together
+        self.note_counters()
 
     def is_fresh(self) -> bool:
         """Tell whether the weight was reconciled as the model's forward pass began, and no counter was raised since."""
-        together = self._together
-        return together is not None and together.depth > 0 and not self.counters_changed()
+        return self.together is not None and self.together.depth > 0 and not self.counters_changed()
 
     def counters_changed(self) -> bool:
         """Tell whether a version counter is not what it was, or there is none."""
@@ -280,7 +274,7 @@ class SparseParameter(nn.Module):
 
     def note_counters(self) -> None:
         """Take the version counters as those of values and weight that agree."""
-        self.__dict__["_versions"] = self._read_versions()
+        self._versions = self._read_versions()
 
     def reconcile_for_inference(self) -> None:
         """Do the same as far as a use without gradients needs it, without a look at the entries in the weight.
@@ -295,7 +289,7 @@ class SparseParameter(nn.Module):
             if torch.equal(memory.values, memory.synced):
                 return
         self.reconcile()
-        self._versions = self._read_versions()
+        self.note_counters()
 
     def _read_versions(self) -> tuple[int, int] | None:
         """Return the version counters, which tensors made in inference mode have not."""

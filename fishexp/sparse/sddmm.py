@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fishexp.sparse.entry_memory import entries_at
 from fishexp.sparse.parameter import SparseParameter
 
 # columns that are transposed together
@@ -76,6 +77,4 @@ def submatrix_factors(kept: SparseParameter, g: Tensor, x: Tensor) -> tuple[Tens
 
 def gather_from_submatrix(kept: SparseParameter, block: Tensor) -> Tensor:
     """Return the kept entries of the product of :func:`submatrix_factors`, (outputs, inputs, ...)."""
-    places = kept.submatrix_places()
-    entries = block.view(-1).index_select(0, places) if block.is_contiguous() else block.take(places.long())
-    return entries.to(kept.values.dtype)
+    return entries_at(block, kept.submatrix_places()).to(kept.values.dtype)

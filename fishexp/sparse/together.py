@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fishexp.sparse.entry_memory import EntryMemory
+from fishexp.sparse.modules import remove_pass_hooks
 from fishexp.sparse.parameter import SparseParameter
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Together:
         if self._kept is None:
             self._kept = [module for module in model.modules() if isinstance(module, SparseParameter)]
             for kept in self._kept:
-                kept.hold_together(self)
+                kept.together = self
         if not self._refused and self._kept and all(kept.weight.is_cuda for kept in self._kept) and self._reconcile():
             self.depth += 1
 
@@ -122,9 +123,6 @@ def _of(model: nn.Module) -> Together | None:
 
 
 def stop(model: nn.Module) -> None:
-    """Undo :func:`reconcile_in_passes`, also in a copy, of whose hooks there are no handles."""
+    """Undo :func:`reconcile_in_passes`."""
     vars(model).pop(_TOGETHER, None)
-    for hooks, ours in ((model._forward_pre_hooks, _begin), (model._forward_hooks, _end)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
-            del hooks[key]
-            model._forward_hooks_always_called.pop(key, None)
+    remove_pass_hooks(model, _begin, _end)
