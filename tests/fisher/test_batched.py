@@ -414,3 +414,17 @@ def test_activations_of_a_batch_are_gone_before_the_next(case: str) -> None:
     finally:
         gc.enable()
         handle.remove()
+
+
+def test_an_example_is_compared_with_its_batch_without_gradients() -> None:
+    """Four examples in one pass, the second batch of which has none but that pass and the comparison."""
+    seen: list[tuple[int, bool]] = []
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        seen.append((len(x), torch.is_grad_enabled()))
+        return m.head(x)
+
+    model = Custom(call, head=nn.Linear(6, 3))
+    batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    diagonal_fisher(model, batches)
+    assert seen[-2:] == [(4, True), (1, False)]
