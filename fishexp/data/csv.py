@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Lt
 
 from fishexp.data.columns import Column, Columns
 from fishexp.data.datasets import Dataset, Outline
-from fishexp.data.examples import Kind, text_dataset
+from fishexp.data.examples import Kind, text_dataset, unread
 from fishexp.data.tables import check_there, read_table
 
 
@@ -45,8 +45,8 @@ def load(
 
 
 def outline(*, train: str, valid: str | None, kind: Kind | None) -> Outline:
-    """Say what is known of sentences before they are read: that there is one output, if labels are numbers."""
+    """Say what is known of files before they are read."""
     for file in (train, valid):
         if file is not None:
             check_there(Path(file))
-    return Outline(classes=1 if kind == "number" else None, channels=0, train=None)
+    return unread(kind)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from fishexp.data.columns import Column, Columns, Found, find_columns, is_missing, is_number
-from fishexp.data.datasets import Dataset, split_off
+from fishexp.data.datasets import Dataset, Outline, split_off
 from fishexp.data.metrics import accuracy, correlations
 from fishexp.data.tables import Table
 from fishexp.data.text import Sentences
@@ -23,6 +23,11 @@ Kind: TypeAlias = Literal["classes", "number"]
 _MANY = 20
 # classes, and characters of a value, that a line shows
 _SHOWN, _LONGEST = 10, 40
+
+
+def unread(kind: Kind | None) -> Outline:
+    """Say what is known of sentences before they are read: that there is one output, if labels are numbers."""
+    return Outline(classes=1 if kind == "number" else None, channels=0, train=None)
 
 
 @dataclass(frozen=True)

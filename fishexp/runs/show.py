@@ -71,7 +71,12 @@ def _name(options: Any) -> str:
 def _metric(name: str, value: Any) -> str:
     if not name:
         return ""
-    return f"{name} {'undefined' if value is None else _value(value)}"
+    return f"{name} {_score(value)}"
+
+
+def _score(value: Any) -> str:
+    """Write the value of a metric."""
+    return "undefined" if value is None else _value(value)
 
 
 def _value(value: Any) -> str:
@@ -96,7 +101,7 @@ def about(run: Run) -> str:
     lines = [f"run {run.id}: {run.status}{took}{f', {_when(run.ended)}' if run.ended else ''}"]
     lines += [f"error: {record['error']}"] if record.get("error") else []
     lines += _block("settings", {key: _value(value) for key, value in run.settings.items()})
-    lines += _block("metrics", {name: "undefined" if v is None else _value(v) for name, v in record["metrics"].items()})
+    lines += _block("metrics", {name: _score(value) for name, value in record["metrics"].items()})
     lines += _block("what it took", _took(record))
     lines += ["", "files", *(f"  {line}" for line in _files(run))]
     if record["config"]:
@@ -160,7 +165,8 @@ def print_comparison(runs: Sequence[Run]) -> None:
     rows = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
     rows["status"] = [run.status for run in runs]
     for name in dict.fromkeys(name for run in runs for name in run.record["metrics"]):
-        rows[name] = [_metric_cell(run.record["metrics"], name) for run in runs]
+        all_metrics = [run.record["metrics"] for run in runs]
+        rows[name] = [_score(metrics[name]) if name in metrics else _NONE for metrics in all_metrics]
     rows["weights that moved"] = [
         _count(run.record["kept"]) if run.record.get("kept") is not None else _NONE for run in runs
     ]
@@ -171,9 +177,3 @@ def print_comparison(runs: Sequence[Run]) -> None:
     ids = [run.id for run in runs]
     columns = {"": list(rows)} | {name: [cells[i] for cells in rows.values()] for i, name in enumerate(ids)}
     print_table(columns, ids)
-
-
-def _metric_cell(metrics: Mapping[str, Any], name: str) -> str:
-    if name not in metrics:
-        return _NONE
-    return "undefined" if metrics[name] is None else _value(metrics[name])
