@@ -20,8 +20,9 @@ HOME = Path(__file__).parent
 _ENVIRONMENT = """environment:
   PROFILE  how large the experiment is made: cpu (the default), gpu, paper
   DRY      1: say how many runs and hours there are to do, and run nothing
-  HOURS    stop after so many hours, with a snapshot of the run that goes on; all cells have one seed before any has
-           two, so that tables are complete for some number of seeds; the same command goes on
+  HOURS    time a few steps, say what fits into so many hours, and stop after them, with a snapshot of the run that
+           goes on; all cells have one seed before any has two, so that tables are whole for some number of seeds,
+           which is said; the same command goes on
   PYTHON   the interpreter of the runs; by default the one that runs this
 """
 

@@ -3,6 +3,5 @@
 from experiments.figure2.profiles import PROFILES
 from experiments.figure2.report import write_report
 from experiments.lib.experiment import Experiment
-from experiments.lib.sentences import cost_table
 
-EXPERIMENT = Experiment(PROFILES, cost_table, write_report, shares="rules")
+EXPERIMENT = Experiment(PROFILES, write_report, shares="rules")

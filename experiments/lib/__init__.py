@@ -6,7 +6,8 @@ An experiment and how it is carried out:
     settings.py        settings as dictionaries, rendered for the command line, composed, compared
     plan.py            the command lines of a study, in order
     sweep.py           carrying out those whose runs are not done
-    costs.py           the runs and hours that this would take
+    costs.py           the runs and hours that this would take, what fits into some hours, what is whole
+    durations.py       how long runs take, by records and by steps timed on this machine
 
 The records of its runs, and the report:
     records.py         the runs on record, found by their settings
@@ -16,5 +17,5 @@ The records of its runs, and the report:
     differences.py     the table of differences between cells, with intervals
     learning_rates.py  the part on learning rates: which were tried, and which taken
     plot.py            a picture of score against bytes
-    distributed.py     costs, tables and sentences for ``regime=distributed``
+    distributed.py     tables and sentences for ``regime=distributed``
 """

@@ -1,8 +1,11 @@
-"""The cost of a sweep: runs and hours to do."""
+"""The cost of a sweep: runs and hours to do, what of it fits into some hours, and what is whole."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from experiments.lib.durations import Durations
 from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
 from fishexp.run.identity import run_id
@@ -11,36 +14,7 @@ from fishexp.system.text_table import aligned_text
 
 UNKNOWN = "not measured"
 HEADER = ["step", "runs", "done", "to do", "hours to go"]
-ABOUT_HOURS = "Hours on one thread of an idle AMD EPYC: half of that with two processes on two cores."
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Hold the examples a second of each kind, on one thread of an idle machine."""
-
-    training: float
-    evaluation: float
-    scoring: float
-
-    def seconds(self, trained: float, evaluated: float, scored: float) -> float:
-        """Estimate how long so many examples of each kind take, in seconds."""
-        return trained / self.training + evaluated / self.evaluation + scored / self.scoring
-
-
-# (model, precision, device, task) -> examples a second, measured on an AMD EPYC, of BERTs dense training; 256 images
-# took 2.4 seconds to score
-SPEEDS = {
-    ("resnet9", "bf16", "cpu", None): Speed(180, 900, 40),
-    ("resnet18", "bf16", "cpu", None): Speed(500, 1250, 256 / 2.4),
-    ("minilm", "bf16", "cpu", "mrpc"): Speed(57, 210, 38),
-    ("minilm", "bf16", "cpu", "sst2"): Speed(155, 420, 88),
-    ("minilm", "bf16", "cpu", "stsb"): Speed(93, 215, 53),
-}
-
-
-def speed_of(run: Config) -> Speed | None:
-    """Return the speed measured for runs like ``run``; None where nothing like it was measured."""
-    return SPEEDS.get((run["model"]["name"], run["precision"], run["device"], run["data"].get("task")))
+ABOUT_HOURS = "Hours as runs on record took that are like these, one by one; two on two cores take half as long."
 
 
 @dataclass(frozen=True)
@@ -83,18 +57,40 @@ def hours(seconds: Iterable[float | None]) -> str:
     return f"{total / 3600:.1f}"
 
 
-def cost_table(
-    commands: Iterable[Command],
-    done: Collection[str],
-    seconds: Callable[[Config], float | None],
-    about: str = ABOUT_HOURS,
-) -> str:
+def cost_table(commands: Iterable[Command], done: Mapping[str, Mapping[str, Any]]) -> str:
     """Make the table of runs and hours: a row for each step, and their sum.
 
     Args:
-        about: Sentence that says whose hours these are.
+        done: run_id -> record of the runs that are done.
     """
-    found = steps(commands, done)
+    found, durations = steps(commands, done), Durations(done)
     total = Step("all", [run for step in found for run in step.runs], [run for step in found for run in step.to_do])
-    rows = [HEADER, *(step.row(seconds) for step in (*found, total))]
-    return "\n".join([*aligned_text(rows, left_columns=1), about])
+    rows = [HEADER, *(step.row(durations.seconds) for step in (*found, total))]
+    return "\n".join([*aligned_text(rows, left_columns=1), ABOUT_HOURS])
+
+
+def fitting(hours: float, commands: Sequence[Command], done: Collection[str], durations: Durations) -> str:
+    """Say how many runs fit into ``hours``, the first commands first, and which parts of the sweep are whole then."""
+    left, fit, to_do = 3600 * hours, 0, [(command, command.to_do(done)) for command in commands]
+    inside = {command for command, runs in to_do if not runs}
+    for command, runs in to_do:
+        taken = [durations.seconds(run) or math.inf for run in runs]
+        ends = [sum(taken[: count + 1]) for count in range(len(taken))]
+        fit += sum(end <= left for end in ends)
+        left -= sum(taken)
+        if runs and left >= 0:
+            inside.add(command)
+    count = sum(len(runs) for _, runs in to_do)
+    return f"HOURS={hours:g} is enough for about {fit} of {count} runs to do; whole then: {whole(commands, inside)}"
+
+
+def whole(commands: Iterable[Command], done: Collection[Command]) -> str:
+    """Name the steps whose commands are all among ``done``, and the seeds with which they are."""
+    steps: dict[str, dict[int, bool]] = {}
+    for command in commands:
+        seeds = steps.setdefault(command.step, {})
+        for run in composed_runs(command.overrides):
+            seeds[run["seed"]] = seeds.get(run["seed"], True) and command in done
+    named = {step: [str(seed) for seed, is_whole in seeds.items() if is_whole] for step, seeds in steps.items()}
+    texts = [f"{step} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for step, seeds in named.items() if seeds]
+    return "; ".join(texts) or "nothing"

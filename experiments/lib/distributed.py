@@ -1,48 +1,19 @@
-"""Code shared by the experiments with ``regime=distributed``: costs of a run, bytes sent, tables and sentences."""
+"""Code shared by the experiments with ``regime=distributed``: bytes sent, tables and sentences."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from experiments.lib import costs
 from experiments.lib.findings import leads, progress
-from experiments.lib.plan import Command
 from experiments.lib.report import METHOD_NAMES, MISSING, rate, score
 from experiments.lib.results import Result, Section
 from experiments.lib.study import C
 from fishexp.report.group import Group
-from fishexp.run.settings import Config
 from fishexp.system.text_table import markdown_table
 
-# images of CIFAR-10; the runs on sentences that were measured have a limit
-_TRAIN = 50_000
-# task -> reported examples; None: images of CIFAR-10
-_VALID = {None: 10_000, "mrpc": 408, "sst2": 872, "stsb": 1500}
-# seconds until the first step, and after the last
-_START = 6
 ABOUT_BYTES = """MB are millions of bytes that one worker sends: in a merge with masks (the values that may move and the
 running statistics of BatchNorm), and in the whole run, dense merges of the warm-up, scores and masks included, as our
 code counts them. *of dense* compares the run with dense training that merges as often."""
-
-
-def cost_table(commands: Iterable[Command], done: Collection[str]) -> str:
-    """Make the table of runs and hours: a row for each step, and their sum."""
-    return costs.cost_table(commands, done, run_seconds)
-
-
-def run_seconds(run: Config) -> float | None:
-    """Estimate how long a run takes whose workers take turns in one process; None if nothing like it was measured."""
-    speed = costs.speed_of(run)
-    if speed is None:
-        return None
-    data, regime, method = run["data"], run["regime"], run["method"]
-    seen = data["train_limit"] or _TRAIN - data["holdout"]
-    each = seen // regime["workers"] if regime["shard"] else seen  # a worker's examples
-    merges = regime["epochs"] * (each // regime["batch_size"]) // regime["sync_every"]
-    masks = 1 + (merges - 1) // regime["refresh_every"] if merges and method["name"] == "fish" else 0
-    evaluated = data["holdout"] or min(data["valid_limit"] or 10**6, _VALID[data.get("task")])
-    trained = regime["epochs"] * regime["workers"] * each
-    return _START + speed.seconds(trained, regime["epochs"] * evaluated, masks * method.get("samples", 0))
 
 
 def bytes_sent(group: Group) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+from experiments.lib import costs
 from experiments.lib.plan import Command, plan
 from experiments.lib.records import recorded_runs
 from experiments.lib.results import Section, section_of
@@ -22,14 +23,14 @@ class Experiment(Generic[C]):
 
     Attributes:
         profiles: Name of a profile, which says how large the experiment is made -> its studies.
-        cost_table: (the commands, run_id -> record of those that are done) -> the text that DRY=1 prints.
         write_report: (folder, the sections of all profiles) -> README.md and pictures in the folder.
+        cost_table: (the commands, run_id -> record of those that are done) -> the text that DRY=1 prints.
         shares: Name of the experiment in whose folder the records are and whose runs count here too; None for its own.
     """
 
     profiles: Mapping[str, Sequence[Study[C]]]
-    cost_table: Callable[[Iterable[Command], Mapping[str, Mapping[str, Any]]], str]
     write_report: Callable[[Path, Sequence[Section[C]]], None]
+    cost_table: Callable[[Iterable[Command], Mapping[str, Mapping[str, Any]]], str] = costs.cost_table
     shares: str | None = None
 
 

@@ -1,16 +1,11 @@
 """Cells and studies on GLUE that several experiments share, so that a run counts in each of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any
 
-from experiments.lib import costs
-from experiments.lib.plan import Command
 from experiments.lib.results import Section
 from experiments.lib.settings import Settings
 from experiments.lib.study import Study
-from fishexp.run.settings import Config
 
 # rules that score weights, in the order of a table
 RULES = (
@@ -148,36 +143,4 @@ def study(task: Task, cells: Sequence[Cell], seeds: Sequence[int], name: str = "
         report={},
         seeds=seeds,
         grow=4,
-    )
-
-
-def cost_table(commands: Iterable[Command], done: Mapping[str, Mapping[str, Any]]) -> str:
-    """Make the table of runs and hours, as runs like these took that are on record: a row for each step, and their sum.
-
-    Args:
-        done: run_id -> record of the runs that are done.
-    """
-    took: dict[tuple[Any, ...], list[float]] = {}
-    for record in done.values():
-        seconds = sum(record["seconds"].values())
-        for kind in (_kind(record["config"]), (*_kind(record["config"]), record["method"])):
-            took.setdefault(kind, []).append(seconds)
-
-    def seconds_of(run: Config) -> float | None:
-        found = took.get((*_kind(run), run["method"]["name"])) or took.get(_kind(run))
-        return median(found) if found else None
-
-    return costs.cost_table(commands, done, seconds_of, "Hours as runs of the same task took, by method where known.")
-
-
-def _kind(run: Config) -> tuple[Any, ...]:
-    """Return what runs have in common that take about as long: the task and its size, the model, the device."""
-    data = run["data"]
-    return (
-        data["task"],
-        data["train_limit"],
-        run["regime"]["epochs"],
-        run["model"]["name"],
-        run["device"],
-        run["threads"],
     )

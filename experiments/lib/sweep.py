@@ -4,13 +4,15 @@ import math
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from experiments.lib import costs
+from experiments.lib.durations import REPOSITORY, Durations
 from experiments.lib.plan import Command
 from fishexp.run.record import finished
 
-REPOSITORY = Path(__file__).parents[2]
 # seconds left of a sweep's hours below which no run is begun; a run stops at most 60 before its time is over
 _SHORTEST = 120
 RUN_FAILED = 1  # exit status of `python -m fishexp` where a run broke down; the others of a sweep may still do
@@ -32,6 +34,8 @@ def carry_out(
         0 if every run is done or time is up, else the exit status of the command that ended the sweep, or 1.
     """
     end, done = time.monotonic() + 3600 * hours, finished(records)
+    if hours < math.inf:
+        _foretell(list(plan()), done, hours, python)
     tried: set[Command] = set()
     while (seconds_left := end - time.monotonic()) > _SHORTEST:
         untried = (command for command in plan() if not command.waits and command not in tried)
@@ -45,12 +49,24 @@ def carry_out(
         if status not in (0, RUN_FAILED) and end - time.monotonic() > _SHORTEST:
             return status if status > 0 else 128 - status
         done = finished(records)
-    left = sum(len(command.to_do(done)) for command in plan())
-    if left:
+    commands = list(plan())
+    if hours < math.inf:
+        print("whole:", costs.whole(commands, [command for command in commands if not command.to_do(done)]))
+    if left := sum(len(command.to_do(done)) for command in commands):
         runs = "1 run is" if left == 1 else f"{left} runs are"
         why = "time is up" if seconds_left <= _SHORTEST else "failed, or going on in another process"
         print(f"{runs} not done: {why}; the same command continues")
     return RUN_FAILED if left and seconds_left > _SHORTEST else 0
+
+
+def _foretell(commands: Sequence[Command], done: Mapping[str, Mapping[str, Any]], hours: float, python: str) -> None:
+    """Time steps of the runs to do, and print how many of these fit into ``hours``."""
+    if to_do := [command for command in commands if command.to_do(done)]:
+        durations = Durations(done)
+        print("timing a few steps of each kind of run", flush=True)
+        for line in durations.time(to_do, python):
+            print(line, flush=True)
+        print(costs.fitting(hours, commands, done, durations), flush=True)
 
 
 def _call(command: Sequence[str]) -> int:

@@ -5,4 +5,4 @@ from experiments.table4.costs import cost_table
 from experiments.table4.profiles import PROFILES
 from experiments.table4.report import write_report
 
-EXPERIMENT = Experiment(PROFILES, cost_table, write_report)
+EXPERIMENT = Experiment(PROFILES, write_report, cost_table)

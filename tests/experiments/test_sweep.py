@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lib import experiment, sweep
+from experiments.lib import durations, experiment, sweep
 from experiments.lib.plan import Command
 from experiments.lib.settings import composed_runs
 from fishexp.errors import FishexpError
@@ -87,10 +87,16 @@ def test_when_time_is_up_the_sweep_ends_well_and_says_what_is_left(
         return call([word for word in command if not word.startswith("minutes=")])
 
     monkeypatch.setattr(sweep, "_call", noting)
+    monkeypatch.setattr(durations, "_carried_out", lambda overrides, python: None)
     plan = commands("0", "1", "2")
     assert sweep.carry_out(lambda: plan, "python", "outputs", runner.records, hours=1) == 0
     assert limits == ["minutes=59.83", "minutes=59.67"]
-    assert "2 runs are not done: time is up; the same command continues" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:3] == [
+        "resnet8 on digits, transfer: its steps could not be timed",
+        "HOURS=1 is enough for about 0 of 3 runs to do; whole then: nothing",
+    ]
+    assert said[-2:] == ["whole: table (seed 0)", "2 runs are not done: time is up; the same command continues"]
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "soon", "nan"])

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import table3
 from experiments.__main__ import HOME
-from experiments.lib import distributed, sweep
+from experiments.lib import sweep
 from experiments.lib.experiment import run_experiment, sections
 from experiments.lib.plan import plan
 from experiments.lib.records import recorded_runs
@@ -145,17 +145,8 @@ def test_dry_counts_runs_and_starts_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ["june table", "6", "0", "6"],
         ["all", "36", "0", "36"],
     ]
-    assert float(lines[4][4]) == pytest.approx(sum(float(row[4]) for row in lines[1:4]), abs=0.15)
+    assert {row[4] for row in lines[1:5]} == {"not measured"}  # nothing is on record here
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_run_costs_by_hand() -> None:
-    """Two workers see every image each; 52 merges with a new mask after 10, 20, 30, 40 and 50 of them."""
-    run = composed_run(CPU.settings(replace(FISH, sync=4), CPU.report, {"regime.lr": 0.1}))
-    assert distributed.run_seconds(run) == pytest.approx(6 + 2 * 6 * 2240 / 500 + 6 * 2000 / 1250 + 6 * 2.4)
-    dense = composed_run(CPU.settings(FULL, CPU.choose or {}, {"regime.lr": 0.1}))
-    assert distributed.run_seconds(dense) == pytest.approx(6 + 2 * 5 * 2240 / 500 + 5 * 1000 / 1250)
-    assert distributed.run_seconds(run | {"precision": "fp32"}) is None
 
 
 def written(path: Path) -> str:
