@@ -16,6 +16,6 @@ The records of its runs, and the report:
     findings.py        sentences made from the numbers
     differences.py     the table of differences between cells, with intervals
     learning_rates.py  the part on learning rates: which were tried, and which taken
-    plot.py            a picture of score against bytes
+    plot.py            pictures of scores, over bytes and over anything else
     distributed.py     tables and sentences for ``regime=distributed``
 """

@@ -1,7 +1,8 @@
-"""A picture of score against bytes."""
+"""Pictures of scores: curves over a horizontal axis, such as bytes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import matplotlib.style
@@ -19,12 +20,30 @@ Size: TypeAlias = Callable[[Group], float]
 
 # line, marker, whether that is filled
 LOOKS: Sequence[tuple[Any, str, bool]] = (("-", "o", True), ((0, (4, 2)), "s", False), ((0, (1, 1.5)), "^", True))
+_DOTS = (0, (1, 2))
 # MB
 _TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
 # names in a line of the legend
 _LEGEND_COLUMNS = 3
 # number of ticks with room for their labels
 _MANY = 9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Hold results that a line joins.
+
+    Attributes:
+        look: Index of ``LOOKS``.
+        points: (position on the horizontal axis, group that has a mean).
+        across: Its first mean is drawn across the picture as well, to compare others with.
+    """
+
+    label: str
+    colour: str
+    look: int
+    points: Sequence[tuple[float, Group]]
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,28 +69,52 @@ def draw_score_against_bytes(lines: Sequence[Line], size: Size, xlabel: str, tit
         size: Group -> its bytes.
         title: Words of the title behind data set and model.
     """
-    if sum(len(line.groups) for line in lines) < 2:
+    curves = [
+        Curve(
+            METHOD_NAMES[line.method] + (f", {line.detail}" if line.detail else ""),
+            COLOURS[line.method],
+            line.look,
+            sorted(((size(group), group) for group in line.groups), key=itemgetter(0)),
+            across=line.method == "full" and len(line.groups) == 1,
+        )
+        for line in lines
+    ]
+
+    def mark(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{xlabel} (log scale)")
+        _ticks(axes)
+
+    return draw_scores(curves, mark, title, None, _LEGEND_COLUMNS)
+
+
+def draw_scores(
+    curves: Sequence[Curve], mark: Callable[[Axes], None], title: Sequence[str], score: str | None, columns: int
+) -> Figure | None:
+    """Draw means with their spread, and the share of the largest class; None if the curves hold no two groups.
+
+    Args:
+        mark: Called with the axes once the curves are drawn, to scale and label the horizontal one.
+        title: Words of the title behind data set and model.
+        score: The metric and its unit; None for the words of the groups.
+        columns: Names in a line of the legend.
+    """
+    groups = [group for curve in curves for _, group in curve.points]
+    if len(groups) < 2:
         return None
     with matplotlib.style.context(STYLE, after_reset=True):
-        return _figure(lines, size, xlabel, title)
-
-
-def _figure(lines: Sequence[Line], size: Size, xlabel: str, title: Sequence[str]) -> Figure:
-    groups = [group for line in lines for group in line.groups]
-    marks = "Mean ± sample standard deviation." if any(group.std for group in groups) else "One seed, so no spread."
-    majority = majority_of(groups)
-    fig, axes = canvas(5, groups, title, f"{marks}{majority.beyond}")
-    axes.set_xscale("log")
-    for line in lines:
-        _line(axes, line, size)
-    _ticks(axes)
-    axes.grid(color=GRID)
-    axes.set_xlabel(f"{xlabel} (log scale)")
-    axes.set_title(groups[0].header, loc="left", size=10.5, color=QUIET)
-    if majority.drawn is not None:
-        axes.axhline(majority.drawn, color=QUIET, linestyle=(0, (1, 2)), linewidth=1.4, label=majority.label, zorder=1)
-    fig.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False)  # beside the axes: it hides nothing
-    return fig
+        marks = "Mean ± sample standard deviation." if any(group.std for group in groups) else "One seed, so no spread."
+        majority = majority_of(groups)
+        fig, axes = canvas(5, groups, title, f"{marks}{majority.beyond}")
+        for curve in curves:
+            _draw_curve(axes, curve)
+        mark(axes)
+        axes.grid(color=GRID)
+        axes.set_title(score or groups[0].header, loc="left", size=10.5, color=QUIET)
+        if majority.drawn is not None:
+            axes.axhline(majority.drawn, color=QUIET, linestyle=_DOTS, linewidth=1.4, label=majority.label, zorder=1)
+        fig.legend(loc="outside lower center", ncols=columns, frameon=False)  # beside the axes: it hides nothing
+        return fig
 
 
 def _ticks(axes: Axes) -> None:
@@ -84,21 +127,20 @@ def _ticks(axes: Axes) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _line(axes: Axes, line: Line, size: Size) -> None:
-    """Draw a line; a single group of dense training gets a horizontal line across the picture as well."""
-    style, marker, filled = LOOKS[line.look]
-    groups, colour = sorted(line.groups, key=size), COLOURS[line.method]
-    if line.method == "full" and len(groups) == 1:
-        axes.axhline(groups[0].mean or 0, color=colour, linestyle=(0, (1, 2)), linewidth=1.4)
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    style, marker, filled = LOOKS[curve.look]
+    means = [group.mean or 0 for _, group in curve.points]
+    if curve.across:
+        axes.axhline(means[0], color=curve.colour, linestyle=_DOTS, linewidth=1.4)
     axes.errorbar(
-        [size(group) for group in groups],
-        [group.mean or 0 for group in groups],
-        [group.std or 0 for group in groups],
-        label=METHOD_NAMES[line.method] + (f", {line.detail}" if line.detail else ""),
-        color=colour,
+        [place for place, _ in curve.points],
+        means,
+        [group.std or 0 for _, group in curve.points],
+        label=curve.label,
+        color=curve.colour,
         linestyle=style,
         marker=marker,
-        markerfacecolor=colour if filled else "white",
+        markerfacecolor=curve.colour if filled else "white",
         linewidth=1.8,
         elinewidth=1.2,
         capsize=3,
