@@ -17,10 +17,10 @@ from benchmarks import packages, page
 from benchmarks.protocol import Case
 from benchmarks.registry import BENCHMARKS
 from benchmarks.timing import Effort
-from fishexp.errors import FishexpError
 from fishexp.run import record
 from fishexp.system import hardware
 from fishexp.system.atomic import append
+from fishexp.system.program import carry_out
 
 HOME = Path(__file__).parent
 QUICK = Path("outputs/benchmarks")  # a smoke test's numbers stay out of the repository
@@ -28,7 +28,7 @@ BUSY = 1.5  # processes that run or wait to run, on average over a minute, above
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks that the command line asks for; returns 1 if a result was wrong."""
+    """Run the benchmarks that the command line asks for; returns 2 if a result was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", choices=list(BENCHMARKS), help="run this benchmark alone")
@@ -43,12 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         cases = [case for benchmark in chosen for case in benchmark.cases(options.device)]
         effort, home = Effort(5.0, repeats=5) if options.device == "cuda" else Effort(12.0), HOME
-    try:
-        run(cases, effort, options.device, home)
-    except FishexpError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return carry_out("benchmarks", lambda: run(cases, effort, options.device, home))
 
 
 def run(cases: Sequence[Case], effort: Effort, device: str, home: Path) -> None:

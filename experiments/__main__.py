@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.lib.experiment import Experiment, run_experiment
 from fishexp.errors import FishexpError
+from fishexp.system.program import carry_out
 
 HOME = Path(__file__).parent
 _ENVIRONMENT = """environment:
@@ -37,13 +38,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     )
     parser.add_argument("name", nargs="?", default="", help=", ".join(names()))
     name = parser.parse_args(arguments).name
-    try:
+
+    def work() -> int:
         experiment = load(name)
         home = experiment.shares or name
         return run_experiment(experiment, environment, HOME / home / "records.jsonl", f"outputs/{home}", HOME / name)
-    except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
-        return 2
+
+    return carry_out("fishexp", work, "interrupted; the same command goes on")
 
 
 def names() -> list[str]:

@@ -33,13 +33,13 @@ try:
     from fishexp.run.sweep import Ended, Outcome, Sweep, differing, labelled
     from fishexp.run.yamls import CONF
     from fishexp.system import signals
+    from fishexp.system.program import FAILED, USER_ERROR, carry_out
 except ModuleNotFoundError as missing:  # the library was installed, without what runs need
     if (hint := how_to_install(missing)) is None:
         raise
     print(f"fishexp: {hint}", file=sys.stderr)
     sys.exit(2)
 
-USER_ERROR, RUN_FAILED, INTERRUPTED = 2, 1, 130
 # variables that W&B reads, of a single run
 WANDB_OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME")
 # what a run goes through that Hydra's own launcher starts, here and one after another
@@ -59,29 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     signals.install()
     config.register_resolvers()
-    try:
-        args = _parsed(arguments)
-        if args.help:
-            print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder]))
-            return 0
-        if args.version:
-            print(_version())
-            return 0
-        return _run(args)
-    except FishexpError as error:
-        rank = os.environ.get("LOCAL_RANK", "0")
-        if not _of_torchrun() or rank == "0" or not rank.isdecimal():  # torchrun's other workers here say the same
-            print(f"fishexp: {error}", file=sys.stderr)
-        return USER_ERROR
-    except BrokenPipeError:  # the reader, `| head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RUN_FAILED
-    except OSError as error:  # a run folder that cannot be made, say
-        print(f"fishexp: {error.filename}: {error.strerror}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("fishexp: interrupted; the same command with resume=true continues", file=sys.stderr)
-        return INTERRUPTED
+
+    def work() -> int:
+        try:
+            return _work(_parsed(arguments))
+        except FishexpError:
+            rank = os.environ.get("LOCAL_RANK", "0")
+            if not _of_torchrun() or rank == "0" or not rank.isdecimal():
+                raise
+            return USER_ERROR  # the first of torchrun's workers here says it
+
+    return carry_out("fishexp", work, "interrupted; the same command with resume=true continues")
+
+
+def _work(args: Namespace) -> int:
+    if args.help:
+        print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder]))
+        return 0
+    if args.version:
+        print(_version())
+        return 0
+    return _run(args)
 
 
 def _parsed(arguments: Sequence[str] | None) -> Namespace:
@@ -329,7 +327,7 @@ def _explain(error: Exception, debug: bool, name: str) -> int:
     if debug:
         traceback.print_exception(error)
     print(f"fishexp: {name}{': ' if name else ''}{describe(error)}", file=sys.stderr)
-    return USER_ERROR if isinstance(error, FishexpError) else RUN_FAILED
+    return USER_ERROR if isinstance(error, FishexpError) else FAILED
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fishexp.errors import FishexpError
+from fishexp.system.program import carry_out
 
 # endings of files that are written -> what separates their columns
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -18,13 +19,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict, and return the exit status: 2, with one line on stderr, if something cannot be used."""
     options = _parser().parse_args(arguments)
-    try:
-        _work(options)
-    except (FishexpError, OSError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"fishexp.predict: {' '.join(what.split())}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out("fishexp.predict", lambda: _work(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fishexp.__main__ import RUN_FAILED, USER_ERROR
 from fishexp.__main__ import main as run
 from fishexp.errors import FishexpError
 from fishexp.report.pool import load, pool
@@ -18,6 +17,7 @@ from fishexp.run.record import finished
 from fishexp.run.settings import Config, component
 from fishexp.run.sweep import differing
 from fishexp.run.tuning import best_rate, rates_beyond
+from fishexp.system.program import FAILED, carry_out
 
 # factor from a learning rate to the next, also beyond a grid whose best rate is at its edge
 _GROW = 4
@@ -104,7 +104,7 @@ class Tuner:
             values = ",".join(f"{lr:.12g}" for lr in due)
             ended, runs = self._run([*cell.overrides, self._holdout, self._seed, f"regime.lr={values}"])
             status = max(status, ended)
-            if ended not in (0, RUN_FAILED):
+            if ended not in (0, FAILED):
                 return status, None
             tried |= {config["regime"]["lr"]: _score(config) for config in runs}
             due = rates_beyond(rates, tried, _GROW)
@@ -143,16 +143,16 @@ def _tune(options: Namespace) -> int:
     chosen = dict[Cell, float | None]()
     for cell in tuner.cells:
         ended, chosen[cell] = tuner.choose(cell)
-        if ended not in (0, RUN_FAILED):
+        if ended not in (0, FAILED):
             return ended
         status = max(status, ended)
     for cell, lr in chosen.items():
         if lr is None:
-            status = max(status, RUN_FAILED)
+            status = max(status, FAILED)
             continue
         ended, configs = tuner.report(cell, lr)
         status, runs = max(status, ended), [*runs, *configs]
-        if ended not in (0, RUN_FAILED):
+        if ended not in (0, FAILED):
             return ended
     ids = {run_id(config) for config in runs}
     records = list(dict.fromkeys(Path(config["records"]) for config in runs))
@@ -175,11 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
     register_resolvers()
-    try:
-        return _tune(options)
-    except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
-        return USER_ERROR
+    return carry_out("fishexp", lambda: _tune(options))
 
 
 if __name__ == "__main__":

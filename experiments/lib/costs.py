@@ -47,6 +47,11 @@ def steps(commands: Iterable[Command], done: Collection[str]) -> list[Step]:
     return [Step(name, runs, to_do) for name, (runs, to_do) in found.items()]
 
 
+def is_begun(command: Command, done: Collection[str]) -> bool:
+    """Tell whether some run of ``command`` is done."""
+    return len(command.to_do(done)) < len(composed_runs(command.overrides))
+
+
 def hours(seconds: Iterable[float | None]) -> str:
     """Add up ``seconds`` and return them as hours, if all are known."""
     total = 0.0

@@ -40,7 +40,7 @@ def run_experiment(
     """Carry out a profile and write the report, or with DRY print what there is to do; return the exit status.
 
     Args:
-        environment: PROFILE, DRY, HOURS, PYTHON.
+        environment: PROFILE, DRY, HOURS, PYTHON, FISHEXP_DATA.
         records: File to which the runs append their records.
         outputs: Folder of the run folders.
         folder: Of the report.
@@ -51,8 +51,12 @@ def run_experiment(
     profiles, name = experiment.profiles, environment.get("PROFILE") or "cpu"
     if name not in profiles:
         raise FishexpError(f"PROFILE={name}: no such profile; there are {', '.join(profiles)}")
+    commands, done = list(plan(profiles[name], records)), finished(records)
+    if done and not any(costs.is_begun(command, done) for command in commands):
+        unset = "" if environment.get("FISHEXP_DATA") else "; FISHEXP_DATA is not set"
+        print(f"None of {len(done)} runs on record counts: other settings, examples or random streams{unset}")
     if environment.get("DRY", "0") not in ("", "0"):
-        print(experiment.cost_table(plan(profiles[name], records), finished(records)))
+        print(experiment.cost_table(commands, done))
         return 0
     python = environment.get("PYTHON") or sys.executable
     status = carry_out(lambda: plan(profiles[name], records), python, outputs, records, _hours(environment))

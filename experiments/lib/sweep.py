@@ -12,10 +12,10 @@ from experiments.lib import costs
 from experiments.lib.durations import REPOSITORY, Durations
 from experiments.lib.plan import Command
 from fishexp.run.record import finished
+from fishexp.system.program import FAILED
 
 # seconds left of a sweep's hours below which no run is begun; a run stops at most 60 before its time is over
 _SHORTEST = 120
-RUN_FAILED = 1  # exit status of `python -m fishexp` where a run broke down; the others of a sweep may still do
 
 
 def carry_out(
@@ -46,7 +46,7 @@ def carry_out(
         places = f"outputs={outputs}", f"records={records}"
         limit = [] if hours == math.inf else [f"minutes={seconds_left / 60:.2f}"]
         status = _call([python, "-m", "fishexp", "-m", "resume=true", *places, *limit, *command.overrides])
-        if status not in (0, RUN_FAILED) and end - time.monotonic() > _SHORTEST:
+        if status not in (0, FAILED) and end - time.monotonic() > _SHORTEST:
             return status if status > 0 else 128 - status
         done = finished(records)
     commands = list(plan())
@@ -56,7 +56,7 @@ def carry_out(
         runs = "1 run is" if left == 1 else f"{left} runs are"
         why = "time is up" if seconds_left <= _SHORTEST else "failed, or going on in another process"
         print(f"{runs} not done: {why}; the same command continues")
-    return RUN_FAILED if left and seconds_left > _SHORTEST else 0
+    return FAILED if left and seconds_left > _SHORTEST else 0
 
 
 def _foretell(commands: Sequence[Command], done: Mapping[str, Mapping[str, Any]], hours: float, python: str) -> None:

@@ -20,6 +20,7 @@ from fishexp.data.glue import TASKS, read_columns
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import logits_of
 from fishexp.system.atomic import replacing, writing
+from fishexp.system.program import carry_out
 
 # examples a batch; changes speed only
 _BATCH = 64
@@ -67,12 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("submission.zip"))
     parser.add_argument("--root", type=Path, help="folder of the official download; $FISHEXP_DATA/glue by default")
     options = parser.parse_args(arguments)
-    try:
-        print(write_submission(options.runs, options.output, options.root))
-    except FishexpError as error:
-        print(f"fishexp: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out("fishexp", lambda: print(write_submission(options.runs, options.output, options.root)))
 
 
 def write_submission(runs: Sequence[Path], output: Path, root: Path | None = None) -> str:

@@ -25,7 +25,8 @@ from fishexp.delta.peft_export import write_adapter
 from fishexp.delta.peft_import import read_adapter
 from fishexp.delta.sources import Source
 from fishexp.delta.tasks import merge_tasks, write_tasks
-from fishexp.errors import DeltaError, FishexpError
+from fishexp.errors import DeltaError
+from fishexp.system.program import carry_out
 
 MODEL = "a .safetensors file or the folder of a Hugging Face model"
 FORM = "the model, a folder or a file as BASE is"
@@ -224,13 +225,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 2, with one line on stderr, if something cannot be used."""
     options = _parser().parse_args(arguments)
-    try:
-        options.work(options)
-    except (FishexpError, OSError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"fishexp.delta: {' '.join(what.split())}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out("fishexp.delta", lambda: options.work(options))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The command line that the table and the plot share: files of records, and a line if they cannot be used."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fishexp.errors import FishexpError, how_to_install
 from fishexp.report.pool import Pool, load, pool
+from fishexp.system.program import carry_out
 
 
 def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[[Pool, Namespace], None]) -> int:
@@ -24,14 +23,4 @@ def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[
         "--uncommitted", action="store_true", help="take runs whose code was not committed, too, and mark them"
     )
     options = parser.parse_args(arguments)
-    try:
-        work(pool(load(options.records), uncommitted=options.uncommitted), options)
-    except FishexpError as error:
-        print(f"fishexp: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (hint := how_to_install(error)) is None:
-            raise
-        print(f"fishexp: {hint}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out("fishexp", lambda: work(pool(load(options.records), uncommitted=options.uncommitted), options))

@@ -7,7 +7,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from fishexp.errors import FishexpError, how_to_install
+from fishexp.errors import FishexpError
+from fishexp.system.program import carry_out
 
 _OUTPUTS = Path("outputs")
 _COMMANDS = ("show", "compare", "remove")
@@ -26,24 +27,9 @@ is listed: settings as on the command line of runs, and status=finished, failed,
 def main(arguments: Sequence[str] | None = None) -> int:
     """List, show, compare or remove runs; return the exit status: 2 for a user's mistake, 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if words and words[0] in _COMMANDS:
-            _about_some(words[0], words[1:])
-        else:
-            _list(words)
-    except ModuleNotFoundError as error:
-        if (hint := how_to_install(error)) is None:
-            raise
-        print(f"fishexp.runs: {hint}", file=sys.stderr)
-        return 2
-    except (FishexpError, OSError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"fishexp.runs: {' '.join(what.split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nfishexp.runs: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    if words and words[0] in _COMMANDS:
+        return carry_out("fishexp.runs", lambda: _about_some(words[0], words[1:]))
+    return carry_out("fishexp.runs", lambda: _list(words))
 
 
 def _list(words: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`python -m experiments`: a folder is an experiment; settings become a command line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,14 @@ def test_every_experiment_can_be_loaded(name: str) -> None:
 
 def test_the_environment_says_what_to_do_with_an_experiment(capsys) -> None:
     assert program.main(["table4"], {"PROFILE": "cpu", "DRY": "1"}) == 0
-    header, rates, *_ = capsys.readouterr().out.splitlines()
+    note, header, rates, *_ = capsys.readouterr().out.splitlines()
+    # the committed records have the random streams of before
+    none = r"None of \d+ runs on record counts: other settings, examples or random streams"
+    assert re.fullmatch(rf"{none}; FISHEXP_DATA is not set", note)
     assert header.split("  ")[0] == "step"
-    assert rates.split()[:4] == ["rates", "15", "0", "15"]  # the committed records have the random streams of before
+    assert rates.split()[:4] == ["rates", "15", "0", "15"]
+    assert program.main(["table4"], {"PROFILE": "cpu", "DRY": "1", "FISHEXP_DATA": "somewhere"}) == 0
+    assert re.fullmatch(none, capsys.readouterr().out.splitlines()[0])
 
 
 def test_settings_become_overrides_that_give_these_settings() -> None:
