@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(args: Namespace) -> int:
     if args.help:
-        print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder]))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(help_page([Path(folder) for folder in (CONF, args.config_dir) if folder], width))
         return 0
     if args.version:
         print(_version())

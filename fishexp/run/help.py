@@ -1,5 +1,7 @@
 """The page that ``--help`` prints, made from conf/ itself."""
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,29 +17,33 @@ fishexp trains networks by moving a small, fixed set of their weights.
   python -m fishexp data=glue task=sst2 model=minilm    a pre-trained BERT on GLUE
   python -m fishexp -m method=fish,random seed=0-2      a sweep: one run for each combination
 
-A key needs no group where one component of the run has it: lr=0.1 is regime.lr=0.1. Where the default is a dot,
-it follows from the data set (conf/recipes.yaml) or from what the text says.
+A key needs no group where one component of the run has it: lr=0.1 is
+regime.lr=0.1. Where the default is a dot, it follows from the data set
+(conf/recipes.yaml) or from what the text says.
 """
 _TAIL = """\
 Quote a value with = , ( [ { # ~ or letters beyond ASCII, and that for your shell: 'outputs="a=b"'.
 
--m, --multirun     carry out a run for each combination of values: seed=0,1,2 or seed=0-2, method=glob(*), lr=0.1,0.2;
-                   a key that only some of the swept components have applies to those
---cfg job          print the configuration instead, resolved; -p regime: a part of it; with -m, of each run
---config-dir DIR   add components of your own: DIR/method/NAME.yaml, which says name: MODULE
---config-name NAME begin with DIR/NAME.yaml: defaults: [config, _self_], then what you change
---version          versions of fishexp, torch and Python
---hydra-help       Hydra's own flags
+-m, --multirun      carry out a run for each combination of values: seed=0,1,2 or seed=0-2, method=glob(*), lr=0.1,0.2;
+                    a key that only some of the swept components have applies to those
+--cfg job           print the configuration instead, resolved; -p regime: a part of it; with -m, of each run
+--config-dir DIR    add components of your own: DIR/method/NAME.yaml, which says name: MODULE
+--config-name NAME  begin with DIR/NAME.yaml: defaults: [config, _self_], then what you change
+--version           versions of fishexp, torch and Python
+--hydra-help        Hydra's own flags
 """
 # characters before a comment: of a key, and of a component
 _KEY_WIDTH, _NAME_WIDTH = 34, 16
+# characters of the narrowest column of comments
+_NARROWEST = 24
 
 
-def help_page(folders: Sequence[Path]) -> str:
+def help_page(folders: Sequence[Path], width: int | None = None) -> str:
     """Write the page: commands, groups with their components and the keys of each, settings with their meaning.
 
     Args:
         folders: The folder conf/, and the folder that ``--config-dir`` names, if any.
+        width: Characters of a line, from which on it goes on below; None for lines as long as they are.
 
     Raises:
         FishexpError: If a yaml cannot be read.
@@ -49,7 +55,20 @@ def help_page(folders: Sequence[Path]) -> str:
     settings = _commented(folders[0] / "config.yaml")
     lines += ["", "settings of any run:"]
     lines += [_line(key, *settings[key]) for key in settings if key not in ("defaults", "hydra")]
-    return "\n".join([*lines, "", _TAIL.rstrip()])
+    page = "\n".join([*lines, "", _TAIL.rstrip()])
+    return page if width is None else "\n".join(_wrapped(line, width) for line in page.splitlines())
+
+
+def _wrapped(line: str, width: int) -> str:
+    """Let a line that is too long go on below where its comment begins, or the list of a group's names."""
+    parts = re.match(r" *\S+(?: \S+)*? {2,}|\w+= | *", line)
+    start = len(parts[0]) if parts else 0
+    if len(line) <= width:
+        return line
+    fits = width - start >= _NARROWEST
+    below = " " * (start if fits else _KEY_WIDTH + 6)
+    comment = textwrap.fill(line[start:], width, initial_indent=below, subsequent_indent=below, break_on_hyphens=False)
+    return line[:start] + comment[start:] if fits else f"{line[:start].rstrip()}\n{comment}"
 
 
 def _components(files: Mapping[str, Path]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import fishexp as package
+from fishexp.run.help import help_page
 from fishexp.run.settings import ABOUT, GROUPS, Settings
 from fishexp.run.yamls import CONF, options_in
 from tests.support.cli import fishexp
@@ -38,6 +39,15 @@ def test_help_says_what_each_component_and_setting_is() -> None:
     for key in Settings.model_fields:
         assert re.search(rf"^    {key}=\S+ +\S", page, re.MULTILINE), key
     assert "${" not in page
+
+
+def test_on_a_terminal_comments_go_on_below_themselves() -> None:
+    whole, narrow = help_page([Path(CONF)]), help_page([Path(CONF)], 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.split() == whole.split()
+    (line,) = re.findall(r"^    keep=.*\n(?: {40}\S.*\n)+", narrow, re.MULTILINE)
+    assert line.split() == re.findall(r"^    keep=.*", whole, re.MULTILINE)[0].split()
+    assert re.search(r"^method= activation .*\n        \S", narrow, re.MULTILINE)
 
 
 def test_help_shows_components_of_the_user(tmp_path: Path) -> None:
