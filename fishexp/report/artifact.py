@@ -1,18 +1,17 @@
 """A report on Weights & Biases: its page, tables and pictures, as an artifact of a run of its own."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from fishexp.errors import FishexpError, first_line
 from fishexp.report.formats import csv_text
 from fishexp.report.picture import figure
 from fishexp.report.pool import Pool
 from fishexp.report.style import save
 from fishexp.report.table import held_out_columns, latex_document, markdown, reported_columns
+from fishexp.system.wandb_start import start
 
 
 def send(pooled: Pool, page: Path, mode: Literal["offline", "online"]) -> None:
@@ -26,15 +25,8 @@ def send(pooled: Pool, page: Path, mode: Literal["offline", "online"]) -> None:
         FishexpError: If W&B refuses, without an account for example.
     """
     import wandb
-    from wandb.errors import Error
 
-    settings = wandb.Settings(silent=True, console="off")
-    try:
-        run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fishexp"), job_type="report", mode=mode, settings=settings
-        )
-    except Error as error:
-        raise FishexpError(f"--wandb {mode}: {first_line(error)} --wandb offline needs no account") from None
+    run = start("--wandb ", mode, Path.cwd(), job_type="report")
     with TemporaryDirectory(prefix="fishexp-") as name:
         folder = Path(name)
         for file, text in {

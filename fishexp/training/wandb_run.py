@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fishexp.errors import FishexpError, first_line
+from fishexp.system.wandb_start import start
 
 WandbMode = Literal["disabled", "offline", "online"]
 _EXIT_CODES = {"finished": 0, "interrupted": 130}  # by the record's status; any other is 1
@@ -31,24 +31,16 @@ class WandbRun:
     """
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], mode: WandbMode, run_id: str | None) -> None:
-        import wandb
-        from wandb.errors import Error
-
-        try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "fishexp"),
-                name=os.environ.get("WANDB_NAME", name),
-                group=os.environ.get("WANDB_RUN_GROUP"),  # W&B itself looks only once in a process
-                dir=folder,
-                config=dict(config),
-                mode=mode,
-                reinit="create_new",
-                id=run_id,
-                resume="allow" if run_id else None,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except Error as error:
-            raise FishexpError(f"wandb={mode}: {first_line(error)} wandb=offline needs no account") from None
+        self._run = start(
+            "wandb=",
+            mode,
+            folder,
+            name=os.environ.get("WANDB_NAME", name),
+            group=os.environ.get("WANDB_RUN_GROUP"),  # W&B itself looks only once in a process
+            config=dict(config),
+            id=run_id,
+            resume="allow" if run_id else None,
+        )
         self.id: str = self._run.id
 
     def log(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
