@@ -96,6 +96,7 @@ def test_words_choose_and_sort(ids: dict[float, str], capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "none of 3 runs is like that\n"
     assert mistake(capsys, "metod=fish").startswith("no run here has metod; did you mean method?")
     assert mistake(capsys, "--sort", "lrr").startswith("no run here has lrr; did you mean lr?")
+    assert mistake(capsys, "seed=2-1") == "seed=2-1 counts down; write seed=1-2"
     assert mistake(capsys, "nowhere") == "nowhere is missing; name a folder of outputs or a file of records"
 
 

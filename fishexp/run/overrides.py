@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +15,7 @@ from hydra.errors import HydraException
 
 from fishexp.errors import FishexpError, nearest
 from fishexp.run.settings import ABOUT, GROUPS, Settings
+from fishexp.run.typed import typed_values
 
 # chooses a yaml of the user's with settings of any kind, components among them
 EXPERIMENT = "experiment"
@@ -132,7 +132,6 @@ def _without_gpus(typed: Sequence[str]) -> tuple[list[str], str | None]:
 
 def _expanded(override: Override) -> Override:
     """Replace percentages in the values of ``keep``, and ranges such as 1-5 in those of ``seed``."""
-    convert = {"keep": _percentage, "seed": _range}.get(override.key_or_group)
     value = override.value()
     if isinstance(value, ChoiceSweep) and not value.shuffle:
         values: list[Any] = value.list
@@ -140,7 +139,7 @@ def _expanded(override: Override) -> Override:
         values = [value]
     else:
         return override
-    if convert is None or (new := [item for old in values for item in convert(old)]) == values:
+    if (new := [item for old in values for item in _meant(override.key_or_group, old)]) == values:
         return override
     texts = ",".join(Override._get_value_element_as_str(item) for item in new)
     expanded = OverridesParser.create().parse_override(f"{override.get_key_element()}={texts}")
@@ -148,24 +147,11 @@ def _expanded(override: Override) -> Override:
     return expanded
 
 
-def _percentage(value: Any) -> list[Any]:
+def _meant(key: str, value: Any) -> Sequence[Any]:
+    """Return the values that a value of a key stands for: itself, or what it is short for."""
     text = value.text if isinstance(value, QuotedString) else value
-    if not isinstance(text, str) or not text.endswith("%"):
-        return [value]
-    try:
-        return [float(Decimal(text.removesuffix("%").strip()) / 100)]
-    except InvalidOperation:
-        return [value]
-
-
-def _range(value: Any) -> list[Any]:
-    text = value.text if isinstance(value, QuotedString) else value
-    if not isinstance(text, str) or not (match := re.fullmatch(r"(\d+)-(\d+)", text)):
-        return [value]
-    first, last = int(match[1]), int(match[2])
-    if first > last:
-        raise FishexpError(f"seed={text} counts down; write seed={last}-{first}")
-    return list(range(first, last + 1))
+    meant = typed_values(key, text) if isinstance(text, str) else None
+    return [value] if meant is None else meant
 
 
 def _check_form(override: Override, multirun: bool, loader: ConfigLoader) -> None:

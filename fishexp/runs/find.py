@@ -1,8 +1,6 @@
 """Runs by their records, which are the truth about them, and by their folders; those that words ask for."""
 
 import json
-import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from fishexp.report.run_folders import run_folders
 from fishexp.run.record import RECORD, read
 from fishexp.run.run_folder import is_going_on
 from fishexp.run.settings import GROUPS
+from fishexp.run.typed import typed_values
 
 # name of a file of records in a folder of outputs
 RECORDS = "records.jsonl"
@@ -179,7 +178,7 @@ def matching(runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
     """Return the runs that match all words of the form ``key=value`` or ``key=value,value``.
 
     Raises:
-        FishexpError: If a key is that of no run.
+        FishexpError: If a key is that of no run, or a range of seeds counts down.
     """
     found = list(runs)
     for word in words:
@@ -231,10 +230,8 @@ def _reader(key: str, runs: Sequence[Run]) -> Callable[[Run], Any]:
 
 def _test(key: str, text: str) -> Callable[[Any], bool]:
     """Return what tells whether a setting has a value, as it is typed on the command line: 0.5% and 0-2 too."""
-    if key == "keep" and re.fullmatch(r"\d+(\.\d*)?%", text):
-        return lambda value: isinstance(value, int | float) and math.isclose(100 * value, float(text[:-1]))
-    if key == "seed" and (match := re.fullmatch(r"(\d+)-(\d+)", text)):
-        return lambda value: value in range(int(match[1]), int(match[2]) + 1)
+    if (meant := typed_values(key, text)) is not None:
+        return lambda value: value in meant
     try:
         parsed = json.loads(text)
     except ValueError:
