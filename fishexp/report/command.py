@@ -2,9 +2,10 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from fishexp.errors import FishexpError
 from fishexp.report.pool import Pool, load, pool
+from fishexp.report.words import apart, matching, settings_and_seed
 from fishexp.system.program import carry_out
 
 
@@ -18,9 +19,27 @@ def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[
     Returns:
         Exit status: 0, or 2 if the records cannot be used.
     """
-    parser.add_argument("records", nargs="+", type=Path, help="files of records, such as outputs/records.jsonl")
+    parser.add_argument(
+        "records",
+        nargs="+",
+        metavar="RECORDS or KEY=VALUE",
+        help="files of records, such as outputs/records.jsonl; words such as data=digits or method=fish,random take "
+        "some of their runs",
+    )
     parser.add_argument(
         "--uncommitted", action="store_true", help="take runs whose code was not committed, too, and mark them"
     )
     options = parser.parse_args(arguments)
-    return carry_out("fishexp", lambda: work(pool(load(options.records), uncommitted=options.uncommitted), options))
+    return carry_out("fishexp", lambda: work(_pooled(options), options))
+
+
+def _pooled(options: Namespace) -> Pool:
+    """Pool the records, or those that the words among them choose; leave the files alone in ``options.records``."""
+    options.records, words = apart(options.records)
+    if not options.records:
+        raise FishexpError("name a file of records, such as outputs/records.jsonl")
+    records = list(load(options.records))
+    chosen = matching(records, words, settings_and_seed, {}) if words else records
+    if records and not chosen:
+        raise FishexpError(f"none of the {len(records)} records is of {' '.join(words)}")
+    return pool(chosen, uncommitted=options.uncommitted)

@@ -29,7 +29,10 @@ def figure(pooled: Pool, metric: str | None = None) -> Figure:
     groups = pooled.reported
     kinds = sorted({f"{group.data} {group.model} {group.metric}" for group in groups})
     if len(kinds) > 1:
-        raise FishexpError(f"a plot shows one data set, model and metric; these records hold {', '.join(kinds)}")
+        raise FishexpError(
+            f"a plot shows one data set, model and metric; these records hold {', '.join(kinds)}; "
+            f"words such as data={groups[0].settings['data.name']} take some of them"
+        )
     passed = passed_over(pooled)
     draw = draw_sweep if len({group.keep for group in groups} - {None}) > 1 else draw_dots
     with matplotlib.style.context(STYLE, after_reset=True):

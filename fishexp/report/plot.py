@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m fishexp.report.plot",
         description="Draw the results of runs of one data set and one model: a row for each method with a dot for each "
         "seed, or a line for each method against keep where the runs have several.",
-        epilog="example: python -m fishexp.report.plot outputs/records.jsonl --metric f1 -o results.pdf",
+        epilog="example: python -m fishexp.report.plot outputs/records.jsonl data=glue task=rte -o results.pdf",
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, required=True, help="the picture to write: a .png, .svg or .pdf"

@@ -1,7 +1,6 @@
 """The command line of runs: ``python -m fishexp.runs method=fish``, ``show``, ``compare`` and ``remove``."""
 
 import argparse
-import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -48,11 +47,11 @@ def _list(words: Sequence[str]) -> None:
     parser.add_argument("--sort", metavar="KEY", help="order by a column or a setting; the time if you do not say")
     options = parser.parse_args(words)
 
+    from fishexp.report.words import apart
     from fishexp.runs.find import in_order, load, matching
     from fishexp.runs.show import print_list
 
-    filters = [word for word in options.words if re.match(r"[\w.]+=", word) and not Path(word).exists()]
-    places = [Path(word) for word in options.words if word not in filters]
+    places, filters = apart(options.words)
     all_runs = load(places or [_OUTPUTS])
     runs = matching(all_runs, filters)
     if options.sort is not None:

@@ -1,6 +1,5 @@
 """Runs by their records, which are the truth about them, and by their folders; those that words ask for."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,13 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fishexp.errors import FishexpError, nearest
-from fishexp.report.group import settings_of
+from fishexp.errors import FishexpError
+from fishexp.report import words as words_of
 from fishexp.report.run_folders import run_folders
 from fishexp.run.record import RECORD, read
 from fishexp.run.run_folder import is_going_on
-from fishexp.run.settings import GROUPS
-from fishexp.run.typed import typed_values
 
 # name of a file of records in a folder of outputs
 RECORDS = "records.jsonl"
@@ -54,7 +51,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return the settings: dotted key -> value."""
-        return {**settings_of(self.record), "seed": self.record["config"].get("seed")}
+        return words_of.settings_and_seed(self.record)
 
     @property
     def seconds(self) -> float | None:
@@ -180,12 +177,7 @@ def matching(runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
     Raises:
         FishexpError: If a key is that of no run, or a range of seeds counts down.
     """
-    found = list(runs)
-    for word in words:
-        key, _, values = word.partition("=")
-        value_of, tests = _reader(key, runs), [_test(key, value) for value in values.split(",")]
-        found = [run for run in found if any(test(value_of(run)) for test in tests)]
-    return found
+    return words_of.matching(runs, words, _settings, _COLUMNS)
 
 
 def in_order(runs: Sequence[Run], key: str) -> list[Run]:
@@ -194,8 +186,12 @@ def in_order(runs: Sequence[Run], key: str) -> list[Run]:
     Raises:
         FishexpError: If a key is that of no run.
     """
-    value_of = _reader(key, runs)
+    value_of = words_of.reader(key, runs, _settings, _COLUMNS)
     return sorted(runs, key=lambda run: _sortable(value_of(run)))
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    return run.settings
 
 
 # columns of the list that are no settings
@@ -206,37 +202,6 @@ _COLUMNS: Mapping[str, Callable[[Run], Any]] = {
     "seconds": lambda run: run.seconds,
     "when": lambda run: run.ended,
 }
-
-
-def _reader(key: str, runs: Sequence[Run]) -> Callable[[Run], Any]:
-    """Return what reads a column, a setting or the last word of a setting of a run; None where it has none.
-
-    Args:
-        runs: One of these has to have it.
-
-    Raises:
-        FishexpError: If none has.
-    """
-    if key in _COLUMNS:
-        return _COLUMNS[key]
-    full = f"{key}.name" if key in GROUPS else key
-    known = {name for run in runs for name in run.settings}
-    names = [name for name in sorted(known, key=len) if name == full or name.endswith(f".{full}")]
-    if runs and not names:
-        words = {*_COLUMNS, *GROUPS, *(name.rpartition(".")[2] for name in known if name.count(".") < 2)}
-        raise FishexpError(f"no run here has {key}{nearest(key, sorted(words - {'name', 'module', 'ignores_keep'}))}")
-    return lambda run: next((run.settings[name] for name in names if name in run.settings), None)
-
-
-def _test(key: str, text: str) -> Callable[[Any], bool]:
-    """Return what tells whether a setting has a value, as it is typed on the command line: 0.5% and 0-2 too."""
-    if (meant := typed_values(key, text)) is not None:
-        return lambda value: value in meant
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        parsed = text
-    return lambda value: value == parsed or str(value) == text
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:

@@ -55,6 +55,44 @@ def test_command_line_reads_several_files_in_order(written, capsys):
     assert "|      60.0 † |" in capsys.readouterr().out
 
 
+@pytest.fixture
+def of_two_data_sets(written):
+    sets = [record(0.5, seed=1), record(0.6, seed=2), record(0.9, data={"name": "glue", "task": "rte"})]
+    return str(written(sets))
+
+
+def test_words_take_some_of_the_runs(of_two_data_sets, tmp_path, capsys):
+    picture = tmp_path / "x.png"
+    assert plot.main([of_two_data_sets, "-o", str(picture)]) == 2
+    assert "these records hold digits resnet10 accuracy, glue/rte resnet10 accuracy; words such as data=" in (
+        capsys.readouterr().err
+    )
+    assert plot.main([of_two_data_sets, "task=rte", "-o", str(picture)]) == 0
+    assert picture.exists()
+    assert page.main([of_two_data_sets, "data=digits", "-o", str(tmp_path / "x.html")]) == 0
+    assert "glue" not in (tmp_path / "x.html").read_text()
+    capsys.readouterr()
+    assert table.main(["data=digits", of_two_data_sets, "seed=2-5"]) == 0
+    out = capsys.readouterr().out
+    assert "60.0" in out
+    assert "50.0" not in out
+    assert "90.0" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=digits", "seed=7"], "none of the 3 records is of data=digits seed=7"),
+        (["dta=digits"], "no run here has dta; did you mean data?"),
+    ],
+)
+def test_words_that_take_no_run_are_said(words, message, of_two_data_sets, capsys):
+    assert table.main([of_two_data_sets, *words]) == 2
+    assert capsys.readouterr().err.startswith(f"fishexp: {message}")
+    assert table.main(words) == 2
+    assert capsys.readouterr().err == "fishexp: name a file of records, such as outputs/records.jsonl\n"
+
+
 def test_reports_need_no_torch_and_their_help_no_matplotlib():
     code = "import sys, fishexp.report.{}; print([m for m in ('torch', 'hydra', 'matplotlib') if m in sys.modules])"
     for name, needs in (("table", "[]"), ("plot", "[]"), ("picture", "['matplotlib']"), ("page.document", "[]")):
