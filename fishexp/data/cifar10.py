@@ -88,6 +88,7 @@ def _download() -> Path:
         CIFAR10(folder, download=True)
     except (OSError, RuntimeError) as error:
         raise FishexpError(
-            f"data.root is not set and CIFAR-10 could not be downloaded ({first_line(error)}); give data.root=DIR"
+            f"data.root is not set and CIFAR-10 could not be downloaded ({first_line(error)}); "
+            "give data.root=DIR, or set FISHEXP_DATA"
         ) from None
     return folder

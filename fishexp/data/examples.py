@@ -13,7 +13,7 @@ from fishexp.data.datasets import Dataset, Outline, split_off
 from fishexp.data.metrics import accuracy, correlations
 from fishexp.data.tables import Table
 from fishexp.data.text import Sentences
-from fishexp.errors import FishexpError
+from fishexp.errors import FishexpError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ def text_dataset(
     else:
         wanted = [name for name in (*found.text, str(found.label)) if name not in valid.columns]
         if wanted:
-            raise FishexpError(f"{valid.source} has no column {wanted[0]!r}, which {train.source} has")
+            hint = nearest(wanted[0], list(valid.columns))
+            raise FishexpError(f"{valid.source} has no column {wanted[0]!r}, which {train.source} has{hint}")
         reported = _sentences(valid, found, labels, max_length, train.source)
     _warn_of_shared(examples, reported)
     metrics = accuracy if labels.names else correlations

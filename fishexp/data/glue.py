@@ -238,7 +238,8 @@ def _from_hub(task: str, layout: Task, max_length: int) -> tuple[Sentences, dict
         splits = load_dataset("nyu-mll/glue", task)
     except Exception as error:  # datasets raises many kinds, network ones among them
         raise FishexpError(
-            f"data.root is not set and nyu-mll/glue could not be loaded ({first_line(error)}); give data.root=DIR"
+            f"data.root is not set and nyu-mll/glue could not be loaded ({first_line(error)}); "
+            "give data.root=DIR, or set FISHEXP_DATA"
         ) from None
 
     names = getattr(splits["train"].features["label"], "names", None)

@@ -19,7 +19,7 @@ from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
 from fishexp.data.text import Tokens
 from fishexp.delta import Delta
-from fishexp.errors import FishexpError, RunFailed, first_line
+from fishexp.errors import FishexpError, RunFailed, first_line, nearest
 from fishexp.models import WEIGHTS, Model
 from fishexp.models.labels import align_classes_
 from fishexp.run.predictions import Predictions, write_predictions
@@ -332,7 +332,10 @@ def load_trained(
         (folder / PREPROCESSING).stat()
         options = _read_config(folder / "config.yaml")
     except OSError as error:
-        raise FishexpError(f"{folder} is not the folder of a finished run: {error.filename} is missing") from None
+        missing = f"{error.filename} is missing"
+        if not folder.exists() and folder.parent.is_dir():  # the last part of its name is what one mistypes
+            missing = f"there is none{nearest(folder.name, [path.name for path in folder.parent.iterdir()])}"
+        raise FishexpError(f"{folder} is not the folder of a finished run: {missing}") from None
     except FishexpError:
         raise
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -126,7 +126,9 @@ def test_what_cannot_be_right_gets_a_line(name: str) -> None:
 
 def test_valid_has_the_columns_and_the_labels_of_train() -> None:
     train = f"text,label\n{FILMS}"
-    assert refusal(load, train, "sentence,label\na,good\n") == "b.csv has no column 'text', which a.csv has"
+    assert refusal(load, train, "sentence,label\na,good\n") == (
+        "b.csv has no column 'text', which a.csv has; there are: label, sentence"
+    )
     assert refusal(load, train, "text,label\na,good\nb,new\n") == (
         "b.csv line 3: the label 'new' is not one of a.csv's: bad, good"
     )

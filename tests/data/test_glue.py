@@ -182,7 +182,7 @@ def test_the_hubs_names_of_classes_are_ours(hub: Path, swapped: bool) -> None:
 def test_no_root_and_no_network() -> None:
     message = refusal(load, "rte", None)
     assert message.startswith("data.root is not set and nyu-mll/glue could not be loaded (")
-    assert message.endswith("; give data.root=DIR")
+    assert message.endswith("; give data.root=DIR, or set FISHEXP_DATA")
 
 
 # numbers of training and development examples, by the README beside the data

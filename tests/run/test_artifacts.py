@@ -99,6 +99,11 @@ def test_folders_of_no_finished_run(images: tuple[Path, Model, Dataset], name: s
     file.unlink()
     assert refusal(load_run, images[0]) == f"{images[0]} is not the folder of a finished run: {file} is missing"
     assert refusal(load_run, "/no/such/run").startswith("/no/such/run is not the folder of a finished run: ")
+    mistyped = images[0].with_name(images[0].name[:-2])
+    assert refusal(load_run, mistyped) == (
+        f"{mistyped} is not the folder of a finished run: there is none; did you mean {images[0].name}? "
+        f"there are: {', '.join(sorted(path.name for path in images[0].parent.iterdir()))}"
+    )
 
 
 def leave_a_change(folder: Path, model: Model, data: Dataset) -> None:
