@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from fishexp.training.checkpoints import BASE, Checkpoints, Weights
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
 # classes, or channels, that a run folder may claim
 MAX_CLASSES = 1_000_000
+# names of other folders that a message shows
+_MOST_NAMES = 20
 # bytes of a run's config.yaml, which has a few thousand
 MAX_CONFIG = 100_000
 
@@ -334,7 +337,9 @@ def load_trained(
     except OSError as error:
         missing = f"{error.filename} is missing"
         if not folder.exists() and folder.parent.is_dir():  # the last part of its name is what one mistypes
-            missing = f"there is none{nearest(folder.name, [path.name for path in folder.parent.iterdir()])}"
+            beside = [path.name for path in folder.parent.iterdir()]
+            close = get_close_matches(folder.name, beside, n=_MOST_NAMES, cutoff=0.5)
+            missing = f"there is none{nearest(folder.name, beside if len(beside) <= _MOST_NAMES else close)}"
         raise FishexpError(f"{folder} is not the folder of a finished run: {missing}") from None
     except FishexpError:
         raise

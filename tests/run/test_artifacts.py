@@ -104,6 +104,11 @@ def test_folders_of_no_finished_run(images: tuple[Path, Model, Dataset], name: s
         f"{mistyped} is not the folder of a finished run: there is none; did you mean {images[0].name}? "
         f"there are: {', '.join(sorted(path.name for path in images[0].parent.iterdir()))}"
     )
+    for number in range(30):
+        (images[0].parent / f"{number}{number}").mkdir()
+    assert refusal(load_run, mistyped).endswith(
+        f"there is none; did you mean {images[0].name}? there are: {images[0].name}"
+    )
 
 
 def leave_a_change(folder: Path, model: Model, data: Dataset) -> None:
