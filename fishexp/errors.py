@@ -42,7 +42,7 @@ _EXTRAS = {
     "annotated_types": "run", "hydra": "run", "omegaconf": "run", "pydantic": "run", "rich": "run", "scipy": "run",
     "sklearn": "run", "wandb": "run", "yaml": "run", "datasets": "text", "huggingface_hub": "text",
     "transformers": "text", "torchvision": "vision", "matplotlib": "report", "peft": "lora", "accelerate": "hf",
-    "lightning": "lightning",
+    "lightning": "lightning", "tensorboard": "tensorboard",
 }  # fmt: skip
 
 

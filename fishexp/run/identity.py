@@ -15,7 +15,8 @@ from fishexp.run.settings import GROUPS, Config, component_module, is_ours, opti
 
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = (
-    "records", "wandb", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs", "plan",
+    "records", "wandb", "tensorboard", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs",
+    "plan",
 )  # fmt: skip
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 # settings of a method that there were not always -> the value that says what was so before, and is no part of identity
@@ -23,7 +24,7 @@ _AS_BEFORE = {"per": "network"}
 # function of a component's module that lists the files which its options stand for
 FILES = "files"
 # names in a folder that no run reads: what other runs report there
-_REPORTS = {"config.yaml", "record.json", "metrics.jsonl", "log.txt", "snapshots", "workers", "wandb"}
+_REPORTS = {"config.yaml", "record.json", "metrics.jsonl", "log.txt", "snapshots", "workers", "wandb", "tensorboard"}
 # endings of files that no run reads: texts about a model, and its weights for other programs
 _UNREAD = {".md", ".h5", ".msgpack", ".onnx", ".ot", ".tflite"}
 # a name and a password in an address

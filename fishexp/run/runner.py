@@ -63,9 +63,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
     torch.set_num_threads(context.threads(settings.threads, _THREADS))
     record = new_record(config)
     record.processes = context.world_size if together else 1
-    logger = Logger(
-        folder, run_name(config), record.config, settings.wandb, resumed=bool(settings.resume), rank=context.rank
-    )
+    logger = _logger(folder, run_name(config), record, settings, context)
     with context.process_group(settings.device), ExitStack() as held:
         with (
             recording(record, logger, settings, context, held),
@@ -102,6 +100,11 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
         if context.await_record():  # so that nobody will want to resume it
             snapshots.clear()
     return record
+
+
+def _logger(folder: Path, name: str, record: Record, settings: Settings, context: Context) -> Logger:
+    wandb, tensorboard, resumed = settings.wandb, settings.tensorboard, bool(settings.resume)
+    return Logger(folder, name, record.config, wandb, tensorboard=tensorboard, resumed=resumed, rank=context.rank)
 
 
 def new_record(config: Config) -> Record:
@@ -144,8 +147,8 @@ def recording(record: Record, logger: Logger, settings: Settings, context: Conte
 
     The record says finished if the block ends by itself, else failed or interrupted, and why. The main process writes
     it, to ``settings.records`` and to the run's folder, and tells the other workers. It leaves that to a later start
-    where the workers are going to be restarted, and writes none where another process is at this run. The W&B run ends
-    here too.
+    where the workers are going to be restarted, and writes none where another process is at this run. What goes to W&B
+    and TensorBoard ends here too.
 
     Args:
         held: Keeps the lock and the log when the block has ended.

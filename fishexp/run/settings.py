@@ -49,6 +49,7 @@ class Settings(BaseModel):
     compat: Literal["none", "fish"]
     threads: Annotated[int, Ge(1)] | None
     wandb: Literal["disabled", "offline", "online"]
+    tensorboard: bool
     outputs: str
     records: str
     resume: Literal["strict"] | bool

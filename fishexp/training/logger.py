@@ -1,4 +1,4 @@
-"""The log of a run while it goes: lines, progress bars, metrics.jsonl, and the same for W&B."""
+"""The log of a run while it goes: lines, progress bars, metrics.jsonl, and the same for W&B and TensorBoard."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,6 +16,7 @@ from torch import Tensor
 from fishexp.errors import FishexpError
 from fishexp.system import signals
 from fishexp.system.atomic import replacing, writing
+from fishexp.training.tensorboard_run import TensorBoardRun
 from fishexp.training.wandb_run import WandbMode, WandbRun
 
 METRICS = "metrics.jsonl"  # of the epochs, a line each, in a run folder
@@ -28,13 +29,26 @@ def log_file(folder: Path, rank: int) -> Path:
     return folder / f"workers/{rank}.txt" if rank else folder / "log.txt"
 
 
+class Tracker(Protocol):
+    """Show the numbers of a run elsewhere; never the only copy."""
+
+    def log(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """Show metrics at an epoch, which is never less than one before."""
+        ...
+
+    def finish(self, record: Mapping[str, Any], delta: Path) -> None:
+        """End the run, with its record and the file of its delta, which may not be there."""
+        ...
+
+
 class Logger:
-    """Report a run to the console, to its folder and to W&B.
+    """Report a run to the console, to its folder, and to W&B and TensorBoard.
 
     Args:
-        folder: Folder of the run; log.txt and metrics.jsonl are written there, and W&B's files below it.
+        folder: Folder of the run; log.txt and metrics.jsonl are written there, and others' files below it.
         name: Name of the run, for people.
         config: Configuration of the run, for W&B.
+        tensorboard: Write files for TensorBoard.
         resumed: Append to the log.txt that is there.
         rank: The worker's rank. All but the first report to workers/RANK.txt only.
 
@@ -49,6 +63,7 @@ class Logger:
         config: Mapping[str, Any],
         wandb: WandbMode,
         *,
+        tensorboard: bool = False,
         resumed: bool = False,
         rank: int = 0,
     ) -> None:
@@ -58,7 +73,8 @@ class Logger:
         self._file = log_file(folder, rank)
         self._resumed, self._is_first = resumed, rank == 0
         self._mode: WandbMode = wandb if rank == 0 else "disabled"
-        self._wandb: WandbRun | None = None
+        self._tensorboard = tensorboard and rank == 0
+        self._trackers: list[Tracker] = []
         self._wandb_id: str | None = None
         self._clocked: tuple[str, float] | None = None  # what is being clocked, and since when
         self._metrics: list[str] = []  # lines of metrics.jsonl
@@ -84,7 +100,7 @@ class Logger:
             handler.close()
 
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Start the metrics, and the W&B run if it is wanted, or resume those of the run that was interrupted.
+        """Start the metrics, and what shows them if it is wanted, or resume those of the run that was interrupted.
 
         The metrics of its epochs come from the snapshot, whatever has become of metrics.jsonl.
 
@@ -92,7 +108,7 @@ class Logger:
             state: What :meth:`state` returned when the snapshot was taken; empty for a new run.
 
         Raises:
-            FishexpError: If the snapshot is of another version of fishexp.
+            FishexpError: If the snapshot is of another version of fishexp, or there is no TensorBoard or W&B.
             RunFailed: If the metrics cannot be written.
         """
         self.seconds.update(state.get("seconds", {}))
@@ -103,9 +119,12 @@ class Logger:
         self._metrics = list(state.get("metrics", ()))
         self._write_metrics()
         self._wandb_id = state.get("wandb")
+        if self._tensorboard:
+            self._trackers.append(TensorBoardRun(self.folder, len(self._metrics) + 1))
         if self._mode != "disabled":
-            self._wandb = WandbRun(self.folder, self.name, self.config, self._mode, self._wandb_id)
-            self._wandb_id = self._wandb.id
+            wandb = WandbRun(self.folder, self.name, self.config, self._mode, self._wandb_id)
+            self._wandb_id = wandb.id
+            self._trackers.append(wandb)
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`begin` needs to resume this log from a snapshot."""
@@ -128,14 +147,15 @@ class Logger:
         if self._is_first:
             self._metrics.append(json.dumps({"epoch": epoch, **metrics}) + "\n")
             self._write_metrics()
-        if self._wandb is not None:
-            self._wandb.log(epoch, metrics)
+        self._track(epoch, metrics)
         self._headline = next((f"{name} {_short(metrics[name])}" for name in metrics if "loss" not in name), "")
         if self._bar is not None:
             self._bar.headline = self._headline
-        shown = [f"{name} {_short(value)}" for name, value in metrics.items() if not name.startswith("largest_")]
-        single = any(name.startswith("largest_predicted") and value == 1 for name, value in metrics.items())
-        self.say(f"epoch {epoch}: {', '.join(shown)}" + "; it predicts the same class for all examples" * single)
+        self.say(f"epoch {epoch}: {_listed(metrics)}")
+
+    def _track(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        for tracker in self._trackers:
+            tracker.log(epoch, metrics)
 
     def _write_metrics(self) -> None:
         """Write all of metrics.jsonl anew, so that it is right whatever has become of it."""
@@ -144,10 +164,9 @@ class Logger:
             new.write_text("".join(self._metrics))
 
     def finish(self, record: Mapping[str, Any], delta: Path) -> None:
-        """End the W&B run and hand it the record and the delta, if there is one; to be called however the run ended."""
-        if self._wandb is not None:
-            run, self._wandb = self._wandb, None
-            run.finish(record, delta)
+        """Hand the record and the delta, if there is one, to what shows the run; to be called however the run ended."""
+        while self._trackers:
+            self._trackers.pop().finish(record, delta)
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
@@ -272,6 +291,13 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.print(record.getMessage(), markup=False)
+
+
+def _listed(metrics: Mapping[str, float | None]) -> str:
+    """Write metrics for a line."""
+    shown = [f"{name} {_short(value)}" for name, value in metrics.items() if not name.startswith("largest_")]
+    single = any(name.startswith("largest_predicted") and value == 1 for name, value in metrics.items())
+    return ", ".join(shown) + "; it predicts the same class for all examples" * single
 
 
 def _short(value: float | None) -> str:
