@@ -100,7 +100,7 @@ def test_help_and_typos_answer_at_once_without_torch(arguments: list[str]) -> No
 # what extras install
 EXTRAS = (
     "annotated_types", "datasets", "huggingface_hub", "hydra", "matplotlib", "omegaconf", "peft", "pydantic", "rich",
-    "scipy", "sklearn", "torchvision", "transformers", "wandb",
+    "scipy", "sklearn", "tensorboard", "torchvision", "transformers", "wandb",
 )  # fmt: skip
 ONLY_LIBRARY = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r}))"  # whose import then fails
 
