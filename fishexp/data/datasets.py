@@ -71,6 +71,7 @@ class Dataset:
         metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first.
         names: Names of the classes in the order of their numbers; empty for a regression, or if they have none.
         columns: Names of the columns that its sentences were in, if it was a table of the user's.
+        validation: Training examples that are held out to choose the epoch by; None where it is not chosen.
     """
 
     train: Any
@@ -80,6 +81,7 @@ class Dataset:
     metrics: Callable[[Tensor, Tensor], Metrics]
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    validation: Any | None = None
 
     def limited(self, train_limit: int | None, valid_limit: int | None, holdout: int) -> "Dataset":
         """Limit the numbers of examples to the first of a fixed permutation, which is the same for every seed.
@@ -106,9 +108,27 @@ class Dataset:
         }
         return replace(self, train=train if train_limit else self.train, valid=valid)
 
+    def with_validation(self, fraction: float) -> "Dataset":
+        """Hold out a share of the training examples to choose the epoch by, and say so.
+
+        They are the last of a permutation that is the same for every seed, and none of them is reported on.
+
+        Raises:
+            FishexpError: If nothing is left to train on.
+        """
+        size, count = len(self.train), count_share(len(self.train), fraction)
+        if count >= size:
+            raise FishexpError(
+                f"regime.validation_fraction={fraction} leaves nothing to train on: there are {size} training examples"
+            )
+        log.info("%s of %s training examples are held out to choose the epoch by", f"{count:,}", f"{size:,}")
+        order = _permutation(size)
+        return replace(self, train=self.train.subset(order[:-count]), validation=self.train.subset(order[-count:]))
+
     def digest(self) -> str:
         """Hash all examples as a model gets them, not augmented, to 12 hexadecimal digits."""
-        return _digest({"train": self.train, **self.valid})
+        held_out = {} if self.validation is None else {"held out to choose the epoch": self.validation}
+        return _digest({"train": self.train, **self.valid, **held_out})
 
     def reported_digest(self, name: str) -> str:
         """Hash the examples of a reported set as :meth:`digest` does: the same whatever the model trained on."""
@@ -124,6 +144,11 @@ def count_trained(size: int, train_limit: int | None, holdout: int) -> int:
     if holdout >= size:
         raise FishexpError(f"data.holdout={holdout} leaves nothing to train on: there are {size} training examples")
     return min(size - holdout, train_limit or size)
+
+
+def count_share(size: int, fraction: float) -> int:
+    """Count the examples of a share of ``size``, at least one."""
+    return max(1, round(fraction * size))
 
 
 def _digest(sets: Mapping[str, Any]) -> str:
@@ -153,7 +178,7 @@ def split_off(examples: Any, fraction: float, source: str) -> tuple[Any, Any]:
     Raises:
         FishexpError: If nothing is left to train on.
     """
-    order, count = _permutation(len(examples)), max(1, round(fraction * len(examples)))
+    order, count = _permutation(len(examples)), count_share(len(examples), fraction)
     if count >= len(examples):
         raise FishexpError(f"{source} has {len(examples)} examples, too few to report on some of them")
     log.info("%s: %d of its %d examples, the same for every seed, are reported on", source, count, len(examples))

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fishexp.data.datasets import Metrics
 
+# metrics of which less is better; of all others more is
+LESS_IS_BETTER = frozenset({"loss"})
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> Metrics:
     """Compute the share of examples whose largest logit is the label's, in [0, 1]."""

@@ -9,6 +9,7 @@ from fishexp.masks.topk import Mask
 from fishexp.regimes import Outcome
 from fishexp.training.adapted import Adapted, Adapter
 from fishexp.training.data_parallel import begin_own_streams, check_batch_size, check_same_weights
+from fishexp.training.epoch_choice import EpochChoice
 from fishexp.training.evaluate import evaluate_only
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
@@ -18,6 +19,8 @@ from fishexp.training.trainer import Recipe, Trainer
 
 # processes that torchrun starts train one model together
 DATA_PARALLEL = True
+# it can take the best epoch, and stop where none is better
+CHOOSES_EPOCH = True
 
 
 def train(
@@ -51,16 +54,21 @@ def train(
     if decay == "all" and isinstance(choose, Adapter):
         raise FishexpError("decay=all reaches weights, and the method trains adapters beside them; take decay=kept")
     check_batch_size(problem, recipe["batch_size"])
-    trainer = Trainer(problem, logger, snapshots, recipe)
+    choice = None
+    if recipe["best"] or recipe["patience"] is not None:
+        choice = EpochChoice(problem, recipe["epochs"], recipe["patience"], recipe["best"], recipe["metric"])
+    trainer = Trainer(problem, logger, snapshots, recipe, choice=choice)
     trainable = _begin(problem, choose, trainer, resumed, decay)
     with trainer.bar():
-        while trainer.progress.epoch <= recipe["epochs"]:
+        while not trainer.ended:
             trainer.run_epoch(trainable)
             if trainer.progress.epoch == 2:
                 _report_gradient_methods(trainable, logger)
+    epochs = trainer.finish(trainable)
     if isinstance(trainable, Adapted):
-        return Outcome(trainer.evaluation, trainable.finish(problem.fresh))
-    return Outcome(trainer.evaluation, trainable.delta(problem.fresh) if decay == "kept" else None)
+        return Outcome(trainer.evaluation, trainable.finish(problem.fresh), epochs=epochs)
+    delta = trainable.delta(problem.fresh) if decay == "kept" else None
+    return Outcome(trainer.evaluation, delta, epochs=epochs)
 
 
 def _begin(

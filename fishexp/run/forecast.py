@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fishexp.data.datasets import Outline as DataOutline
-from fishexp.data.datasets import count_trained
+from fishexp.data.datasets import count_share, count_trained
 from fishexp.distributed.cost import Cost, Link, merge_volume
 from fishexp.errors import FishexpError
 from fishexp.masks.allocation import check_per
@@ -15,7 +15,7 @@ from fishexp.masks.budget import left
 from fishexp.methods import Outline as MethodOutline
 from fishexp.models import Outline as ModelOutline
 from fishexp.regimes import check_warmup
-from fishexp.run.settings import GROUPS, Component, Config, component, component_module, options_of
+from fishexp.run.settings import GROUPS, Component, Config, chooses_epoch, component, component_module, options_of
 from fishexp.training.problem import count_epoch
 from fishexp.training.trainer import count_steps
 
@@ -186,7 +186,8 @@ def _adds(config: Config, method: Component, trains: int, head: int, weights: in
     """Count the bytes that training takes beside the model."""
     if moments is None:
         return None
-    each = _NUMBER + moments  # gradient and moments
+    best = chooses_epoch(config["regime"]) and config["regime"]["best"]
+    each = _NUMBER + moments + _NUMBER * best  # gradient and moments, and the best epoch's value
     if config["decay"] == "all":  # of every weight, with a mask
         return weights * (each + 1)
     if method.offers == "adapt":  # the adapters themselves, and the head, as they began
@@ -230,6 +231,8 @@ def _steps(config: Config, examples: int | None) -> int | None:
     if examples is None or not regime.keys() >= {"epochs", "batch_size", "accumulate", "drop_last"}:
         return None
     count = count_trained(examples, data.get("train_limit"), data.get("holdout") or 0)
+    if chooses_epoch(regime):
+        count -= count_share(count, regime["validation_fraction"])
     if (workers := _workers(regime)) > count:
         raise FishexpError(f"regime.workers={workers}: there are only {count} training examples")
     if regime.get("shard"):
@@ -245,6 +248,8 @@ def _about(config: Config, method: Component) -> list[str]:
         lines.append(f"method={method.name} trains all weights before, for {before} epochs: steps and memory on top")
     if config["method"].get("unit", "entry") != "entry":
         lines.append(f"method.unit={config['method']['unit']}: at most so many weights, as whole units go into k")
+    if chooses_epoch(regime) and regime["patience"] is not None:
+        lines.append(f"regime.patience={regime['patience']} may stop a run earlier: steps at most")
     if regime["name"] == "checkpointing":
         lines.append(f"regime=checkpointing keeps each of {regime['epochs']} epochs as such a delta")
     return lines

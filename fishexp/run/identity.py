@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from fishexp.run.record import STREAMS
-from fishexp.run.settings import GROUPS, Config, component_module, is_ours, options_of
+from fishexp.run.settings import EPOCH_CHOICE, GROUPS, Config, chooses_epoch, component_module, is_ours, options_of
 
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = (
@@ -64,7 +64,9 @@ def shareable(config: Config) -> Config:
     shared = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     for group in GROUPS:
         shared[group] = _shareable_options(group, config[group], Path(config.get("outputs", "outputs")))
-    shared["regime"] = {key: value for key, value in shared["regime"].items() if key not in NOT_IDENTITY_OF_REGIME}
+    unused = () if chooses_epoch(config["regime"]) else EPOCH_CHOICE  # runs before there was a choice have none of it
+    left_out = {*NOT_IDENTITY_OF_REGIME, *unused}
+    shared["regime"] = {key: value for key, value in shared["regime"].items() if key not in left_out}
     return shared
 
 

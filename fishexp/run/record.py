@@ -46,6 +46,10 @@ class Record:
         total: Number of all weights.
         metrics: Name -> number in the metric's own range, None where undefined; the first is the headline. Of classes
             there are the shares of the most frequent label (largest_class) and prediction (largest_predicted).
+        epochs: Which epoch was taken, with regime.best or regime.patience: how many were ``planned`` and ``trained``,
+            the one ``taken``, the ``best`` by ``metric``, its ``value``, and the number of ``validation_examples`` on
+            which it was measured: held out of the training examples, so that they are neither trained nor reported
+            on. Empty where the last of all epochs was taken without looking.
         seconds: Duration of data, scores, train and evaluate.
         scores_read: Whether the first scores were computed by an earlier run, and read by this one.
         peak_memory_bytes: Peak of the device's allocator, or of the process where the device is the CPU.
@@ -74,6 +78,7 @@ class Record:
     kept_by: dict[str, list[int]] = field(default_factory=dict)
     total: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
+    epochs: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     scores_read: bool = False
     peak_memory_bytes: int | None = None

@@ -25,7 +25,7 @@ from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
 from fishexp.run.run_folder import check_same, lock
 from fishexp.run.run_snapshots import changes_since, check_inputs, make_snapshots, resumable, snapshot_facts
-from fishexp.run.settings import GROUPS, Config, Settings, check_settings, component, is_data_parallel
+from fishexp.run.settings import GROUPS, Config, Settings, check_settings, chooses_epoch, component, is_data_parallel
 from fishexp.sparse.calibration import calibrated, known
 from fishexp.sparse.costs import Costs
 from fishexp.sparse.handle import gradient_methods
@@ -92,7 +92,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
 
             choose = make_choose(problem, method, config, settings, record, logger)
             outcome: Outcome = train.function(problem, choose, logger, snapshots, resumed, settings.decay)
-            record.metrics = outcome.evaluation.metrics
+            record.metrics, record.epochs = outcome.evaluation.metrics, outcome.epochs
             record.gradient_methods = gradient_methods(model.network)
             if context.is_main:
                 record.bytes = _save(folder, Path(settings.outputs), model, data, outcome, record.run_id)
@@ -273,6 +273,8 @@ def build(
     """Load the data, build the model with its initial weights, and prepare the data for it."""
     with logger.clock("data"), context.local_main_first():
         data = load()
+        if chooses_epoch(config["regime"]):
+            data = data.with_validation(config["regime"]["validation_fraction"])
     seed_torch(settings.seed, "weights")
     model = build_model(config["model"], data.classes, data.channels, data.names)
     seed_torch(settings.seed, "dropout")
@@ -313,7 +315,9 @@ def _prepared(data: Dataset, model: Model, device: torch.device) -> Dataset:
         longest = model.tokenizer.model_max_length
         if data.train.max_length > longest:
             raise FishexpError(f"data.max_length={data.train.max_length}: this model reads at most {longest} tokens")
-    return replace(data, train=prepare(data.train), valid={name: prepare(part) for name, part in data.valid.items()})
+    valid = {name: prepare(part) for name, part in data.valid.items()}
+    validation = None if data.validation is None else prepare(data.validation)
+    return replace(data, train=prepare(data.train), valid=valid, validation=validation)
 
 
 def _weights_digest(model: Model) -> str:

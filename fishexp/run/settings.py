@@ -31,6 +31,10 @@ ABOUT = ("name", "module", "ignores_keep", "needs_regime")
 BESIDE = "RUN_SETTINGS"
 # name in a regime's module of a constant: whether processes that torchrun starts train one model together
 DATA_PARALLEL = "DATA_PARALLEL"
+# name in a regime's module of a constant: whether it can take the best epoch, and stop before the last
+CHOOSES_EPOCH = "CHOOSES_EPOCH"
+# keys of a regime that say how an epoch is chosen
+EPOCH_CHOICE = ("patience", "best", "metric", "validation_fraction")
 # CPU threads for each core, at most: far more than any use, and fewer than a machine cannot start
 MAX_THREADS = 64
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -115,7 +119,25 @@ def component(group: str, options: Mapping[str, Any]) -> Component:
     own, beside = options_of(function), _fields(getattr(module, BESIDE, None))
     given = {key: value for key, value in options.items() if key not in ABOUT}
     _checked(create_model(f"{group} options", __config__=_STRICT, **own, **beside), given, f"{group}.")
+    if group == "regime":
+        _check_epoch_choice(module, options)
     return Component(name, offers, partial(function, **{key: given[key] for key in given if key in own}))
+
+
+def _check_epoch_choice(module: ModuleType, regime: Mapping[str, Any]) -> None:
+    """Refuse to choose an epoch where there is none to choose, and what is said of a choice that is not made."""
+    if not chooses_epoch(regime):
+        if set(EPOCH_CHOICE) <= regime.keys() and regime["metric"] is not None:
+            raise FishexpError(
+                f"regime.metric={regime['metric']} says by what an epoch is better; add regime.best=true or "
+                "regime.patience=2"
+            )
+        return
+    wanted = "regime.best=true" if regime["best"] else f"regime.patience={regime['patience']}"
+    if not getattr(module, CHOOSES_EPOCH, False):
+        raise FishexpError(f"{wanted}: regime={regime['name']} trains all its epochs and takes the last; leave it out")
+    if regime["epochs"] == 0:
+        raise FishexpError(f"{wanted}: regime.epochs=0 trains no epoch to choose; leave it out")
 
 
 def component_module(group: str, options: Mapping[str, Any]) -> tuple[ModuleType, str]:
@@ -136,6 +158,11 @@ def component_module(group: str, options: Mapping[str, Any]) -> tuple[ModuleType
 def is_data_parallel(regime: Mapping[str, Any]) -> bool:
     """Tell whether processes that torchrun starts train one model together in this regime, of a resolved config."""
     return getattr(component_module("regime", regime)[0], DATA_PARALLEL, False)
+
+
+def chooses_epoch(regime: Mapping[str, Any]) -> bool:
+    """Tell whether a run with these options of its regime takes its best epoch, or stops where none is better."""
+    return set(EPOCH_CHOICE) <= regime.keys() and (bool(regime["best"]) or regime["patience"] is not None)
 
 
 def is_ours(group: str, name: str) -> bool:

@@ -102,6 +102,8 @@ def about(run: Run) -> str:
     lines += [f"error: {record['error']}"] if record.get("error") else []
     lines += _block("settings", {key: _value(value) for key, value in run.settings.items()})
     lines += _block("metrics", {name: _score(value) for name, value in record["metrics"].items()})
+    if isinstance(chosen := record.get("epochs"), Mapping):
+        lines += _block("which epoch", {str(name): _value(value) for name, value in chosen.items()})
     lines += _block("what it took", _took(record))
     lines += ["", "files", *(f"  {line}" for line in _files(run))]
     if record["config"]:

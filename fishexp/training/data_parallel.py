@@ -7,6 +7,7 @@ BatchNorm takes the statistics of a process's share, and the running statistics 
 torch's DistributedDataParallel.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -74,6 +75,15 @@ def any_process(problem: Problem, wanted: bool) -> bool:
     if not problem.data_parallel:
         return wanted
     return bool(problem.collectives.all_reduce([torch.tensor([int(wanted)])]).item())
+
+
+def value_of_first(problem: Problem, value: float | None) -> float | None:
+    """Return the value that the first process has, so that all conclude the same."""
+    if not problem.data_parallel:
+        return value
+    row = torch.tensor([math.nan if value is None else value], dtype=torch.float64)
+    first = problem.collectives.all_gather([row])[0].item()
+    return None if math.isnan(first) else first
 
 
 @torch.no_grad()

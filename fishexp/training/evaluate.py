@@ -1,6 +1,7 @@
 """Metrics and predictions of a model on the reported examples, in evaluation mode."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, batch_size: int) -> Evaluation:
+def evaluate(problem: Problem, batch_size: int, sets: Mapping[str, Examples] | None = None) -> Evaluation:
     """Compute metrics and predictions of the model over the data set's reported examples, in evaluation mode.
 
     Workers in several processes, which have to hold the same weights, share the work.
 
     Args:
         batch_size: Examples a batch; changes speed only.
+        sets: Sets of examples to look at instead, each with the last part of its metrics' names.
 
     Raises:
         RunFailed: If the loss is not finite.
@@ -42,11 +44,12 @@ def evaluate(problem: Problem, batch_size: int) -> Evaluation:
     problem.model.eval()
     metrics: Metrics = {}
     predicted: dict[str, Tensor] = {}
-    for name, examples in problem.data.valid.items():
+    for name, examples in (problem.data.valid if sets is None else sets).items():
         logits, labels = _outputs(problem, examples, batch_size)
         loss = problem.loss(logits, labels).item()
         if not math.isfinite(loss):
-            raise RunFailed(f"the loss over the {len(labels)} reported examples is not finite; lower regime.lr")
+            kind = "reported" if sets is None else "held-out"
+            raise RunFailed(f"the loss over the {len(labels)} {kind} examples is not finite; lower regime.lr")
         found = problem.data.metrics(logits, labels) | {"loss": loss}
         if problem.data.classes > 1:
             found |= class_shares(logits, labels)

@@ -153,6 +153,21 @@ class Logger:
             self._bar.headline = self._headline
         self.say(f"epoch {epoch}: {_listed(metrics)}")
 
+    def result(self, epoch: int, metrics: Mapping[str, float | None], *, trained: int) -> None:
+        """Report the metrics of the epoch that was chosen, measured when training had ended.
+
+        They are added to that epoch's line of metrics.jsonl. Elsewhere they are shown at the last epoch that was
+        trained, as W&B's steps never go back.
+
+        Raises:
+            RunFailed: If they cannot be written.
+        """
+        if self._is_first:
+            self._metrics[epoch - 1] = json.dumps(json.loads(self._metrics[epoch - 1]) | metrics) + "\n"
+            self._write_metrics()
+        self._track(trained, metrics)
+        self.say(f"epoch {epoch}, on the reported examples: {_listed(metrics)}")
+
     def _track(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
         for tracker in self._trackers:
             tracker.log(epoch, metrics)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -26,6 +26,7 @@ from fishexp.training.data_parallel import (
     shares,
     take_running_statistics,
 )
+from fishexp.training.epoch_choice import EpochChoice
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
@@ -51,6 +52,10 @@ class Recipe(TypedDict):
         warmup: Epochs over which the learning rate rises, at most a quarter of all.
         clip: Largest norm of the kept entries' gradient; None for no limit.
         drop_last: Leave out a smaller last batch, unless it is the only batch.
+        patience: Epochs without a better one after which training stops; None trains all epochs.
+        best: Ends with the weights of the best epoch instead of those of the last.
+        metric: By which an epoch is better; None for the data set's headline metric.
+        validation_fraction: Share of the training examples that is held out for that, before the regime begins.
         evaluation_batch_size: Examples in a pass of evaluation; changes speed only.
     """
 
@@ -63,6 +68,10 @@ class Recipe(TypedDict):
     warmup: Annotated[float, Ge(0)]
     clip: Annotated[float, Gt(0)] | None
     drop_last: bool
+    patience: Annotated[int, Ge(1)] | None
+    best: bool
+    metric: str | None
+    validation_fraction: Annotated[float, Gt(0), Lt(1)]
     evaluation_batch_size: Annotated[int, Ge(1)]
 
 
@@ -92,10 +101,12 @@ class Trainer:
 
     Args:
         quiet: Say nothing, as another worker's trainer in this process says it.
+        choice: Chooses the epoch, by examples that are held out for it; None where the last is taken.
 
     Attributes:
         progress: How far training is.
-        evaluation: Metrics and predictions after the last epoch; made by :meth:`run_epoch`.
+        evaluation: Metrics and predictions on the reported examples after the last epoch, made by :meth:`run_epoch`;
+            where an epoch is chosen, of the weights that are taken, made by :meth:`finish`.
         optimizer: Optimiser of the weights that train now; made by :meth:`start_optimizer`.
         epoch_steps: Optimiser steps in an epoch.
     """
@@ -104,9 +115,17 @@ class Trainer:
     optimizer: Optimizer
 
     def __init__(
-        self, problem: Problem, logger: Logger, snapshots: Snapshots, recipe: Recipe, *, quiet: bool = False
+        self,
+        problem: Problem,
+        logger: Logger,
+        snapshots: Snapshots,
+        recipe: Recipe,
+        *,
+        quiet: bool = False,
+        choice: EpochChoice | None = None,
     ) -> None:
         self._problem, self._logger, self._snapshots, self._recipe = problem, logger, snapshots, recipe
+        self._choice = choice
         self._bar: ProgressBar | None = None
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
@@ -136,6 +155,12 @@ class Trainer:
             self._bar.skip(self._examples * (self.progress.epoch - 1) + self.progress.examples)
             yield
 
+    @property
+    def ended(self) -> bool:
+        """Tell whether there is no epoch left to train."""
+        stopped = self._choice is not None and self._choice.stopped
+        return stopped or self.progress.epoch > self._recipe["epochs"]
+
     def run_epoch(self, trainable: Trainable | Adapted) -> None:
         """Train for the present epoch, or what is left of it, with snapshots where they are due; then evaluate."""
         with self._logger.clock("train"):
@@ -145,8 +170,29 @@ class Trainer:
         check_same_weights(self._problem, trainable, f"after epoch {self.progress.epoch}")
         with self._logger.clock("evaluate"):
             take_running_statistics(self._problem)
+            sets = self._choice.sets if self._choice is not None else None
+            evaluation = evaluate(self._problem, self._recipe["evaluation_batch_size"], sets)
+            if self._choice is None:
+                self.evaluation = evaluation
+            else:
+                self._choice.note(self.progress.epoch, evaluation.metrics, trainable.parameters)
+        self.end_epoch(evaluation.metrics)
+
+    def finish(self, trainable: Trainable | Adapted) -> dict[str, Any]:
+        """Take the weights of the epoch that is chosen, and report on them, once.
+
+        Returns:
+            What the record says of the choice; nothing where the last epoch is taken without one.
+        """
+        if self._choice is None:
+            return {}
+        for line in self._choice.take(trainable.parameters):
+            self._logger.say(line)
+        with self._logger.clock("evaluate"):
             self.evaluation = evaluate(self._problem, self._recipe["evaluation_batch_size"])
-        self.end_epoch(self.evaluation.metrics)
+        about = self._choice.about()
+        self._logger.result(about["taken"], self.evaluation.metrics, trained=about["trained"])
+        return about
 
     def _save(self, trainable: Trainable | Adapted) -> None:
         """Take a snapshot; of several processes that train one model together the first writes it for all."""
@@ -198,6 +244,9 @@ class Trainer:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{STATE}{index}.{name}": t.contiguous().cpu() for name, t in state.items() if t is not None}
         about = {"loss": progress.loss.item(), "gradient_costs": problem.costs.to_json()}
+        if self._choice is not None:
+            tensors |= self._choice.tensors()
+            about["epoch_choice"] = self._choice.state()
         return tensors, about | {name: getattr(progress, name) for name in COUNTS}
 
     def resume(self, snapshot: Snapshot, trainable: Trainable | Adapted) -> None:
@@ -214,6 +263,8 @@ class Trainer:
         problem.order.set_state(self.progress.order)
         problem.generator.set_state(tensors["generator"])
         resume_random_streams(problem, tensors)
+        if self._choice is not None:
+            self._choice.restore(about["epoch_choice"], tensors)
         self.start_optimizer(parameters)
         self._restore_optimizer(snapshot)
 

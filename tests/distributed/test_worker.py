@@ -18,7 +18,8 @@ from tests.support.training import EXAMPLES, mlp, problem
 WORKERS = 3
 RECIPE: Recipe = {
     "epochs": 2, "batch_size": 4, "accumulate": 1, "lr": 0.1, "optimiser": "sgd", "weight_decay": 0.0, "warmup": 0,
-    "clip": None, "drop_last": True, "evaluation_batch_size": 5,
+    "clip": None, "drop_last": True, "evaluation_batch_size": 5, "patience": None, "best": False, "metric": None,
+    "validation_fraction": 0.1,
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ SMALLER = {
             "data=digits method=random,bitfit seed=0 train_limit=64 epochs=1"
         ),
     },
+    "finetune.md": {"patience=2": "patience=2 epochs=2 train_limit=128"},
     "distributed.md": {
         "regime.workers=2 data": "regime.workers=2 regime.backend=simulated epochs=2 train_limit=128 data",
         "workers=2,4": "workers=3 epochs=2 train_limit=128",

@@ -24,7 +24,7 @@ from fishexp.training.snapshots import Snapshots
 from fishexp.training.streams import seed_torch, stream
 from tests.support.cases import conv_net
 from tests.support.cli import QUICK, fishexp, records
-from tests.support.training import mlp, problem
+from tests.support.training import ALL_EPOCHS, mlp, problem
 
 OPTIONS: dict[str, Any] = {
     "epochs": 3, "batch_size": 4, "accumulate": 2, "lr": 0.05, "weight_decay": 0.1, "warmup": 2, "clip": 0.5,
@@ -48,7 +48,7 @@ def test_scores_are_what_full_training_changes_to_the_bit(net: str, more: dict[s
     seed = int(torch.randint(2**62, (), generator=problem(make(), shape).generator))
     dense = replace(problem(make(), shape), order=stream(seed, "order"))
     seed_torch(seed, "dropout")
-    recipe = {**OPTIONS, **more, "evaluation_batch_size": 5}
+    recipe = {**OPTIONS, **ALL_EPOCHS, **more, "evaluation_batch_size": 5}
     with Logger(tmp_path, "", {}, "disabled") as log:
         snapshots = Snapshots(tmp_path / "snapshots", minutes=math.inf)
         transfer.train(dense, lambda: full.mask(dense), log, snapshots, [], "kept", **recipe)

@@ -28,13 +28,13 @@ from fishexp.training.trainable import Decay
 from tests.support.cases import CLASSES
 from tests.support.launched import ROOT, ended, free_port, lay_out, torchrun, wait_for
 from tests.support.program import Program
-from tests.support.training import mlp, problem
+from tests.support.training import ALL_EPOCHS, mlp, problem
 from tests.support.workers import Workers
 
 # 22 examples in batches of 7 leave a last batch of a single one, of which the second process has none
 OPTIONS = {
     "epochs": 3, "batch_size": 7, "accumulate": 1, "lr": 0.3, "optimiser": "sgd", "weight_decay": 0.1, "warmup": 1.0,
-    "clip": None, "drop_last": False, "evaluation_batch_size": 5,
+    "clip": None, "drop_last": False, "evaluation_batch_size": 5, **ALL_EPOCHS,
 }  # fmt: skip
 CASES: dict[str, tuple[Decay, dict[str, Any]]] = {
     "sgd": ("kept", {}),

@@ -60,7 +60,7 @@ def left_behind(outputs: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], 
     return (
         tensors,
         metrics,
-        {key: record.get(key) for key in ("status", "metrics", "kept", "total", "bytes", "run_id", "delta")},
+        {key: record.get(key) for key in ("status", "metrics", "epochs", "kept", "total", "bytes", "run_id", "delta")},
     )
 
 

@@ -1,6 +1,7 @@
 """A tiny problem in float64 whose examples remember how they were used."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from fishexp.data.metrics import accuracy
 from fishexp.training.problem import Problem
 from tests.support.cases import CLASSES
 
+# of a Recipe: no epoch is chosen
+ALL_EPOCHS: dict[str, Any] = {"patience": None, "best": False, "metric": None, "validation_fraction": 0.1}
 EXAMPLES = 22  # batches of 4 leave a ragged last one, and groups of 2 batches a ragged last group
 
 

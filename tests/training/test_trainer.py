@@ -20,7 +20,7 @@ from fishexp.training.logger import Logger
 from fishexp.training.snapshots import Snapshots
 from fishexp.training.trainable import Decay
 from tests.support.cases import CLASSES, conv_net
-from tests.support.training import EXAMPLES, mlp, problem
+from tests.support.training import ALL_EPOCHS, EXAMPLES, mlp, problem
 
 
 def some(model: nn.Module) -> Mask:
@@ -61,7 +61,7 @@ def plain_loop(decay: Decay, drop_last: bool) -> tuple[nn.Module, list[list[int]
 
 OPTIONS = {
     "epochs": EPOCHS, "batch_size": SIZE, "accumulate": GROUP, "lr": LR, "optimiser": "sgd", "weight_decay": DECAY,
-    "warmup": WARMUP, "clip": CLIP, "evaluation_batch_size": 5,
+    "warmup": WARMUP, "clip": CLIP, "evaluation_batch_size": 5, **ALL_EPOCHS,
 }  # fmt: skip
 
 
