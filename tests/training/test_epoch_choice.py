@@ -62,7 +62,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def with_norm() -> nn.Module:
     norm = nn.BatchNorm1d(5).double()
-    return nn.Sequential(norm, *mlp())
+    return nn.Sequential(norm, mlp())
 
 
 def some(model: nn.Module) -> Mask:
