@@ -329,7 +329,8 @@ def _explain(error: Exception, debug: bool, name: str) -> int:
     if debug:
         traceback.print_exception(error)
     print(f"fishexp: {name}{': ' if name else ''}{describe(error)}", file=sys.stderr)
-    return USER_ERROR if isinstance(error, FishexpError) else FAILED
+    missing = isinstance(error, ModuleNotFoundError) and how_to_install(error) is not None
+    return USER_ERROR if missing or isinstance(error, FishexpError) else FAILED
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a finished run says of new examples: as a pipeline of transformers, or for the rows of a table."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from fishexp.fisher.batches import logits_of
 from fishexp.models import Model
 from fishexp.run.artifacts import load_trained
 from fishexp.system import hardware
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ def _columns(table: Table, text: Columns, trained: Sequence[str]) -> tuple[str, 
     if trained and len(columns) != len(trained):
         texts = " and ".join(trained)
         raise FishexpError(f"{table.source}: the run read {texts}, this is {' and '.join(columns)}; name others")
+    if text is None and trained:
+        log.warning(
+            "%s: the run read %s, which it lacks; %s is read instead",
+            table.source, " and ".join(trained), " and ".join(columns),
+        )  # fmt: skip
     return columns
 
 

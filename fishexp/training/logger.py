@@ -83,6 +83,7 @@ class Logger:
 
     def __enter__(self) -> Self:
         self._logger = logging.getLogger("fishexp")
+        self._level = self._logger.level
         self._logger.setLevel(logging.DEBUG)
         self._file.parent.mkdir(exist_ok=True)
         if not self._resumed:
@@ -98,6 +99,7 @@ class Logger:
         for handler in self._handlers:
             self._logger.removeHandler(handler)
             handler.close()
+        self._logger.setLevel(self._level)
 
     def begin(self, state: Mapping[str, Any]) -> None:
         """Start the metrics, and what shows them if it is wanted, or resume those of the run that was interrupted.

@@ -1,6 +1,7 @@
 """Each mistake of a user gets a clear line and exit status 2, no traceback, before anything is trained."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,14 @@ def test_yamls_and_modules_of_the_user_that_cannot_be_read(tmp_path: Path, monke
     conf = ("--config-dir", "my conf (1)")
     assert "torn.yaml" in fishexp(*conf, "method=torn").mistake()
     assert fishexp(*conf, "method=bad").mistake().startswith("method=bad_syntax: bad_syntax cannot be imported: ")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as if it was not installed
+    (tmp_path / "lacks_extra.py").write_text("def load():\n    import torchvision")
+    (tmp_path / "my conf (1)" / "data").mkdir()
+    (tmp_path / "my conf (1)" / "data" / "late.yaml").write_text("name: lacks_extra")
+    missing = fishexp(*conf, "data=late", "method=random", "lr=0.1").mistake()
+    assert missing.endswith("torchvision is not installed; pip install 'fishexp[vision]'")
     assert fishexp(*conf, "method=lacks").mistake() == (
         "method=lacks_import: lacks_import needs no_such_package, which is not installed"
     )

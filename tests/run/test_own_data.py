@@ -136,7 +136,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return error.removeprefix("fishexp.predict: ").strip()
 
 
-def test_mistakes_in_predicting_get_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_predicting_get_a_line(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
     Path("title.csv").write_text("title,body\na,b\n")
     Path("done.csv").write_text("sentence,predicted\na,b\n")
     Path("hole.csv").write_text("id,sentence\n1,a\n2,\n")
@@ -158,6 +161,10 @@ def test_mistakes_in_predicting_get_a_line(run: Path, capsys: pytest.CaptureFixt
     assert mistake(capsys, str(run), "b.csv", "-o", "no/out.csv").startswith("-o no/out.csv: there is no folder ")
     assert mistake(capsys, str(run), "b.csv", "--batch-size", "0") == "--batch-size 0: at least one example at a time"
     assert predict.main([str(run), "title.csv", "--text", "title"]) == 0
+    assert not caplog.messages
+    Path("other.csv").write_text("id,review\n1,a film\n2,another film\n")
+    assert predict.main([str(run), "other.csv"]) == 0
+    assert caplog.messages == ["other.csv: the run read sentence, which it lacks; review is read instead"]
 
 
 @pytest.mark.parametrize("weights", [False, True])
