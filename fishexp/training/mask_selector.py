@@ -2,15 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from fishexp.delta.sources import source
 from fishexp.errors import FishexpError
 from fishexp.masks.allocation import Per, check_per
 from fishexp.masks.budget import left
 from fishexp.masks.started import Started, above_threshold
-from fishexp.masks.topk import Mask, count, counts_by_name, split, top_k
+from fishexp.masks.topk import LazyScores, Mask, check_scores, count, counts_by_name, split, top_k
 from fishexp.masks.units import Unit
 from fishexp.sparse.modules import plain
 from fishexp.training.logger import Logger
@@ -137,7 +140,8 @@ class MaskSelector:
         """Return what the method selects in the model as it is, whose weights are its own while it looks.
 
         Raises:
-            FishexpError: If the method changes a weight. It may move running statistics, as the original FISH does.
+            FishexpError: If the method changes a weight, or returns no scores or no mask of these weights. It may move
+                running statistics, as the original FISH does.
         """
         cache, self._cache = self._cache, None  # for the first mask: the weights of later ones are of this run alone
         with plain(self._problem.model):
@@ -155,9 +159,31 @@ class MaskSelector:
                 raise FishexpError(
                     f"method={self.method} has changed {name}; it may look at the model, and has to leave it as it is"
                 )
+        if not isinstance(selected, LazyScores):
+            self._check(selected, parameters)
         if cache:
             cache.write(key, selected, self._problem, seconds)
         return selected
+
+    def _check(self, selected: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Refuse what a method returns that is not for the weights of this model, with what it should be."""
+        kind = "mask" if self.fixed else "scores"
+        if not self.fixed:
+            check_scores(selected)
+        elif not isinstance(selected, Mapping) or not all(isinstance(kept, Tensor) for kept in selected.values()):
+            raise FishexpError(f"method={self.method}: a mask is a mapping from parameter names to bool tensors")
+        for name, tensor in selected.items():
+            what = f"method={self.method}: {kind}[{name!r}]"
+            if name not in parameters:
+                raise FishexpError(f"{what}: the model has no such parameter; named_parameters() has its names")
+            if (own := parameters[name].shape) != tensor.shape:
+                raise FishexpError(
+                    f"{what} is of the shape {tuple(tensor.shape)}, and the weight of {tuple(own)}; give one for each "
+                    "entry: expand_as(weight)"
+                )
+            if self.fixed and tensor.dtype != torch.bool:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise FishexpError(f"{what} is {dtype}; a mask is bool, true where a weight may move")
 
     def _paid_keep(self) -> float:
         assert self._keep is not None  # check_settings: only a method with a mask goes without
