@@ -76,8 +76,10 @@ class EpochChoice:
             lines.append(f"stopped after {self._trained} of {self._planned} epochs: {none_better}")
         value = "undefined" if self._value is None else f"{self._value:.4g}"
         held_out = f"{len(self.sets[SET]):,} held-out training examples"
-        last = f"those of the last, {self._trained}, are taken: regime.best=true takes the best"
-        taken = "its weights are taken" if self._takes_best else last
+        if self._takes_best or self._best == self._trained:
+            taken = "its weights are taken"
+        else:
+            taken = f"those of the last, {self._trained}, are taken: regime.best=true takes the best"
         return [*lines, f"epoch {self._best} is the best by {self._metric} on {held_out}, {value}; {taken}"]
 
     def about(self) -> dict[str, Any]:

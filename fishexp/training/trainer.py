@@ -137,6 +137,9 @@ class Trainer:
         if self._warmup < recipe["warmup"] and not quiet:
             rises = f"the learning rate rises for {self._warmup}"
             logger.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
+        patience = (recipe["patience"] or 0) if choice else 0
+        if patience >= epochs:
+            logger.say(f"regime.patience={patience} stops nothing in {epochs} epochs; it is for more than {patience}")
 
     def _epoch_start(self, epoch: int, steps: int) -> Progress:
         return Progress(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)
