@@ -70,7 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             return USER_ERROR  # the first of torchrun's workers here says it
 
-    return carry_out("fishexp", work, "interrupted; the same command with resume=true continues")
+    return carry_out("fishexp", work, _interrupted)
+
+
+def _interrupted() -> str:
+    if signals.time_is_over():
+        return "stopped, as the time of minutes= is over; the same command continues"
+    return "interrupted; the same command with resume=true continues"
 
 
 def _work(args: Namespace) -> int:

@@ -10,13 +10,13 @@ from fishexp.errors import FishexpError, how_to_install
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
-def carry_out(name: str, work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+def carry_out(name: str, work: Callable[[], int | None], interrupted: Callable[[], str] = lambda: "interrupted") -> int:
     """Do the work of a program, and end it with a line on stderr where it cannot be done.
 
     Args:
         name: Of the program, which begins the line.
         work: Returns the exit status; None is 0.
-        interrupted: Text of the line after Ctrl-C.
+        interrupted: Tells the text of the line after Ctrl-C.
 
     Returns:
         The exit status: that of ``work``; 2 for a user's mistake, a package that is not installed, or a file that
@@ -38,6 +38,6 @@ def carry_out(name: str, work: Callable[[], int | None], interrupted: str = "int
     except OSError as error:  # a folder that cannot be made, say
         line, status = f"{error.filename}: {error.strerror}" if error.filename else str(error), USER_ERROR
     except KeyboardInterrupt:
-        line, status = interrupted, INTERRUPTED
+        line, status = interrupted(), INTERRUPTED
     print(f"{name}: {' '.join(line.split())}", file=sys.stderr)
     return status

@@ -22,6 +22,8 @@ _SHARE_KEPT, _MOST_KEPT = 0.1, 60.0
 _waiting = False
 # a signal waits
 _asked = False
+# the time given is over
+_time_is_over = False
 # repeats that signal after GRACE
 _timer: threading.Timer | None = None
 
@@ -63,10 +65,24 @@ def passed_on() -> Iterator[None]:
 
 def stop_after(seconds: float) -> None:
     """Have the process stop as if it got SIGUSR2, so early that it has ended when ``seconds`` are over."""
+    global _time_is_over
+    _time_is_over = False
+    main = threading.main_thread().ident or 0
+
+    def stop() -> None:
+        global _time_is_over
+        _time_is_over = True
+        signal.pthread_kill(main, signal.SIGUSR2)
+
     left = max(seconds - min(_SHARE_KEPT * seconds, _MOST_KEPT), 0)
-    timer = threading.Timer(left, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR2))
+    timer = threading.Timer(left, stop)
     timer.daemon = True
     timer.start()
+
+
+def time_is_over() -> bool:
+    """Tell whether the time that :func:`stop_after` was given has ended the work."""
+    return _time_is_over
 
 
 def _ask(kind: int, frame: FrameType | None) -> None:

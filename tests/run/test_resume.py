@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,30 @@ def signalled_after(steps: int, kind: signal.Signals, monkeypatch: pytest.Monkey
         return original(self, *arguments)
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+
+def test_a_command_whose_time_is_over_says_so_and_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, timer, step = [], threading.Timer, torch.optim.SGD.step
+
+    def taken(seconds: float, function: Any, *arguments: Any) -> threading.Timer:
+        if seconds == 60 * 60 - 60:  # of an hour, a minute is kept
+            ends.append(function)
+        return timer(seconds, function, *arguments)
+
+    def last_step(self: torch.optim.SGD, *arguments: Any) -> Any:
+        ends.pop()()
+        return step(self, *arguments)
+
+    options = (*SMALL, "regime.optimiser=sgd", "minutes=60")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Timer", taken)
+        patch.setattr(torch.optim.SGD, "step", last_step)
+        cut = fishexp(*options)
+    assert (cut.status, cut.err) == (
+        130,
+        "fishexp: stopped, as the time of minutes= is over; the same command continues\n",
+    )
+    assert "continued from a snapshot after 1 step" in fishexp(*options).out
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
