@@ -216,7 +216,10 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> 
         if first["type"] == "extra_forbidden":
             message = f"unknown key {prefix}{key}{nearest(key, list(model.model_fields))}"
         elif first["type"] == "missing":
-            message = f"{prefix}{key} has no value; give {prefix}{key}=..."
+            message = f"{prefix}{key} has no value; "
+            message += (
+                f"the function takes it, and its yaml lacks it: add {key}: ... to it" if prefix else f"give {key}=..."
+            )
         else:
             message = f"{prefix}{key}={first['input']} {first['msg'].removeprefix('Input ')}"
             if first["input"] is None:

@@ -36,6 +36,10 @@ def test_one_file_and_one_yaml_outside_the_repository_add_a_method(tmp_path: Pat
         2,
         "fishexp: unknown key method.pwoer; did you mean method.power? there are: method.power\n",
     )
+    (tmp_path / "late.py").write_text(METHOD.replace("power: float", "power: float, depth: int"))
+    assert run(tmp_path, "method=late").stderr == (
+        "fishexp: method.depth has no value; the function takes it, and its yaml lacks it: add depth: ... to it\n"
+    )
     assert "| relative | snip | late\n" in run(tmp_path, "--help").stdout
 
 
