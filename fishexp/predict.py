@@ -50,8 +50,9 @@ def _work(options: argparse.Namespace) -> None:
         _check_out(out, options.file)
 
     from fishexp.data.tables import read_table
-    from fishexp.run.inference import predict
+    from fishexp.run.inference import predict, refuse_images
 
+    refuse_images(options.run)
     table = read_table(options.file)
     predicted = predict(
         options.run, table, text=options.text, batch_size=options.batch_size, device=options.device,

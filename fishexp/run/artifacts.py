@@ -73,7 +73,7 @@ def build_model(
         model = _build_from_change(options, folder, classes, channels, epoch, behind)
     else:
         model = component("model", options).function(classes, channels)
-    about = {} if folder is None else _preprocessing(folder)
+    about = {} if folder is None else preprocessing(folder)
     found = about.get("names") if about else model.classes  # older runs name none: they have their data set's order
     if found:
         align_classes_(model, found, names, options["path"])
@@ -92,7 +92,7 @@ def _build_from_change(
     behind: tuple[Path, ...],
 ) -> Model:
     """Build the model of a run that left only what training changed, with its classes in the order of that run."""
-    about, behind = _preprocessing(folder), (*behind, folder.resolve())
+    about, behind = preprocessing(folder), (*behind, folder.resolve())
     if len(set(behind)) < len(behind):
         raise FishexpError(
             f"{folder} holds what training changed in itself; its {PREPROCESSING} is not what a run writes"
@@ -124,7 +124,7 @@ def _epochs(folder: Path) -> int:
     Raises:
         FishexpError: If what the run left beside its weights is damaged.
     """
-    epochs = _preprocessing(folder).get("epochs", Checkpoints(folder).last)  # older runs do not say
+    epochs = preprocessing(folder).get("epochs", Checkpoints(folder).last)  # older runs do not say
     if not isinstance(epochs, int) or epochs < 0:
         raise FishexpError(f"{folder / PREPROCESSING} has epochs={epochs!r}; it is not what a run writes")
     return epochs
@@ -136,13 +136,13 @@ def _source(folder: Path) -> str:
     Raises:
         FishexpError: If they are not there any more.
     """
-    source = _preprocessing(folder).get("source")
+    source = preprocessing(folder).get("source")
     if source is None or (Path(source).is_absolute() and not Path(source).exists()):
         raise FishexpError(f"{folder} holds what training changed in {source or 'a base'}, which is not there any more")
     return source
 
 
-def _preprocessing(folder: Path) -> dict[str, Any]:
+def preprocessing(folder: Path) -> dict[str, Any]:
     """Read what a run left beside its weights; nothing if ``folder`` is not that of a run.
 
     Raises:
@@ -304,8 +304,8 @@ def load_run(
 
     Returns:
         The model, as during training, whose logits are (examples, classes), and the function. Of images it takes uint8
-        (examples, channels, height, width) and returns what the model takes; of text one or two lists of sentences, and
-        returns keyword arguments for the model.
+        (examples, channels, height, width), in the size that the run had them in, and returns what the model takes; of
+        text one or two lists of sentences, and returns keyword arguments for the model.
 
     Raises:
         FishexpError: If ``folder`` is not that of a finished run, or the run has no such epoch, or code or a download
@@ -314,7 +314,21 @@ def load_run(
     model, about = load_trained(Path(folder), epoch, allow_code, allow_download)
     if model.tokenizer is None:
         images = Images(torch.empty(0), torch.empty(0), mean=tuple(about["mean"]), std=tuple(about["std"]))
-        return model.network, images.normalise
+
+        def normalise(pixels: Tensor) -> Tensor:
+            if (
+                not isinstance(pixels, Tensor)
+                or pixels.dtype != torch.uint8
+                or pixels.shape[1:-2] != (about["channels"],)
+            ):
+                kind = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+                raise FishexpError(
+                    "prepare takes a tensor of images, uint8 (examples, channels, height, width) with "
+                    f"channels={about['channels']}, got {kind}; torchvision.io.decode_image(file)[None] reads one"
+                )
+            return images.normalise(pixels)
+
+        return model.network, normalise
 
     def tokenise(*texts: Sequence[str]) -> dict[str, Tensor]:
         if any(isinstance(text, str) for text in texts):
@@ -348,7 +362,7 @@ def load_trained(
         raise
     except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
-    about = _preprocessing(folder)
+    about = preprocessing(folder)
     _check_options(folder, options, about)
     name = options["model"].get("module", options["model"]["name"])
     if not allow_code and not is_ours("model", name):

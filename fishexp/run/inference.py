@@ -16,7 +16,7 @@ from fishexp.data.text import Sentences
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import logits_of
 from fishexp.models import Model
-from fishexp.run.artifacts import load_trained
+from fishexp.run.artifacts import load_trained, preprocessing
 from fishexp.system import hardware
 
 log = logging.getLogger(__name__)
@@ -129,4 +129,18 @@ def _columns(table: Table, text: Columns, trained: Sequence[str]) -> tuple[str, 
 
 def _check_text(folder: str | Path, model: Model) -> None:
     if model.tokenizer is None:
-        raise FishexpError(f"{folder} is a run on images, this reads text; fishexp.load_run gives its model")
+        raise _not_text(folder)
+
+
+def refuse_images(folder: Path) -> None:
+    """Refuse a run on images before its model and a file of examples are read.
+
+    Raises:
+        FishexpError: If it was on images.
+    """
+    if "mean" in preprocessing(folder):
+        raise _not_text(folder)
+
+
+def _not_text(folder: str | Path) -> FishexpError:
+    return FishexpError(f"{folder} is a run on images, this reads text; fishexp.load_run gives its model")
