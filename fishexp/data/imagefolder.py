@@ -121,7 +121,9 @@ def _files_of(folder: Path, names: Sequence[str], numbered: Sequence[str] | None
     for name in names:
         found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _ENDINGS)
         if not found:
-            raise FishexpError(f"{folder / name} holds no images ({', '.join(sorted(_ENDINGS))})")
+            raise FishexpError(
+                f"{folder / name} holds no images ({', '.join(sorted(_ENDINGS))}); remove it, or fill it"
+            )
         paths += found
         labels += [(numbered or names).index(name)] * len(found)
     if not paths:
