@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         home = experiment.shares or name
         return run_experiment(experiment, environment, HOME / home / "records.jsonl", f"outputs/{home}", HOME / name)
 
-    return carry_out("fishexp", work, "interrupted; the same command goes on")
+    return carry_out("fishexp", work, lambda: "interrupted; the same command goes on")
 
 
 def names() -> list[str]:
