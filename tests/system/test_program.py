@@ -50,9 +50,9 @@ def test_a_reader_of_the_output_who_goes_ends_it_in_silence(lines: int) -> None:
     work = f"lambda: print('more\\n' * {lines})"
     program = "import sys; from fishexp.system.program import carry_out; print('first', flush=True); sys.stdin.read(); "
     program += f"sys.exit(carry_out('this', {work}))"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    with subprocess.Popen([sys.executable, "-c", program], env=buffered, **pipes) as process:
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    with subprocess.Popen(command, env=buffered, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         assert process.stderr is not None
