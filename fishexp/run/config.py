@@ -250,7 +250,8 @@ def _readable(error: Exception) -> FishexpError:
     if isinstance(error, MissingConfigException) and error.options is not None:
         missing = error.missing_cfg_file or ""
         group, _, choice = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
-        return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}")
+        others = "; any other: model=torchvision model.arch=..., model=auto model.path=..." if group == "model" else ""
+        return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}{others}")
     if match := re.search(r"Could not override '(?:\w+@\w+\.)?([\w.@]+)'", f"{error}\n{error.__cause__}"):
         if match[1] == EXPERIMENT:
             return FishexpError("experiment=NAME takes DIR/experiment/NAME.yaml: name the folder by --config-dir DIR")

@@ -135,8 +135,9 @@ class Trainer:
         epochs = recipe["epochs"]
         self._warmup = limit_warmup(recipe["warmup"], epochs)
         if self._warmup < recipe["warmup"] and not quiet:
+            quarter = f"a quarter of {epochs} epoch{'s' * (epochs > 1)}"
             rises = f"the learning rate rises for {self._warmup}"
-            logger.say(f"regime.warmup={recipe['warmup']} is over a quarter of {epochs} epochs: {rises}")
+            logger.say(f"regime.warmup={recipe['warmup']} is over {quarter}: {rises}")
         patience = (recipe["patience"] or 0) if choice else 0
         if patience >= epochs:
             logger.say(f"regime.patience={patience} stops nothing in {epochs} epochs; it is for more than {patience}")

@@ -12,6 +12,9 @@ from tests.support.cli import QUICK, fishexp, records
 METHODS = sorted(file.stem for file in Path(CONF, "method").glob("*.yaml"))
 
 COMPOSITION = {
+    "model=resnet50": "model=resnet50: no such model; did you mean resnet9? there are: auto, bert_base, bert_large, "
+    "minilm, resnet18, resnet34, resnet8, resnet9, torchvision; any other: model=torchvision model.arch=..., "
+    "model=auto model.path=...",
     "method=fsh": f"method=fsh: no such method; did you mean fish? there are: {', '.join(METHODS)}",
     "data=imagenet": "data=imagenet: no such data; did you mean imagefolder? there are: cifar10, csv, digits, glue, "
     "hf, imagefolder",
