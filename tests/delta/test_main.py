@@ -430,10 +430,11 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, form: str, capsys: py
         assert sorted(tmp_path.rglob("*")) == here
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, tuned = folder(tmp_path / "base", model(1), 3), folder(tmp_path / "tuned", changed(model(1), 2), 3)
     run("diff", base, tuned, "-o", tmp_path / "delta")
     here = sorted(tmp_path.rglob("*"))
-    with mock.patch("fishexp.delta.patch.write_index", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        run("apply", base, tmp_path / "delta", "-o", tmp_path / "out")
+    with mock.patch("fishexp.delta.patch.write_index", side_effect=KeyboardInterrupt):
+        assert run("apply", base, tmp_path / "delta", "-o", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "fishexp.delta: interrupted\n"
     assert sorted(tmp_path.rglob("*")) == here

@@ -49,8 +49,6 @@ def test_the_environment_says_what_to_do_with_an_experiment(capsys) -> None:
     assert re.fullmatch(rf"{none}; FISHEXP_DATA is not set", note)
     assert header.split("  ")[0] == "step"
     assert rates.split()[:4] == ["rates", "15", "0", "15"]
-    assert program.main(["table4"], {"PROFILE": "cpu", "DRY": "1", "FISHEXP_DATA": "somewhere"}) == 0
-    assert re.fullmatch(none, capsys.readouterr().out.splitlines()[0])
 
 
 def test_settings_become_overrides_that_give_these_settings() -> None:
