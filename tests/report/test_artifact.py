@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fishexp.report.page import __main__ as page
+from fishexp.system.wandb_start import start
 from tests.support.offline import WANDB_VARIABLES, inspect, items, only
 from tests.support.records import held_out, record
 
@@ -20,7 +21,10 @@ def test_page_tables_and_pictures_are_an_artifact(written, tmp_path: Path, monke
         record(0.6, data__name="glue", data__task="x"),
         held_out(0.7, 0.1),
     ]
+    other = start("wandb=", "offline", tmp_path.parent)  # a run of this process that goes on
     assert page.main([str(written(runs)), "-o", "report.html", "--wandb", "offline"]) == 0
+    other.log({"still": 1})
+    other.finish()
     log = inspect(tmp_path)
     assert [run["job_type"] for run in only(log, "run")] == ["report"]
     (report,) = (artifact for artifact in only(log, "artifact") if artifact["type"] == "report")
