@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from experiments.lib.durations import Durations
@@ -80,8 +81,7 @@ def fitting(hours: float, commands: Sequence[Command], done: Collection[str], du
     inside = {command for command, runs in to_do if not runs}
     for command, runs in to_do:
         taken = [durations.seconds(run) or math.inf for run in runs]
-        ends = [sum(taken[: count + 1]) for count in range(len(taken))]
-        fit += sum(end <= left for end in ends)
+        fit += sum(end <= left for end in accumulate(taken))
         left -= sum(taken)
         if runs and left >= 0:
             inside.add(command)

@@ -65,13 +65,13 @@ class Durations:
         Args:
             python: Interpreter of the runs.
         """
-        kinds = {_kind(composed_runs(command.overrides)[0]): command for command in commands}
+        kinds, outlines = {_kind(composed_runs(command.overrides)[0]): command for command in commands}, Outlines()
         for kind, command in kinds.items():
             run, short = composed_runs(command.overrides)[0], _shortened(command)
             name = (
                 f"{run['model']['name']} on {run['data'].get('task') or run['data']['name']}, {run['regime']['name']}"
             )
-            steps, timed = (forecast(each, Outlines()).steps for each in (run, *composed_runs(short)))
+            steps, timed = (forecast(each, outlines).steps for each in (run, *composed_runs(short)))
             seconds = _carried_out(short, python)
             if seconds is None or not steps or not timed:
                 yield f"{name}: its steps could not be timed"

@@ -51,7 +51,7 @@ def carry_out(
         done = finished(records)
     commands = list(plan())
     if hours < math.inf:
-        print("whole:", costs.whole(commands, [command for command in commands if not command.to_do(done)]))
+        print("whole:", costs.whole(commands, {command for command in commands if not command.to_do(done)}))
     if left := sum(len(command.to_do(done)) for command in commands):
         runs = "1 run is" if left == 1 else f"{left} runs are"
         why = "time is up" if seconds_left <= _SHORTEST else "failed, or going on in another process"

@@ -67,7 +67,12 @@ def reader(
     if runs and not names:
         words = {*columns, *groups, *(name.rpartition(".")[2] for name in known if name.count(".") < 2)}
         raise FishexpError(f"no run here has {key}{nearest(key, sorted(words - {'name', 'module', 'ignores_keep'}))}")
-    return lambda run: next((settings_of(run)[name] for name in names if name in settings_of(run)), None)
+
+    def value_of(run: T) -> Any:
+        settings = settings_of(run)
+        return next((settings[name] for name in names if name in settings), None)
+
+    return value_of
 
 
 def _test(key: str, text: str) -> Callable[[Any], bool]:
