@@ -17,6 +17,7 @@ KEEPS = (0.001, 0.005, 0.02, 0.1)
 SCORED = 64  # examples that a fish mask is chosen by
 OURS = ("dense", "floor", "ours")
 CONVOLUTIONS = ("dense", "original", "floor", "ours")  # PEFT's two train entries of linear layers only
+GRAPHS = ("dense, graphs", "ours, graphs")  # on a GPU
 ALL = ("dense", "original", "floor", "LoRA", "SHiRA", "Super-Tuning", "ours")
 
 
@@ -47,8 +48,9 @@ class StepCase:
 def cases(device: str) -> list[StepCase]:
     """List all settings for a device type. The original and PEFT run at half a percent and with random masks only."""
     grid = [StepCase("minilm", 16, 64, ALL if keep == 0.005 else OURS, keep) for keep in KEEPS]
-    larger = _cuda() if device == "cuda" else _cpu()
-    return [*grid, *_fish_and_units("minilm", 16, 64), *larger]
+    listed = [*grid, *_fish_and_units("minilm", 16, 64), *(_cuda() if device == "cuda" else _cpu())]
+    graphs = GRAPHS if device == "cuda" else ()
+    return [replace(case, contenders=(*case.contenders, *graphs)) for case in listed]
 
 
 def _fish_and_units(model: str, batch: int, length: int | None) -> list[StepCase]:

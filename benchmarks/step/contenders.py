@@ -1,7 +1,8 @@
 """Implementations of training a part of a model's weights, each as a model and an optimizer."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks import adapters
 from benchmarks.models import Batch
+from benchmarks.step.case import GRAPHS
 from fishexp.fisher.batches import logits_of
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
 from fishexp.sparse.sparsify import mask_gradients
+from fishexp.training.cuda_graphs import CudaCapture
 
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 0.01
@@ -22,15 +25,23 @@ WEIGHT_DECAY = 0.01
 
 @dataclass
 class Contender:
-    """Hold a model with its optimizer; ``trained`` is the number of weights that may change."""
+    """Hold a model with its optimizer.
+
+    Attributes:
+        trained: Number of weights that may change.
+        graphs: Whether its passes are replayed as a CUDA graph, as in runs of fishexp.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     trained: int
+    graphs: bool = False
 
 
 def make(name: str, model: nn.Module, mask: Mask, head: tuple[str, ...]) -> Contender:
     """Make the contender of that name; changes ``model``."""
+    if name in GRAPHS:
+        return replace(make(name.partition(",")[0], model, mask, head), graphs=True)
     if name in adapters.MAKERS:
         model = adapters.MAKERS[name](model, mask, head)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -53,6 +64,32 @@ def step(contender: Contender, batch: Batch, precision: str) -> None:
     backward(contender.model, batch, precision)
     contender.optimizer.step()
     contender.optimizer.zero_grad()
+
+
+def stepper(contender: Contender, batch: Batch, precision: str) -> Callable[[], object]:
+    """Return what runs a training step; captures its passes first where they are to be replayed."""
+    if not contender.graphs:
+        return partial(step, contender, batch, precision)
+    parameters = [p for group in contender.optimizer.param_groups for p in group["params"]]
+    for _ in range(3):
+        step(contender, batch, precision)
+
+    def passes() -> Tensor:
+        contender.optimizer.zero_grad()
+        backward(contender.model, batch, precision)
+        return torch.zeros(())
+
+    captured, _ = CudaCapture(batch[1].device).capture(passes)
+    gradients = [p.grad for p in parameters]
+
+    def replay() -> None:
+        captured.replay()
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        contender.optimizer.step()
+        contender.optimizer.zero_grad()
+
+    return replay
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -4,7 +4,6 @@ import gc
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -34,7 +33,8 @@ class StepResult(RelativeTime):
     Attributes:
         trained: Number of weights that may change.
         state_bytes: Memory that training adds, see :func:`benchmarks.memory.training_state`.
-        peak_bytes: Peak of a GPU's memory, see :func:`benchmarks.memory.peak`; None on a CPU.
+        peak_bytes: Peak of a GPU's memory, see :func:`benchmarks.memory.peak`; None on a CPU, and where a graph has
+            memory of its own.
     """
 
     trained: int
@@ -69,7 +69,7 @@ def measure(case: StepCase, device: torch.device, effort: Effort) -> Iterator[St
     prepared = {name: _prepare(name, model, mask, head, batch) for name in installed(case.contenders)}
     check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
     for precision in precisions:
-        calls = {name: partial(contenders.step, p.contender, batch, precision) for name, p in prepared.items()}
+        calls = {name: contenders.stepper(p.contender, batch, precision) for name, p in prepared.items()}
         times = interleave(calls, effort, device)
         for name, own in prepared.items():
             yield StepResult(
@@ -78,7 +78,7 @@ def measure(case: StepCase, device: torch.device, effort: Effort) -> Iterator[St
                 total=sum(p.numel() for p in model.parameters()),
                 trained=own.contender.trained,
                 state_bytes=own.state_bytes,
-                peak_bytes=memory.peak(calls[name], own.resident, device),
+                peak_bytes=None if own.contender.graphs else memory.peak(calls[name], own.resident, device),
             )
     check_frozen(case, prepared["ours"].contender.model, dict(model.named_parameters()), mask)
 

@@ -22,6 +22,8 @@ _MARKS = {
     "Super-Tuning": ("#009E73", "v", 0.17),
     "floor": ("#868B90", "|", 0.0),
     "ours": ("#0072B2", "o", 0.0),
+    "dense, graphs": ("#24292F", "P", 0.0),
+    "ours, graphs": ("#56B4E9", "o", 0.0),
 }
 _INK = "#24292F"
 _QUIET = "#59636E"

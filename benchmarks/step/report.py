@@ -7,7 +7,7 @@ from benchmarks import relative
 from benchmarks.models import batch_title
 from benchmarks.protocol import Picture
 from benchmarks.records import Record
-from benchmarks.step.case import ALL
+from benchmarks.step.case import ALL, GRAPHS
 from fishexp.system.text_table import markdown_table
 
 _MIB = 2**20  # bytes
@@ -25,7 +25,7 @@ def sections(records: Sequence[Record]) -> list[str]:
     """Return headings and tables of the records of a machine: time, then memory."""
     return [
         "**Training step: time as a fraction of dense training's, median (quartiles)**",
-        relative.table(relative.rows(records, title), ALL),
+        relative.table(relative.rows(records, title), (*ALL, *GRAPHS)),
         "**Weights that train, and the memory that training them takes**",
         _memory(records),
     ]

@@ -16,7 +16,7 @@ from fishexp.run.settings import EPOCH_CHOICE, GROUPS, Config, chooses_epoch, co
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = (
     "records", "wandb", "tensorboard", "resume", "minutes", "snapshot_minutes", "snapshot_keep", "debug", "outputs",
-    "plan",
+    "plan", "cuda_graphs",
 )  # fmt: skip
 NOT_IDENTITY_OF_REGIME = ("snapshot_steps", "restarts", "timeout", "bandwidth", "latency")
 # settings of a method that there were not always -> the value that says what was so before, and is no part of identity

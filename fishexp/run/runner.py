@@ -350,6 +350,7 @@ def _problem(
         as_original=settings.compat == "fish",
         costs=costs,
         fresh=model.head if model.classes is None else (),
+        cuda_graphs=settings.cuda_graphs and device.type == "cuda" and collectives.world_size == 1,
         progress=logger.progress,
     )
 

@@ -54,6 +54,7 @@ class Settings(BaseModel):
     threads: Annotated[int, Ge(1)] | None
     wandb: Literal["disabled", "offline", "online"]
     tensorboard: bool
+    cuda_graphs: bool
     outputs: str
     records: str
     resume: Literal["strict"] | bool

@@ -46,6 +46,7 @@ class Problem:
         collectives: Connects the workers of the run; most runs have only one worker.
         data_parallel: Whether the workers train one model together, each on its share of every batch
             (:mod:`fishexp.training.data_parallel`); if not, several workers train apart.
+        cuda_graphs: Whether batches whose shape comes often are CUDA graphs (:mod:`fishexp.training.cuda_graphs`).
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
 
@@ -62,6 +63,7 @@ class Problem:
     fresh: tuple[str, ...] = ()
     collectives: Collectives = field(default_factory=InProcessCollectives)
     data_parallel: bool = False
+    cuda_graphs: bool = False
     progress: Callable[[int, str], AbstractContextManager[Callable[[int], None]]] = _no_progress
 
     @property

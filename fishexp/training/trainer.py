@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
@@ -17,6 +18,7 @@ from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
 from fishexp.training.adapted import Adapted
+from fishexp.training.cuda_graphs import GraphedPasses, run_passes
 from fishexp.training.data_parallel import (
     add_up_gradients,
     all_random_streams,
@@ -38,6 +40,7 @@ OptimizerName: TypeAlias = Literal["sgd", "adamw"]
 CHECK_STEPS = 20  # optimiser steps between looks at the loss: each look waits for the device
 STATE = "optimiser."  # prefix of the optimiser's tensors in a snapshot
 GROUP = "regime."  # prefix of the keys of a recipe on the command line
+Passes: TypeAlias = Callable[[Inputs, Tensor, float], Tensor]  # of a batch and its share of the loss; see run_passes
 COUNTS = ("epoch", "steps", "batches", "examples")  # fields of Progress in a snapshot
 
 
@@ -127,6 +130,8 @@ class Trainer:
         self._problem, self._logger, self._snapshots, self._recipe = problem, logger, snapshots, recipe
         self._choice = choice
         self._bar: ProgressBar | None = None
+        self._passes: Passes = partial(run_passes, problem)
+        self._said: set[str] = set()
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
         self._examples = problem.epoch_size(recipe["batch_size"], drop_last=recipe["drop_last"])
@@ -149,8 +154,15 @@ class Trainer:
         """Make a new optimiser, without momentum yet, for the parameters that train from now on."""
         recipe = self._recipe
         self.optimizer = make_optimizer(recipe["optimiser"], parameters, recipe["lr"], recipe["weight_decay"])
+        if self._problem.cuda_graphs:
+            self._passes = GraphedPasses(self._problem, parameters, self._say_once)
         steps = self.epoch_steps * recipe["epochs"], int(self.epoch_steps * self._warmup)
         self._schedule = linear_schedule(self.optimizer, *steps, done=self.progress.steps)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._logger.say(line)
 
     @contextmanager
     def bar(self) -> Iterator[None]:
@@ -215,7 +227,7 @@ class Trainer:
             recipe["batch_size"], drop_last=recipe["drop_last"], done=progress.batches, order=self._order
         )
         self._order = None
-        options = {"accumulate": recipe["accumulate"], "clip": recipe["clip"], "prefix": GROUP}
+        options = {"accumulate": recipe["accumulate"], "clip": recipe["clip"], "prefix": GROUP, "passes": self._passes}
         for loss, examples in train_steps(self._problem, self.optimizer, self._schedule, batches, progress, **options):
             yield loss
             if self._bar is not None:
@@ -293,6 +305,7 @@ def train_steps(
     accumulate: int,
     clip: float | None,
     prefix: str,
+    passes: Passes | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
     """Train on ``batches``, an optimiser step at a time, and count the steps in ``progress``.
 
@@ -300,6 +313,7 @@ def train_steps(
         accumulate: Batches in an optimiser step; the gradient is that of the mean loss over all their examples.
         clip: Largest norm of the kept entries' gradient; None for no limit.
         prefix: What comes before ``lr`` in the key of the learning rate, for errors: ``regime.``.
+        passes: Runs the forward and the backward pass of a batch; None for :func:`run_passes`.
 
     Yields:
         After each step its mean loss (a tensor, on the device; in nats for classes) and its number of examples.
@@ -307,6 +321,7 @@ def train_steps(
     Raises:
         RunFailed: If the loss stops being finite; says at which step of the epoch.
     """
+    passes = passes or partial(run_passes, problem)
     problem.model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     first_bad = torch.tensor(math.inf, device=problem.device)
@@ -315,9 +330,7 @@ def train_steps(
         examples = sum(len(labels) for _, labels in group)
         step_loss = torch.zeros((), device=problem.device)
         for inputs, labels in shares(problem, group):
-            loss = problem.loss(problem.logits(inputs), labels) * (len(labels) / examples)
-            loss.backward()  # gradients of the kept entries, and of nothing else
-            step_loss += loss.detach()
+            step_loss += passes(inputs, labels, len(labels) / examples)
         step_loss = add_up_gradients(problem, parameters, step_loss)
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)

@@ -1,0 +1,244 @@
+"""Forward and backward passes on a GPU, replayed as CUDA graphs: the host asks for one thing instead of thousands."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fishexp.fisher.batches import Inputs, mapped, tensors_of
+from fishexp.training.problem import Precision, Problem
+
+# batches of a shape that are run as they stand before it is captured, which takes as long as several of them
+OFTEN = 10
+# how far a graph's gradient may be from that of the passes themselves, of which some add up in any order
+TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "bf16": 0.1}
+
+OwnPasses: TypeAlias = Callable[[], Tensor]  # of one batch; returns the loss and leaves the gradients in .grad
+
+
+class Captured(Protocol):
+    """Replay what was captured."""
+
+    def replay(self) -> None:
+        """Compute everything anew from what its inputs hold by now, into the tensors that it had."""
+
+
+Capture: TypeAlias = Callable[[OwnPasses], tuple[Captured, Tensor]]  # returns the loss, too
+
+
+def run_passes(problem: Problem, inputs: Inputs, labels: Tensor, share: float = 1.0) -> Tensor:
+    """Run the forward and the backward pass of a batch: the gradients of what trains are in ``.grad`` afterwards.
+
+    Args:
+        share: Factor of the loss, before gradients are taken.
+
+    Returns:
+        The mean loss times ``share``, detached.
+    """
+    loss = problem.loss(problem.logits(inputs), labels) * share
+    loss.backward()  # gradients of the kept entries, and of nothing else
+    return loss.detach()
+
+
+class GraphedPasses:
+    """Run the passes of batches; a shape of batch that comes often is captured on a GPU, and replayed from then on.
+
+    Without it, a GPU waits for Python: sparse training has a few more kernels to ask for than dense training has.
+
+    A replay does again what the device did when it was captured, and nothing of what the host did. So no graph is made
+    where a pass waits for the device or draws from a generator on the host, and each is compared, once, with the passes
+    themselves on the same batch. Where that fails, or the memory would not do, all batches run as they stand.
+
+    Args:
+        parameters: What trains: all whose gradients a batch is to leave in ``.grad``.
+        say: Told once that there are graphs, or why there are none.
+        capture: Makes a graph.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        parameters: Sequence[nn.Parameter],
+        say: Callable[[str], None],
+        capture: Capture | None = None,
+    ) -> None:
+        self._problem, self._parameters, self._say = problem, parameters, say
+        self._capture = capture or CudaCapture(problem.device).capture
+        self._often: Counter[Any] = Counter()
+        self._graphs: dict[Any, _Graph] = {}
+        self._ended = False
+
+    def __call__(self, inputs: Inputs, labels: Tensor, share: float = 1.0) -> Tensor:
+        """Do what :func:`run_passes` does. The loss that is returned holds until the next call."""
+        key = _shape(inputs, labels)
+        if self._ended or share != 1 or key is None or any(p.grad is not None for p in self._parameters):
+            return run_passes(self._problem, inputs, labels, share)
+        if graph := self._graphs.get(key):
+            return graph.replay(inputs, labels)
+        self._often[key] += 1
+        if self._often[key] <= OFTEN or not _memory_for_two(self._problem.device):
+            return run_passes(self._problem, inputs, labels)
+        return self._captured(key, inputs, labels)
+
+    def _captured(self, key: Any, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Run the passes, and make the graph of their shape if it does the same."""
+        tried: tuple[_Graph, Tensor, list[Tensor | None]] | str
+        with _state_restored(self._problem):
+            try:
+                graph = _Graph(self._problem, self._parameters, inputs, labels, self._capture)
+                tried = graph, graph.replay(inputs, labels).clone(), _taken(self._parameters, copy=True)
+            except Exception as error:  # of many kinds; if it is the model's own, the passes raise it, too
+                tried = _reason(error)
+                _taken(self._parameters)
+        loss = run_passes(self._problem, inputs, labels)
+        gradients = [p.grad for p in self._parameters]
+        wrong = tried if isinstance(tried, str) else _difference(loss, gradients, *tried[1:], self._problem.precision)
+        if isinstance(tried, str) or wrong:
+            self._graphs.clear()
+            self._ended = True
+            self._say(f"passes are no CUDA graphs, which may take longer: {wrong}")
+        else:
+            if not self._graphs:
+                self._say("passes are CUDA graphs from here on, for each shape of batch that comes often")
+            self._graphs[key] = tried[0]
+        return loss
+
+
+class _Graph:
+    """Hold the passes of a shape of batch as they were captured, and their tensors."""
+
+    def __init__(
+        self, problem: Problem, parameters: Sequence[nn.Parameter], inputs: Inputs, labels: Tensor, capture: Capture
+    ) -> None:
+        self._inputs, self._labels, self._parameters = mapped(inputs, Tensor.clone), labels.clone(), parameters
+
+        def passes() -> Tensor:
+            _taken(parameters)
+            return run_passes(problem, self._inputs, self._labels)
+
+        with _nothing_drawn_on_the_host():
+            self._captured, self._loss = capture(passes)
+        self._gradients = _taken(parameters)
+
+    def replay(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Run the passes of another batch of the shape."""
+        new = tensors_of(inputs)
+        for name, own in tensors_of(self._inputs).items():
+            own.copy_(new[name], non_blocking=True)
+        self._labels.copy_(labels, non_blocking=True)
+        self._captured.replay()
+        for p, gradient in zip(self._parameters, self._gradients, strict=True):
+            p.grad = gradient
+        return self._loss
+
+
+class CudaCapture:
+    """Capture on a GPU; all graphs share a pool of memory, as no two are ever replayed at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._stream: Any = None
+
+    def capture(self, passes: OwnPasses) -> tuple[Captured, Tensor]:
+        """Run the passes, for what is set up when it is first needed, then capture them without running them."""
+        with torch.cuda.device(self._device):
+            if self._pool is None:
+                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                passes()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                loss = passes()
+            return graph, loss
+
+
+def _shape(inputs: Inputs, labels: Tensor) -> Any:
+    """Return what batches of one graph have in common; None if there is more than tensors in the inputs."""
+    tensors = tensors_of(inputs)
+    if not isinstance(inputs, Tensor) and len(tensors) < len(inputs):
+        return None
+    return tuple((name, t.shape, t.stride(), t.dtype) for name, t in [*tensors.items(), ("labels", labels)])
+
+
+def _memory_for_two(device: torch.device) -> bool:
+    """Tell whether the most that passes ever took beside what there is now could be taken twice.
+
+    A graph keeps its memory to itself, while evaluation and shapes that come seldom take theirs from the rest.
+    """
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - allocated
+    return free + unused > 2 * (torch.cuda.max_memory_allocated(device) - allocated)
+
+
+@contextmanager
+def _nothing_drawn_on_the_host() -> Iterator[None]:
+    """Refuse what draws random numbers on the host, which a replay would not draw again; undo the draws."""
+    own, numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+        same = all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy, strict=True))
+        if not (same and random.getstate() == own and torch.equal(torch.get_rng_state(), of_torch)):
+            raise RuntimeError("the model draws random numbers on the host")
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy)
+        torch.set_rng_state(of_torch)
+
+
+@contextmanager
+def _state_restored(problem: Problem) -> Iterator[None]:
+    """Undo what passes leave behind beside gradients: running statistics, and where torch's random streams are."""
+    buffers, streams = list(problem.model.buffers()), problem.random_streams()
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+    problem.set_random_streams(streams)
+
+
+def _taken(parameters: Sequence[nn.Parameter], *, copy: bool = False) -> list[Tensor | None]:
+    """Take the gradients from the parameters, which have none afterwards."""
+    gradients = [p.grad.clone() if copy and p.grad is not None else p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    return gradients
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what went wrong first: after it CUDA only says that a capture has failed."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _difference(
+    loss: Tensor,
+    gradients: Sequence[Tensor | None],
+    replayed_loss: Tensor,
+    replayed: Sequence[Tensor | None],
+    precision: Precision,
+) -> str:
+    """Say what a replay does otherwise than the passes by more than rounding; nothing if it does the same."""
+    distance = size = torch.zeros((), device=loss.device)
+    for gradient, again in zip(gradients, replayed, strict=True):
+        if gradient is None or again is None:
+            if gradient is not again:
+                return "a replay brings gradients to other weights"
+            continue
+        distance = distance + (gradient - again).float().square().sum()
+        size = size + gradient.float().square().sum()
+    tolerance = TOLERANCE[precision]
+    close = distance <= tolerance**2 * size and (loss - replayed_loss).abs() <= tolerance * loss.abs()
+    return "" if close else "a replay of the same batch has another gradient"
