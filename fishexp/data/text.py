@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -49,12 +50,19 @@ class Tokens:
         padding: Name of an input -> value that rows are padded with.
         labels: (examples,), int64 for classes, float for a regression.
         max_length: Number of tokens that examples were cut to.
+        multiple: What the length of a batch is a multiple of, unless ``max_length`` is in between.
     """
 
     def __init__(
-        self, columns: dict[str, list[Tensor]], padding: dict[str, int], labels: Tensor, max_length: int
+        self,
+        columns: dict[str, list[Tensor]],
+        padding: dict[str, int],
+        labels: Tensor,
+        max_length: int,
+        multiple: int = 1,
     ) -> None:
         self.columns, self.padding, self.labels, self.max_length = columns, padding, labels, max_length
+        self.multiple = multiple
         self.lengths = torch.tensor([len(row) for row in columns["input_ids"]])
 
     def __len__(self) -> int:
@@ -63,7 +71,11 @@ class Tokens:
     def subset(self, index: Tensor) -> "Tokens":
         """Return the examples at ``index``, in that order."""
         columns = {key: [rows[i] for i in index.tolist()] for key, rows in self.columns.items()}
-        return Tokens(columns, self.padding, self.labels[index], self.max_length)
+        return Tokens(columns, self.padding, self.labels[index], self.max_length, self.multiple)
+
+    def in_multiples_of(self, length: int) -> "Tokens":
+        """Return the same examples in batches of fewer different lengths: a GPU runs those as graphs, and in tiles."""
+        return Tokens(self.columns, self.padding, self.labels, self.max_length, length)
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Return padded inputs and labels of the examples at ``index``; text is not augmented."""
@@ -71,4 +83,7 @@ class Tokens:
             key: pad_sequence([rows[i] for i in index.tolist()], batch_first=True, padding_value=self.padding[key])
             for key, rows in self.columns.items()
         }
+        longest = int(self.lengths[index].max())
+        more = min(-longest % self.multiple, max(self.max_length - longest, 0))
+        inputs = {key: pad(tensor, (0, more), value=self.padding[key]) for key, tensor in inputs.items()}
         return inputs, self.labels[index]

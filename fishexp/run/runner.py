@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fishexp.data.datasets import Dataset
+from fishexp.data.text import Tokens
 from fishexp.delta.fingerprint import digest, fingerprint
 from fishexp.distributed.context import ALONE, RECOVERABLE, Context
 from fishexp.distributed.failures import Facts
@@ -308,7 +309,8 @@ def _prepared(data: Dataset, model: Model, device: torch.device) -> Dataset:
 
     def prepare(examples: Any) -> Any:
         if model.tokenizer is not None:
-            return examples.tokenised(model.tokenizer)
+            tokens = examples.tokenised(model.tokenizer)
+            return tokens.in_multiples_of(8) if device.type == "cuda" and isinstance(tokens, Tokens) else tokens
         return (examples.normalised_by(*model.normalisation) if model.normalisation else examples).to(device)
 
     if model.tokenizer is not None:

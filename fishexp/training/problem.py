@@ -1,8 +1,10 @@
 """A problem: the model, the data it is to learn, and the loss."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -22,6 +24,25 @@ Batch: TypeAlias = tuple[Inputs, Tensor]  # inputs, labels
 def count_epoch(examples: int, size: int, *, drop_last: bool) -> int:
     """Count the examples of an epoch in batches of ``size``: all, or without a smaller last batch."""
     return examples // size * size if drop_last and examples > size else examples
+
+
+def without_mask_of_ones(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Leave out an attention mask that masks nothing, if the model does without one, as those of transformers do.
+
+    They would look for padding themselves, and wait for the device that the mask is on.
+    """
+    if not isinstance(inputs, Mapping) or not _mask_is_optional(type(model)):
+        return inputs
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or not bool(mask.all()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+@cache
+def _mask_is_optional(model: type[nn.Module]) -> bool:
+    parameter = inspect.signature(model.forward).parameters.get("attention_mask")
+    return parameter is not None and parameter.default is None
 
 
 def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
@@ -157,5 +178,7 @@ class Problem:
 
     def _batch(self, examples: Examples, index: Tensor, generator: torch.Generator | None) -> Batch:
         inputs, labels = examples.batch(index, generator)
+        if self.device.type != "cpu":
+            inputs = without_mask_of_ones(self.model, inputs)
         moved = mapped(inputs, lambda tensor: tensor.to(self.device, non_blocking=True))
         return moved, labels.to(self.device, non_blocking=True)

@@ -41,3 +41,20 @@ def test_padding_changes_no_logits(bert_folder: Path) -> None:
     alone = torch.cat([network(**tokens.batch(torch.tensor([i]))[0]).logits for i in range(3)])
     torch.testing.assert_close(together, alone)
     assert tokens.lengths.unique().numel() > 1
+
+
+def test_batches_of_fewer_lengths_change_no_logits(bert_folder: Path) -> None:
+    """Multiples of 4, but where examples are cut before one."""
+    tokens, model = tokens_of(bert_folder, pairs=True, max_length=15)
+    found = tokens.in_multiples_of(4).subset(torch.arange(3))
+    network, lengths = model.network.eval(), []
+    for i in range(3):
+        inputs, _ = found.batch(torch.tensor([i]))
+        lengths.append(inputs["input_ids"].shape[1])
+        pads = inputs["input_ids"][0, int(tokens.lengths[i]) :]
+        assert pads.tolist() == [model.tokenizer.pad_token_id] * len(pads)
+        assert inputs["attention_mask"].sum() == tokens.lengths[i]
+        alone, _ = tokens.batch(torch.tensor([i]))
+        torch.testing.assert_close(network(**inputs).logits, network(**alone).logits)
+    assert lengths == [min(-(-int(length) // 4) * 4, 15) for length in tokens.lengths]
+    assert set(lengths) == {12, 15}
