@@ -90,7 +90,8 @@ class GraphedPasses:
         tried: tuple[_Graph, Tensor, list[Tensor | None]] | str
         with _state_restored(self._problem):
             try:
-                graph = _Graph(self._problem, self._parameters, inputs, labels, self._capture)
+                with _state_restored(self._problem):  # so that the replay draws what the passes are going to draw
+                    graph = _Graph(self._problem, self._parameters, inputs, labels, self._capture)
                 tried = graph, graph.replay(inputs, labels).clone(), _taken(self._parameters, copy=True)
             except Exception as error:  # of many kinds; if it is the model's own, the passes raise it, too
                 tried = _reason(error)
@@ -201,11 +202,13 @@ def _state_restored(problem: Problem) -> Iterator[None]:
     """Undo what passes leave behind beside gradients: running statistics, and where torch's random streams are."""
     buffers, streams = list(problem.model.buffers()), problem.random_streams()
     before = [buffer.clone() for buffer in buffers]
-    yield
-    with torch.no_grad():
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-    problem.set_random_streams(streams)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        problem.set_random_streams(streams)
 
 
 def _taken(parameters: Sequence[nn.Parameter], *, copy: bool = False) -> list[Tensor | None]:
