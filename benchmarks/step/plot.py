@@ -51,7 +51,7 @@ def figure(panels: dict[str, list[Row]]) -> Figure:
         Line2D([], [], color=_MARKS[name][0], marker=_MARKS[name][1], linestyle="", markersize=8, markeredgewidth=2)
         for name in shown
     ]
-    fig.legend(handles, shown, loc="outside upper center", ncols=len(shown), frameon=False)
+    fig.legend(handles, shown, loc="outside upper center", ncols=min(len(shown), 5), frameon=False)
     return fig
 
 
