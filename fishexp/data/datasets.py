@@ -68,7 +68,8 @@ class Dataset:
             the key of a single set is empty.
         classes: Number of labels; 1 is a regression.
         channels: Number of channels of its images; 0 for text.
-        metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first.
+        metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first,
+            of which more has to be better.
         names: Names of the classes in the order of their numbers; empty for a regression, or if they have none.
         columns: Names of the columns that its sentences were in, if it was a table of the user's.
         validation: Training examples that are held out to choose the epoch by; None where it is not chosen.

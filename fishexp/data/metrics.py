@@ -9,9 +9,28 @@ import numpy as np
 from torch import Tensor
 
 from fishexp.data.datasets import Metrics
+from fishexp.errors import FishexpError
 
 # metrics of which less is better; of all others more is
-LESS_IS_BETTER = frozenset({"loss"})
+LESS_IS_BETTER = frozenset(
+    "loss error error_rate mse rmse mae nll cross_entropy perplexity brier ece wer cer".split()  # noqa: SIM905
+)
+
+
+def check_headline(metrics: Metrics) -> None:
+    """Refuse a data set's metrics if less of the first is better: reports, and what is chosen by it, take the most.
+
+    Raises:
+        FishexpError: If so, or if there is no metric.
+    """
+    headline = next(iter(metrics), None)
+    if headline is None:
+        raise FishexpError("the metrics of the data set are empty; return at least one, of which more is better")
+    if headline in LESS_IS_BETTER:
+        raise FishexpError(
+            f"{headline} is the first metric of the data set, and less of it is better; put one first of which more is "
+            f"better, such as neg_{headline}"
+        )
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Metrics:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 
-from fishexp.data.metrics import accuracy, accuracy_and_f1, class_shares, correlations, matthews
+from fishexp.data.metrics import accuracy, accuracy_and_f1, check_headline, class_shares, correlations, matthews
+from fishexp.errors import FishexpError
+from fishexp.training.evaluate import evaluate
+from tests.support.training import mlp, problem
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
 # few distinct values, so that ties are common
@@ -90,3 +94,22 @@ def test_outputs_that_are_not_finite_have_no_pearson(bad: float) -> None:
     found = correlations(torch.tensor([[0.0], [1.0], [bad]]), torch.tensor([0.0, 1.0, 2.0]))
     assert found["pearson"] is None
     assert found["spearman"] == (None if math.isnan(bad) else 1.0)  # inf is the largest of them
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (
+            {"mse": 0.2, "accuracy": 0.5},
+            "mse is the first metric of the data set, and less of it is better; put one first",
+        ),
+        ({}, "the metrics of the data set are empty"),
+    ],
+)
+def test_what_reports_would_take_the_most_of_has_to_be_a_success(metrics: dict[str, float], message: str) -> None:
+    """Of an evaluation: learning rates, and the best of a table, are chosen by the first metric."""
+    check_headline({"neg_mse": -0.2, "mse": 0.2})
+    ours = problem(mlp(), (5,))
+    ours.data = replace(ours.data, metrics=lambda logits, labels: dict(metrics))
+    with pytest.raises(FishexpError, match=message):
+        evaluate(ours, 4)
