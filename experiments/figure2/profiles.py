@@ -28,7 +28,7 @@ def _study(
 
 
 PROFILES: dict[str, Sequence[Study[Cell]]] = {
-    "cpu": [_study(SMALL["sst2"], (0.005,), (*SAMPLES, 3000), LABELS, 2)],
+    "cpu": [_study(SMALL["sst2"], (0.005,), (*SAMPLES, 3000), LABELS, 3)],
     "gpu": [
         _study(LARGE["sst2"], KEEPS, (*SAMPLES, 16384), LABELS, 3),
         _study(LARGE["stsb"], KEEPS, (*SAMPLES, 5749), LABELS[:1], 3),
