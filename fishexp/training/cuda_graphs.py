@@ -51,8 +51,9 @@ class GraphedPasses:
     Without it, a GPU waits for Python: sparse training has a few more kernels to ask for than dense training has.
 
     A replay does again what the device did when it was captured, and nothing of what the host did. So no graph is made
-    where a pass waits for the device or draws from a generator on the host, and each is compared, once, with the passes
-    themselves on the same batch. Where that fails, or the memory would not do, all batches run as they stand.
+    where a pass waits for the device, draws from a generator on the host, or leaves other numbers or tensors in the
+    modules, and each is compared, once, with the passes themselves on the same batch. Where that fails, or the memory
+    would not do, all batches run as they stand.
 
     Args:
         parameters: What trains: all whose gradients a batch is to leave in ``.grad``.
@@ -122,7 +123,7 @@ class _Graph:
             _taken(parameters)
             return run_passes(problem, self._inputs, self._labels)
 
-        with _nothing_drawn_on_the_host():
+        with _nothing_done_on_the_host(problem.model):
             self._captured, self._loss = capture(passes)
         self._gradients = _taken(parameters)
 
@@ -183,18 +184,40 @@ def _memory_for_two(device: torch.device) -> bool:
 
 
 @contextmanager
-def _nothing_drawn_on_the_host() -> Iterator[None]:
-    """Refuse what draws random numbers on the host, which a replay would not draw again; undo the draws."""
-    own, numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _nothing_done_on_the_host(model: nn.Module) -> Iterator[None]:
+    """Refuse what draws random numbers on the host, counts or replaces tensors, as no replay would; undo it."""
+    own, numpy, of_torch, held = random.getstate(), np.random.get_state(), torch.get_rng_state(), _held(model)
     try:
         yield
         same = all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy, strict=True))
         if not (same and random.getstate() == own and torch.equal(torch.get_rng_state(), of_torch)):
             raise RuntimeError("the model draws random numbers on the host")
+        if changed := [name for place, before in held for name in _changed(place, before)]:
+            raise RuntimeError(f"each pass puts something else into {changed[0]} of the model, as no replay would")
     finally:
         random.setstate(own)
         np.random.set_state(numpy)
         torch.set_rng_state(of_torch)
+        for place, before in held:
+            for name in _changed(place, before):
+                place.pop(name, None)
+                place.update({name: before[name]} if name in before else {})
+
+
+def _held(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return where modules hold things, attributes and buffers, with a copy of each by name."""
+    return [(place, dict(place)) for module in model.modules() for place in (vars(module), module._buffers)]
+
+
+def _changed(place: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """List the names of what is another tensor than before, or another number."""
+    pairs = [(name, place.get(name), before.get(name)) for name in place.keys() | before.keys()]
+    return [
+        name
+        for name, now, then in pairs
+        if now is not then
+        and (isinstance(now, Tensor) or isinstance(then, Tensor) or (isinstance(now, int | float) and now != then))
+    ]
 
 
 @contextmanager

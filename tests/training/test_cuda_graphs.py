@@ -126,10 +126,40 @@ class Draws(nn.Module):
         return x + torch.rand(()).double()
 
 
+class Counts(nn.Module):
+    """Fade slowly, so that passes in a row have nearly the same gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += self.training
+        return x * (1 - self.passes / 1000)
+
+
+class Averages(nn.Module):
+    """Follow the mean, which no gradient depends on, in a new buffer each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return x
+
+
+BEGIN = {"draws": Draws, "counts": Counts, "averages": Averages}
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
         ("draws", "the model draws random numbers on the host"),
+        ("counts", "each pass puts something else into passes of the model"),
+        ("averages", "each pass puts something else into mean of the model"),
         ("waits", "operation not permitted when stream is capturing"),
         ("gradient", "a replay of the same batch has another gradient"),
         ("left out", "a replay brings gradients to other weights"),
@@ -139,7 +169,7 @@ def test_what_a_graph_would_do_otherwise_is_found_and_nothing_is_replayed(wrong:
     """A line says so, and training is as without graphs."""
 
     def build() -> nn.Module:
-        return nn.Sequential(Draws(), *mlp()) if wrong == "draws" else mlp()  # type: ignore[misc]
+        return nn.Sequential(BEGIN[wrong](), *mlp()) if wrong in BEGIN else mlp()  # type: ignore[misc]
 
     def fails(passes: OwnPasses) -> tuple[Captured, Tensor]:
         passes()
