@@ -57,7 +57,7 @@ class GraphedPasses:
 
     Args:
         parameters: What trains: all whose gradients a batch is to leave in ``.grad``.
-        say: Told once that there are graphs, or why there are none.
+        say: Told that there are graphs, or why there are none; the same line again and again.
         capture: Makes a graph.
     """
 
@@ -82,7 +82,13 @@ class GraphedPasses:
         if graph := self._graphs.get(key):
             return graph.replay(inputs, labels)
         self._often[key] += 1
-        if self._often[key] <= OFTEN or not _memory_for_two(self._problem.device):
+        if self._often[key] <= OFTEN:
+            return run_passes(self._problem, inputs, labels)
+        if not _memory_for_two(self._problem.device):
+            self._often[key] = 0  # there may be more later on
+            self._say(
+                "passes of a shape of batch are no CUDA graph: the device has not twice the memory that they take"
+            )
             return run_passes(self._problem, inputs, labels)
         return self._captured(key, inputs, labels)
 

@@ -121,6 +121,17 @@ def test_batches_that_share_a_step_are_no_graphs(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
+def test_without_the_memory_nothing_is_captured_and_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_memory_for_two", lambda device: False)
+    model = mlp()
+    stand_in = StandIn(model)
+    _, said = trained(model, (5,), tmp_path, stand_in)
+    assert stand_in.captures == 0
+    assert said.count("has not twice the memory that they take") == 1
+
+
 class Draws(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand(()).double()
