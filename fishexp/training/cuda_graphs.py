@@ -155,7 +155,8 @@ class CudaCapture:
 
     def capture(self, passes: OwnPasses) -> tuple[Captured, Tensor]:
         """Run the passes, for what is set up when it is first needed, then capture them without running them."""
-        with torch.cuda.device(self._device):
+        # the present stream is entered for its end: torch 2.11 stays in that of a capture which fails
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             if self._pool is None:
                 self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
             self._stream.wait_stream(torch.cuda.current_stream())

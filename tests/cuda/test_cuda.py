@@ -278,6 +278,7 @@ def test_a_model_that_waits_for_the_device_trains_without_graphs() -> None:
         assert all(p.grad is not None for p in model.parameters())
         model.zero_grad()
     assert len(set(losses)) == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()  # and not that of the capture that failed
     assert len(said) == 1
     assert "passes are no CUDA graphs" in said[0]
 
