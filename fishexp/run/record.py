@@ -52,7 +52,8 @@ class Record:
             on. Empty where the last of all epochs was taken without looking.
         seconds: Duration of data, scores, train and evaluate.
         scores_read: Whether the first scores were computed by an earlier run, and read by this one.
-        peak_memory_bytes: Peak of the device's allocator, or of the process where the device is the CPU.
+        peak_memory_bytes: Peak of the device's allocator, without what CUDA graphs keep to themselves, about the
+            activations of a batch; or of the process where the device is the CPU.
         bytes: Sizes of the weights (dense) and of what is kept in their place (delta). With regime=checkpointing, sizes
             of all checkpoints, of the largest, and of a checkpoint on average (delta). With regime=distributed, what a
             worker sends in a merge (per_merge) and sent in all (sent), and the same for merges of all weights

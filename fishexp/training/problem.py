@@ -1,10 +1,9 @@
 """A problem: the model, the data it is to learn, and the loss."""
 
-import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -27,22 +26,17 @@ def count_epoch(examples: int, size: int, *, drop_last: bool) -> int:
 
 
 def without_mask_of_ones(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Leave out an attention mask that masks nothing, if the model does without one, as those of transformers do.
+    """Leave out an attention mask that masks nothing, if it is a model of transformers, which does without one.
 
-    They would look for padding themselves, and wait for the device that the mask is on.
+    It would look for padding itself, and wait for the device that the mask is on.
     """
-    if not isinstance(inputs, Mapping) or not _mask_is_optional(type(model)):
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if not isinstance(inputs, Mapping) or not isinstance(mask, Tensor) or not bool(mask.all()):
         return inputs
-    mask = inputs.get("attention_mask")
-    if not isinstance(mask, Tensor) or not bool(mask.all()):
+    theirs = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    if theirs is None or not any(isinstance(module, theirs) for module in model.modules()):  # PEFT's are around one
         return inputs
     return {name: value for name, value in inputs.items() if name != "attention_mask"}
-
-
-@cache
-def _mask_is_optional(model: type[nn.Module]) -> bool:
-    parameter = inspect.signature(model.forward).parameters.get("attention_mask")
-    return parameter is not None and parameter.default is None
 
 
 def _no_progress(total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
