@@ -236,3 +236,11 @@ def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
     assert cuda_graphs._shape(torch.zeros(2, 3), torch.zeros(2)) != cuda_graphs._shape(
         torch.zeros(3, 2).T, torch.zeros(2)
     )
+
+
+@pytest.mark.parametrize(("small", "wrong"), [(0.5, False), (0.499, False), (0.75, True)])
+def test_a_small_gradient_is_compared_by_itself(small: float, wrong: bool) -> None:
+    """It is a four-thousandth of all gradients' square, so that in their norm it would be lost."""
+    loss, large = torch.ones(()), torch.ones(1000)
+    found = cuda_graphs._difference(loss, [large, torch.tensor([0.5])], loss, [large, torch.tensor([small])], "fp32")
+    assert bool(found) == wrong
