@@ -50,7 +50,7 @@ def canvas(height: float, groups: Sequence[Group], title: Sequence[str], marks: 
     """
     marks += f" {ONE_CLASS}: the same class for all examples." if any(g.headline.one_class for g in groups) else ""
     marks += f" {DAGGER}: uncommitted code." if any(group.uncommitted for group in groups) else ""
-    lines = textwrap.wrap(marks, _LINE)
+    lines = textwrap.wrap(marks.replace(" %", "\u00a0%"), _LINE)  # no number apart from its unit
     height += 0.2 * (len(lines) - 1)
     fig = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     words = [f"{drawable(groups[0].data)} on {drawable(groups[0].model)}", *title, seeds_text(groups)]

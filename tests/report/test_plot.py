@@ -215,7 +215,7 @@ def test_the_share_of_the_largest_class_is_a_line_where_it_is_near():
 
 def test_a_largest_class_far_from_the_scores_is_told_and_not_drawn():
     figure = picture.figure(pool([record(0.97, seed=seed, more={"largest_class": 0.1}) for seed in range(2)]))
-    assert "The largest class 10.0 % is beyond the picture." in texts(figure)[1].replace("\n", " ")
+    assert "The largest class 10.0\u00a0% is beyond the picture." in texts(figure)[1].replace("\n", " ")
     assert not [line for line in figure.axes[0].lines if line.get_color() == style.QUIET]
     assert "largest class" not in " ".join(texts(picture.figure(pool([record(), record(method="full")]))))
 
