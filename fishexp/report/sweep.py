@@ -81,7 +81,7 @@ def _draw(axes: Axes, series: Series, style: Any, marker: str) -> None:
     own = [group for group in known if group.keep is None]
     for group in own[:1]:
         _draw_own(axes, series, group)
-    swept = [group for group in series.groups if group.keep is not None]
+    swept = sorted((group for group in series.groups if group.keep is not None), key=lambda group: group.keep or 0)
     keeps = [group.keep or 0 for group in swept]
     means = [math.nan if group.mean is None else group.mean for group in swept]
     low = [level - (group.std or 0) for level, group in zip(means, swept, strict=True)]
@@ -139,9 +139,10 @@ def _names(all_series: Sequence[Series], looks: Sequence[tuple[Any, str, str]], 
         known = [group for group in series.groups or series.passed if group.mean is not None]
         if known:
             several = methods.count(series.method) > 1
-            own = known[-1].keep is None and not series.is_dense
+            last = max(known, key=lambda group: group.keep or 0)  # at the right edge
+            own = last.keep is None and not series.is_dense
             text = f"{_OWN} {series.name}" if own else f"{sign} {series.name}" if several else series.name
-            names.append(_Name(text, series.detail if several else "", series.colour, known[-1].mean or 0))
+            names.append(_Name(text, series.detail if several else "", series.colour, last.mean or 0))
     return names + ([_Name(majority.label, "", QUIET, majority.drawn)] if majority.drawn is not None else [])
 
 

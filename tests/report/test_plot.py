@@ -263,6 +263,15 @@ def test_more_rows_than_a_picture_holds_are_refused():
         picture.figure(pool(records))
 
 
+def test_a_line_goes_by_budget_and_its_name_is_at_its_right_end_whatever_comes_first():
+    found = pool([record(score, keep=keep) for keep, score in ((0.02, 0.9), (0.001, 0.5), (0.005, 0.6))])
+    found.reported.reverse()
+    (axes,) = picture.figure(found).axes
+    assert points(axes.lines[0]) == [pytest.approx(point) for point in ((0.001, 50), (0.005, 60), (0.02, 90))]
+    (name,) = [text for text in axes.texts if text.get_text() == "fish"]
+    assert name.xy[1] == pytest.approx(90, abs=2)
+
+
 def test_a_sweep_names_what_it_cannot_draw():
     axes = picture.figure(pool([*sweep(), record(None, keep=0.05, kept=15373)])).axes[0]
     assert axes.get_xlabel().endswith("\nfish at 5 %: undefined (1 of 1)")
