@@ -20,8 +20,9 @@ comparison. Every cell takes the learning rate chosen for its budget with 1,024 
 paper shows the original as a picture, whose values could not be had; with labels drawn from the model (`expected`,
 `sampled`) its code has no runs of FISH.
 
-Of two classes, a fresh classifier gives each about one half, and the gradients of the two labels are then opposite: their
-squares are the same, whichever label is taken. Labels can matter once a model has learned something, or of more classes."""
+Of two classes, a fresh classifier gives each about one half, and the gradients of the two labels are then opposite:
+their squares are the same, whichever label is taken. Labels can matter once a model has learned something, or of more
+classes."""
 _LABEL_NAMES = {"true_label": "true", "expected": "expectation over the model's", "sampled": "drawn from the model's"}
 
 
