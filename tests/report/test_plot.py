@@ -268,7 +268,7 @@ def test_a_line_goes_by_budget_and_its_name_is_at_its_right_end_whatever_comes_f
     found.reported.reverse()
     (axes,) = picture.figure(found).axes
     assert points(axes.lines[0]) == [pytest.approx(point) for point in ((0.001, 50), (0.005, 60), (0.02, 90))]
-    (name,) = [text for text in axes.texts if text.get_text() == "fish"]
+    (name,) = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text() == "fish"]
     assert name.xy[1] == pytest.approx(90, abs=2)
 
 
