@@ -171,7 +171,7 @@ class CudaCapture:
 
     def capture(self, passes: OwnPasses) -> tuple[Captured, Tensor]:
         """Run the passes, for what is set up when it is first needed, then capture them without running them."""
-        # the present stream is entered for its end: torch 2.11 stays in that of a capture which fails
+        # the present stream is entered for its end: older versions of torch stay in that of a failed capture
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             if self._pool is None:
                 self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
