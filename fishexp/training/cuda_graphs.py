@@ -15,8 +15,8 @@ from fishexp.training.problem import Precision, Problem
 
 # batches of a shape that are run as they stand before it is captured, which takes as long as several of them
 OFTEN = 10
-# how far a graph's gradient may be from that of the passes themselves, of which some add up in any order
 _NOISE = 0.01  # of all gradients' square, what may be rounding in any one of them
+# how far a graph's gradient may be from that of the passes themselves, of which some add up in any order
 TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "bf16": 0.1}
 
 OwnPasses: TypeAlias = Callable[[], Tensor]  # of one batch; returns the loss and leaves the gradients in .grad

@@ -130,7 +130,7 @@ class Trainer:
         self._problem, self._logger, self._snapshots, self._recipe = problem, logger, snapshots, recipe
         self._choice = choice
         self._bar: ProgressBar | None = None
-        self._passes: Passes = partial(run_passes, problem)
+        self._passes: Passes | None = None
         self._said: set[str] = set()
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
