@@ -47,7 +47,8 @@ def _times(results: Sequence[Result[Cell]]) -> list[str]:
     if _FISH not in seconds or len(seconds) < 2:
         return []
     others = [f"{_name(cell)} {took / seconds[_FISH]:.2g}" for cell, took in seconds.items() if cell != _FISH]
-    return [f"The time of a run, scores and masks included, as a multiple of {_name(_FISH)}'s: {', '.join(others)}."]
+    told = f"The time of a run, scores and masks included, as a multiple of {_name(_FISH)}'s: {', '.join(others)}."
+    return [f"{told} Runs had other work beside them, some more than others: the steps' own times are in benchmarks."]
 
 
 def _columns(cell: Cell) -> dict[str, str]:
