@@ -14,10 +14,10 @@ from benchmarks import adapters
 from benchmarks.models import Batch
 from benchmarks.step.case import GRAPHS
 from fishexp.fisher.batches import logits_of
+from fishexp.fisher.cuda_graphs import CudaCapture
 from fishexp.masks.topk import Mask
 from fishexp.sparse import sparsify
 from fishexp.sparse.sparsify import mask_gradients
-from fishexp.training.cuda_graphs import CudaCapture
 
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 0.01

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from fishexp.errors import FishexpError
 from fishexp.fisher.batched import batched_pass
 from fishexp.fisher.batches import Batches, Inputs, has_examples, logits_of, mapped, select, tensors_of
+from fishexp.fisher.cuda_graphs import TOLERANCE, GraphedPasses, uncached_autocast
 from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams, gradients_kept
 from fishexp.fisher.layouts import Unbatchable
 from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
@@ -33,6 +34,7 @@ def diagonal_fisher(
     generator: torch.Generator | None = None,
     as_is: bool = False,
     advance: Callable[[int], None] = lambda examples: None,
+    cuda_graphs: bool = False,
 ) -> Scores:
     """Estimate the Fisher information of each weight on its own: the mean over examples of the squared gradient.
 
@@ -67,6 +69,8 @@ def diagonal_fisher(
         as_is: Score in the mode the model is in, one example a pass, as the original code did: a BatchNorm in training
             mode then normalises each example by itself and its running statistics move.
         advance: Told the number of examples scored since it was last called, to show progress.
+        cuda_graphs: On a GPU, replay the passes of examples that are scored alone
+            (:mod:`fishexp.fisher.cuda_graphs`), but not those whose labels are drawn.
 
     Returns:
         name -> tensor of the parameter's shape for every parameter, frozen ones too; in float32 at least. Beside them
@@ -84,6 +88,8 @@ def diagonal_fisher(
         parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         generator = generator or torch.Generator().manual_seed(0)
         estimator = Estimator(model, _zeros(parameters.values()), labels, power, loss, generator)
+        if cuda_graphs and labels != "sampled":  # which are drawn on the host
+            estimator.graphs = _graphs(model, estimator.totals, estimator.run_alone)
         estimator.batched = False if as_is else None
         for inputs, targets in scored:
             estimator.add(inputs, targets)
@@ -115,6 +121,7 @@ class Estimator:
     warned: bool = False
     shared: frozenset[int | str] = frozenset()  # inputs known to have no part for each example
     batched: bool | None = None  # whether a batch may take one pass; None until two examples were looked at
+    graphs: GraphedPasses | None = None  # of examples alone
 
     def add(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
@@ -164,15 +171,39 @@ class Estimator:
         if shared is None:
             shared = inputs_shared_by_examples(self.model, inputs, len(targets), self.warn)
         inputs = mapped(inputs, Tensor.detach)  # which gets no gradient then
-        found = []
-        with _added_gradients(self.totals, self.power, sign) as backward:
-            for i in range(len(targets)):
-                logits = logits_of(self.model, select(inputs, slice(i, i + 1), len(targets), shared))
-                found.append(logits.detach())
-                objectives = self.objectives(logits, targets[i : i + 1])
-                for j, objective in enumerate(objectives, 1):
-                    backward(objective.sum(), j < len(objectives))
+        examples = [
+            (select(inputs, slice(i, i + 1), len(targets), shared), targets[i : i + 1]) for i in range(len(targets))
+        ]
+        if self.graphs is None:
+            with _added_gradients(self.totals, self.power, sign) as backward:
+                found = [self.backward_alone(*example, backward) for example in examples]
+        else:
+            with gradients_kept(self.totals):
+                found = [self.replay_alone(self.graphs, *example) for example in examples]
         self.check_loss(torch.cat(found), targets)
+
+    def backward_alone(self, inputs: Inputs, target: Tensor, backward: Callable[[Tensor, bool], None]) -> Tensor:
+        """Run the passes of one example; return its logits."""
+        logits = logits_of(self.model, inputs)
+        objectives = self.objectives(logits, target)
+        for j, objective in enumerate(objectives, 1):
+            backward(objective.sum(), j < len(objectives))
+        return logits.detach()
+
+    def run_alone(self, inputs: Inputs, target: Tensor) -> Tensor:
+        """Score one example in a pass of its own, and leave the sums in ``.grad``; return its logits."""
+        with uncached_autocast(target.device), _added_gradients(self.totals, self.power, 1) as backward:
+            logits = self.backward_alone(inputs, target, backward)
+        for p, total in self.totals.items():
+            p.grad = total
+        return logits
+
+    def replay_alone(self, graphs: GraphedPasses, inputs: Inputs, target: Tensor) -> Tensor:
+        """Do the same by a replay, once there is one, and leave nothing in ``.grad``."""
+        logits = graphs(inputs, target).clone()
+        for p in self.totals:
+            p.grad = None
+        return logits
 
     def objectives(self, logits: Tensor, targets: Tensor) -> list[Tensor]:
         """Return (examples,) terms whose powers of gradients add up to the score."""
@@ -222,7 +253,7 @@ class Estimator:
         self.shared = shared
         pair = _two_different(inputs, len(targets), shared)
         totals = _zeros(self.totals) if self.count else self.totals  # which are still zero, and take no memory
-        apart = replace(self, totals=totals, generator=torch.Generator().manual_seed(0), first=None)
+        apart = replace(self, totals=totals, generator=torch.Generator().manual_seed(0), first=None, graphs=None)
         try:
             with forked_random_streams(self.model), in_float32(self.model):
                 two = _float32(select(inputs, pair, len(targets), shared))
@@ -260,6 +291,23 @@ class Estimator:
                 if not difference <= 4 * eps**0.5 * largest[p] + noise or (largest[p] == 0 and difference):
                     return name
         return None
+
+
+def _graphs(
+    model: nn.Module, totals: Mapping[nn.Parameter, Tensor], passes: Callable[[Inputs, Tensor], Tensor]
+) -> GraphedPasses | None:
+    """Return what replays the passes of an example alone on a GPU; None where it cannot.
+
+    Sums stand in for gradients there, so that they have to be of the parameters' own types.
+    """
+    devices = {p.device for p in totals}
+    if {device.type for device in devices} != {"cuda"} or len(devices) > 1:
+        return None
+    if any(p.dtype != total.dtype for p, total in totals.items()):
+        return None
+    (device,) = devices
+    tolerance = TOLERANCE["bf16" if torch.is_autocast_enabled("cuda") else "fp32"]
+    return GraphedPasses(model, device, passes, list(totals), tolerance, log.debug, sums=list(totals.values()))
 
 
 @contextmanager

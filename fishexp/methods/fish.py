@@ -47,7 +47,15 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)], labels: Labels, 
         (index,) = scoring_examples(problem, samples, 1)
         batches = problem.batches_of(index, SCORING_BATCH, problem.generator if original else None)
         return diagonal_fisher(
-            problem.model, batches, labels, power, loss, problem.generator, as_is=original, advance=advance
+            problem.model,
+            batches,
+            labels,
+            power,
+            loss,
+            problem.generator,
+            as_is=original,
+            advance=advance,
+            cuda_graphs=problem.cuda_graphs,
         )
 
 

@@ -61,7 +61,7 @@ class Problem:
         collectives: Connects the workers of the run; most runs have only one worker.
         data_parallel: Whether the workers train one model together, each on its share of every batch
             (:mod:`fishexp.training.data_parallel`); if not, several workers train apart.
-        cuda_graphs: Whether batches whose shape comes often are CUDA graphs (:mod:`fishexp.training.cuda_graphs`).
+        cuda_graphs: Whether batches whose shape comes often are CUDA graphs (:mod:`fishexp.fisher.cuda_graphs`).
         progress: Shows progress over so many examples: a context that yields a function of the examples just done.
     """
 

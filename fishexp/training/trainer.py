@@ -18,7 +18,6 @@ from fishexp.data.datasets import Metrics
 from fishexp.errors import RunFailed
 from fishexp.fisher.batches import Batches, Inputs
 from fishexp.training.adapted import Adapted
-from fishexp.training.cuda_graphs import GraphedPasses, run_passes
 from fishexp.training.data_parallel import (
     add_up_gradients,
     all_random_streams,
@@ -32,6 +31,7 @@ from fishexp.training.epoch_choice import EpochChoice
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
+from fishexp.training.passes import Passes, graphed_passes, run_passes
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Trainable
@@ -40,7 +40,6 @@ OptimizerName: TypeAlias = Literal["sgd", "adamw"]
 CHECK_STEPS = 20  # optimiser steps between looks at the loss: each look waits for the device
 STATE = "optimiser."  # prefix of the optimiser's tensors in a snapshot
 GROUP = "regime."  # prefix of the keys of a recipe on the command line
-Passes: TypeAlias = Callable[[Inputs, Tensor, float], Tensor]  # of a batch and its share of the loss; see run_passes
 COUNTS = ("epoch", "steps", "batches", "examples")  # fields of Progress in a snapshot
 
 
@@ -155,7 +154,7 @@ class Trainer:
         recipe = self._recipe
         self.optimizer = make_optimizer(recipe["optimiser"], parameters, recipe["lr"], recipe["weight_decay"])
         if self._problem.cuda_graphs:
-            self._passes = GraphedPasses(self._problem, parameters, self._say_once)
+            self._passes = graphed_passes(self._problem, parameters, self._say_once)
         steps = self.epoch_steps * recipe["epochs"], int(self.epoch_steps * self._warmup)
         self._schedule = linear_schedule(self.optimizer, *steps, done=self.progress.steps)
 

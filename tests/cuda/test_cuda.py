@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fishexp as library
-from fishexp.fisher import diagonal_fisher
+from fishexp.fisher import cuda_graphs, diagonal_fisher
 from fishexp.fisher.batches import logits_of
+from fishexp.fisher.cuda_graphs import OFTEN
 from fishexp.masks import top_k
 from fishexp.masks.random_masks import random_scores
 from fishexp.models import resnet
 from fishexp.run.record import read
 from fishexp.sparse import sparsify, together
 from fishexp.sparse.parameter import SparseParameter, weights
-from fishexp.training import cuda_graphs
-from fishexp.training.cuda_graphs import OFTEN, GraphedPasses
+from fishexp.training.passes import graphed_passes
 from tests.support.cases import NETS, batched
 from tests.support.cli import fishexp
 from tests.support.modules import mask_of, random_mask
@@ -179,6 +179,32 @@ def test_examples_are_scored_in_a_batch(caplog: pytest.LogCaptureFixture) -> Non
     assert conv.fp32_precision == allowed
 
 
+@pytest.mark.parametrize("kind", ["true_label", "expected"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_examples_alone_are_scored_by_replays(
+    kind: Any, precision: torch.dtype, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the original does it: in training mode, so that running statistics move. To the bit as without graphs."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    images, labels = torch.randn(2 * OFTEN, 3, 16, 16, device=DEVICE), torch.randint(10, (2 * OFTEN,), device=DEVICE)
+    torch.manual_seed(0)
+    models = [resnet.build(10, 3, layers=8, path=None).network.to(DEVICE).train()]
+    models.append(copy.deepcopy(models[0]))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with caplog.at_level("DEBUG"), torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            batches = [(images[:OFTEN], labels[:OFTEN]), (images[OFTEN:], labels[OFTEN:])]
+            found, expected = (
+                diagonal_fisher(model, batches, kind, as_is=True, cuda_graphs=graphs)
+                for model, graphs in zip(models, (True, False), strict=True)
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert caplog.text.count("passes are CUDA graphs") == 1
+    assert all(torch.equal(score, expected[name]) for name, score in found.items())
+    assert all(torch.equal(a, b) for a, b in zip(*(model.buffers() for model in models), strict=True))
+
+
 def test_masks_are_those_of_the_cpu() -> None:
     """Ties too, and random masks by their seed."""
     generator = torch.Generator().manual_seed(0)
@@ -234,6 +260,7 @@ def test_a_run(method: str, precision: str, tmp_path: Path, monkeypatch: pytest.
     [
         *(("digits", method) for method in ("fish", "random", "full", "fish decay=all", "fish regime.clip=0.1")),
         ("digits", "fish regime=checkpointing regime.mask=every_epoch"),
+        ("digits", "fish regime=checkpointing regime.mask=every_epoch compat=fish decay=all"),
         *(("csv", method) for method in ("fish", "random", "full", "lora")),
     ],
 )
@@ -278,11 +305,11 @@ def test_a_model_that_waits_for_the_device_trains_without_graphs() -> None:
     model = nn.Sequential(Waits(), nn.Linear(5, 3)).double().to(DEVICE)
     ours = replace(problem(model, (5,)), device=DEVICE)
     said: list[str] = []
-    passes = GraphedPasses(ours, list(model.parameters()), said.append)
+    passes = graphed_passes(ours, list(model.parameters()), said.append)
     inputs, labels = on_device(ours.data.train.batch(torch.arange(4)))
     losses = []
     for _ in range(OFTEN + 3):
-        losses.append(passes(inputs, labels).item())
+        losses.append(passes(inputs, labels, 1).item())
         assert all(p.grad is not None for p in model.parameters())
         model.zero_grad()
     assert len(set(losses)) == 1
@@ -291,9 +318,9 @@ def test_a_model_that_waits_for_the_device_trains_without_graphs() -> None:
     assert "passes are no CUDA graphs" in said[0]
     torch.cuda.empty_cache()  # which no allocator does that is in a capture still
     ours = replace(problem(nn.Sequential(*model[1:]), (5,)), device=DEVICE)
-    passes = GraphedPasses(ours, list(model.parameters()), said.append)
+    passes = graphed_passes(ours, list(model.parameters()), said.append)
     for _ in range(OFTEN + 3):
-        assert passes(inputs, labels).item() == losses[0]
+        assert passes(inputs, labels, 1).item() == losses[0]
         model.zero_grad()
     assert "passes are CUDA graphs" in said[1]
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.fisher.batches import Inputs, mapped, tensors_of
-from fishexp.training.problem import Precision, Problem
+from fishexp.fisher.eval_mode import forked_random_streams
 
 # batches of a shape that are run as they stand before it is captured, which takes as long as several of them
 OFTEN = 10
 _NOISE = 0.01  # of all gradients' square, what may be rounding in any one of them
 # how far a graph's gradient may be from that of the passes themselves, of which some add up in any order
-TOLERANCE: dict[Precision, float] = {"fp32": 0.01, "bf16": 0.1}
+TOLERANCE = {"fp32": 0.01, "bf16": 0.1}
 
-OwnPasses: TypeAlias = Callable[[], Tensor]  # of one batch; returns the loss and leaves the gradients in .grad
+Passes: TypeAlias = Callable[[Inputs, Tensor], Tensor]  # returns the loss, say, and leaves the gradients in .grad
+OwnPasses: TypeAlias = Callable[[], Tensor]  # the same of one batch
 
 
 class Captured(Protocol):
@@ -29,21 +30,7 @@ class Captured(Protocol):
         """Compute everything anew from what its inputs hold by now, into the tensors that it had."""
 
 
-Capture: TypeAlias = Callable[[OwnPasses], tuple[Captured, Tensor]]  # returns the loss, too
-
-
-def run_passes(problem: Problem, inputs: Inputs, labels: Tensor, share: float = 1.0) -> Tensor:
-    """Run the forward and the backward pass of a batch: the gradients of what trains are in ``.grad`` afterwards.
-
-    Args:
-        share: Factor of the loss, before gradients are taken.
-
-    Returns:
-        The mean loss times ``share``, detached.
-    """
-    loss = problem.loss(problem.logits(inputs), labels) * share
-    loss.backward()  # gradients of the kept entries, and of nothing else
-    return loss.detach()
+Capture: TypeAlias = Callable[[OwnPasses], tuple[Captured, Tensor]]  # returns what the passes return, too
 
 
 class GraphedPasses:
@@ -57,57 +44,70 @@ class GraphedPasses:
     would not do, all batches run as they stand.
 
     Args:
-        parameters: What trains: all whose gradients a batch is to leave in ``.grad``.
+        passes: Runs the passes of a batch as they stand.
+        parameters: All for which they leave something in ``.grad``.
+        tolerance: How far that of a replay may be from theirs, relative to its norm.
         say: Told that there are graphs, or why there are none; the same line again and again.
         capture: Makes a graph.
+        sums: What the passes add to, in the order of ``parameters``, and leave in ``.grad``; none if they leave
+            gradients.
     """
 
     def __init__(
         self,
-        problem: Problem,
+        model: nn.Module,
+        device: torch.device,
+        passes: Passes,
         parameters: Sequence[nn.Parameter],
+        tolerance: float,
         say: Callable[[str], None],
         capture: Capture | None = None,
+        sums: Sequence[Tensor] = (),
     ) -> None:
-        self._problem, self._parameters, self._say = problem, parameters, say
-        self._capture = capture or CudaCapture(problem.device).capture
+        self._sums = sums
+        self._model, self._device, self._passes = model, device, passes
+        self._parameters, self._tolerance, self._say = parameters, tolerance, say
+        self._capture = capture or CudaCapture(device).capture
         self._often: Counter[Any] = Counter()
         self._graphs: dict[Any, _Graph] = {}
         self._ended = False
 
-    def __call__(self, inputs: Inputs, labels: Tensor, share: float = 1.0) -> Tensor:
-        """Do what :func:`run_passes` does. The loss that is returned holds until the next call."""
+    def __call__(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Do what the passes do. What is returned, and left in ``.grad``, holds until the next call."""
         key = _shape(inputs, labels)
-        if self._ended or share != 1 or key is None or any(p.grad is not None for p in self._parameters):
-            return run_passes(self._problem, inputs, labels, share)
+        if self._ended or key is None or any(p.grad is not None for p in self._parameters):
+            return self._passes(inputs, labels)
         if graph := self._graphs.get(key):
             return graph.replay(inputs, labels)
         self._often[key] += 1
         if self._often[key] <= OFTEN:
-            return run_passes(self._problem, inputs, labels)
-        if not _memory_for_two(self._problem.device):
+            return self._passes(inputs, labels)
+        if not _memory_for_two(self._device):
             self._often[key] = 0  # there may be more later on
             self._say(
                 "passes of a shape of batch are no CUDA graph: the device has not twice the memory that they take"
             )
-            return run_passes(self._problem, inputs, labels)
+            return self._passes(inputs, labels)
         return self._captured(key, inputs, labels)
 
     def _captured(self, key: Any, inputs: Inputs, labels: Tensor) -> Tensor:
         """Run the passes, and make the graph of their shape if it does the same."""
         tried: tuple[_Graph, Tensor, list[Tensor | None]] | str
-        with _state_restored(self._problem):
+        before = [total.clone() for total in self._sums]
+        with _state_restored(self._model, self._sums):
             try:
-                with _state_restored(self._problem):  # so that the replay draws what the passes are going to draw
+                with _state_restored(
+                    self._model, self._sums
+                ):  # so that the replay draws what the passes are going to draw
                     first = next(iter(self._graphs.values()), None)
-                    graph = _Graph(self._problem, self._parameters, inputs, labels, self._capture, first)
+                    graph = _Graph(self._model, self._passes, self._parameters, inputs, labels, self._capture, first)
                 tried = graph, graph.replay(inputs, labels).clone(), _taken(self._parameters, copy=True)
             except Exception as error:  # of many kinds; if it is the model's own, the passes raise it, too
                 tried = _reason(error)
                 _taken(self._parameters)
-        loss = run_passes(self._problem, inputs, labels)
+        loss = self._passes(inputs, labels)
         gradients = [p.grad for p in self._parameters]
-        wrong = tried if isinstance(tried, str) else _difference(loss, gradients, *tried[1:], self._problem.precision)
+        wrong = tried if isinstance(tried, str) else _difference(loss, gradients, *tried[1:], before, self._tolerance)
         if isinstance(tried, str) or wrong:
             self._graphs.clear()
             self._ended = True
@@ -129,7 +129,8 @@ class _Graph:
 
     def __init__(
         self,
-        problem: Problem,
+        model: nn.Module,
+        passes: Passes,
         parameters: Sequence[nn.Parameter],
         inputs: Inputs,
         labels: Tensor,
@@ -138,15 +139,15 @@ class _Graph:
     ) -> None:
         self._inputs, self._labels, self._parameters = mapped(inputs, Tensor.clone), labels.clone(), parameters
 
-        def passes() -> Tensor:
+        def own() -> Tensor:
             _taken(parameters)
-            loss = run_passes(problem, self._inputs, self._labels)
+            loss = passes(self._inputs, self._labels)
             if first is not None:
                 _move_gradients(parameters, first._gradients)
             return loss
 
-        with _nothing_done_on_the_host(problem.model):
-            self._captured, self._loss = capture(passes)
+        with _nothing_done_on_the_host(model):
+            self._captured, self._loss = capture(own)
         self._gradients = _taken(parameters)
 
     def replay(self, inputs: Inputs, labels: Tensor) -> Tensor:
@@ -192,6 +193,17 @@ class CudaCapture:
         """Let the allocator leave the pool of a capture that failed, if it has not: its cache could not be freed."""
         with suppress(Exception):  # that it has; it is no public function
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+
+
+@contextmanager
+def uncached_autocast(device: torch.device) -> Iterator[None]:
+    """Let autocast, if it is on, narrow weights anew: what it keeps from before belongs to no graph."""
+    torch.clear_autocast_cache()
+    kind = device.type
+    with torch.autocast(
+        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+    ):
+        yield
 
 
 def _shape(inputs: Inputs, labels: Tensor) -> Any:
@@ -253,17 +265,17 @@ def _changed(place: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _state_restored(problem: Problem) -> Iterator[None]:
-    """Undo what passes leave behind beside gradients: running statistics, and where torch's random streams are."""
-    buffers, streams = list(problem.model.buffers()), problem.random_streams()
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-        problem.set_random_streams(streams)
+def _state_restored(model: nn.Module, sums: Sequence[Tensor]) -> Iterator[None]:
+    """Undo what passes leave behind beside gradients: in sums, running statistics, and torch's random streams."""
+    moved = [*model.buffers(), *sums]
+    before = [tensor.clone() for tensor in moved]
+    with forked_random_streams(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(moved, before, strict=True):
+                    tensor.copy_(value)
 
 
 def _taken(parameters: Sequence[nn.Parameter], *, copy: bool = False) -> list[Tensor | None]:
@@ -284,7 +296,9 @@ def _reason(error: BaseException) -> str:
 def _move_gradients(parameters: Sequence[nn.Parameter], places: Sequence[Tensor | None]) -> None:
     """Write the gradients into ``places``, which become the parameters' own, where there is one."""
     moved = [(p, p.grad, place) for p, place in zip(parameters, places, strict=True)]
-    pairs = [(p, grad, place) for p, grad, place in moved if grad is not None and place is not None]
+    pairs = [
+        (p, grad, place) for p, grad, place in moved if grad is not None and place is not None and grad is not place
+    ]
     if pairs:
         torch._foreach_copy_([place for *_, place in pairs], [grad for _, grad, _ in pairs])  # pyright: ignore[reportPrivateImportUsage]
     for p, _, place in pairs:
@@ -296,18 +310,24 @@ def _difference(
     gradients: Sequence[Tensor | None],
     replayed_loss: Tensor,
     replayed: Sequence[Tensor | None],
-    precision: Precision,
+    before: Sequence[Tensor],
+    tolerance: float,
 ) -> str:
-    """Say what a replay does otherwise than the passes by more than rounding; nothing if it does the same."""
+    """Say what a replay does otherwise than the passes by more than rounding; nothing if it does the same.
+
+    Args:
+        before: Of sums, what they were, which is no part of what is compared.
+    """
     if any((gradient is None) != (again is None) for gradient, again in zip(gradients, replayed, strict=True)):
         return "a replay brings gradients to other weights"
     pairs = [(g, again) for g, again in zip(gradients, replayed, strict=True) if g is not None and again is not None]
+    if before:
+        pairs = [(g - own, again - own) for (g, again), own in zip(pairs, before, strict=True)]
     distances, sizes = (
-        torch.stack([loss.new_zeros(()), *(tensor.float().square().sum() for tensor in tensors)])
+        torch.stack([torch.zeros((), device=loss.device), *(tensor.float().square().sum() for tensor in tensors)])
         for tensors in ([g - again for g, again in pairs], [g for g, _ in pairs])
     )
-    tolerance = TOLERANCE[precision]
     # of a small gradient, a sum of large ones that cancel, rounding may be the larger part
     close = (distances <= tolerance**2 * (sizes + _NOISE * sizes.sum())).all()
-    same = close and (loss - replayed_loss).abs() <= tolerance * loss.abs()
+    same = close and (loss - replayed_loss).norm() <= tolerance * loss.norm()
     return "" if same else "a replay of the same batch has another gradient"

@@ -1,4 +1,4 @@
-"""The bookkeeping of CUDA graphs, with a stand-in that computes on the CPU; the graphs themselves: tests/cuda."""
+"""Training by CUDA graphs, with a stand-in that computes on the CPU; the graphs themselves: tests/cuda."""
 
 import math
 from collections.abc import Callable
@@ -9,47 +9,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fishexp.fisher import cuda_graphs
+from fishexp.fisher.cuda_graphs import TOLERANCE, Captured, GraphedPasses, OwnPasses
 from fishexp.masks.topk import Mask
 from fishexp.regimes import transfer
 from fishexp.sparse.parameter import weights
-from fishexp.training import cuda_graphs
-from fishexp.training.cuda_graphs import Captured, GraphedPasses, OwnPasses, run_passes
 from fishexp.training.logger import Logger
+from fishexp.training.passes import run_passes
+from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshots
-from tests.support.cases import CLASSES, conv_net
+from tests.support.cases import conv_net
+from tests.support.graphs import StandIn
 from tests.support.training import ALL_EPOCHS, mlp, problem
 
 EPOCHS, SHORT = 14, 2  # of 5 batches of 4 examples and one of 2
 
 
-class StandIn:
-    """Compute passes again, into the tensors that they filled when they were captured.
-
-    Args:
-        change: What a wrong graph does to a gradient.
-    """
-
-    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> None:
-        self.model, self.change, self.replays, self.captures = model, change, 0, 0
-
-    def capture(self, passes: OwnPasses) -> tuple[Captured, Tensor]:
-        self.captures += 1
-        again = Again(self, passes)
-        return again, again.loss
-
-
-class Again:
-    def __init__(self, owner: StandIn, passes: OwnPasses) -> None:
-        self._owner, self._passes = owner, passes
-        self.loss = passes().clone()
-        self._filled = {p: p.grad for p in owner.model.parameters() if p.grad is not None}
-
-    def replay(self) -> None:
-        self._owner.replays += 1
-        self.loss.copy_(self._passes())
-        for p, gradient in self._filled.items():
-            assert p.grad is not None
-            gradient.copy_(self._owner.change(p.grad))
+def graphed_passes(ours: Problem, stand_in: StandIn) -> GraphedPasses:
+    run, parameters = partial(run_passes, ours), list(ours.model.parameters())
+    return GraphedPasses(ours.model, ours.device, run, parameters, TOLERANCE["fp32"], print, stand_in.capture)
 
 
 def some(model: nn.Module) -> Mask:
@@ -97,7 +75,7 @@ def test_training_is_to_the_bit_as_without_graphs(
 def test_a_replay_is_of_the_batch_that_it_is_given() -> None:
     model = mlp()
     ours = problem(model, (5,))
-    graphed = GraphedPasses(ours, list(model.parameters()), print, StandIn(model).capture)
+    graphed = graphed_passes(ours, StandIn(model))
     found = []
     for passes in [graphed] * (cuda_graphs.OFTEN + 3) + [partial(run_passes, ours)] * 2:
         inputs, labels = ours.data.train.batch(torch.arange(4) + 4 * (len(found) % 2))
@@ -115,7 +93,7 @@ def test_graphs_of_all_shapes_have_one_set_of_gradients() -> None:
     """A dense model's are as large as it is."""
     model = mlp()
     ours = problem(model, (5,))
-    graphed = GraphedPasses(ours, list(model.parameters()), print, StandIn(model).capture)
+    graphed = graphed_passes(ours, StandIn(model))
     places = []
     for count in (4, 3):
         inputs, labels = ours.data.train.batch(torch.arange(count))
@@ -228,19 +206,3 @@ def test_what_a_graph_would_do_otherwise_is_found_and_nothing_is_replayed(wrong:
     assert stand_in.replays <= 1
     assert said.count("passes are no CUDA graphs") == 1
     assert why in said
-
-
-def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
-    assert cuda_graphs._shape((torch.zeros(2, CLASSES), "mean"), torch.zeros(2)) is None
-    assert cuda_graphs._shape({"x": torch.zeros(2, 3)}, torch.zeros(2)) is not None
-    assert cuda_graphs._shape(torch.zeros(2, 3), torch.zeros(2)) != cuda_graphs._shape(
-        torch.zeros(3, 2).T, torch.zeros(2)
-    )
-
-
-@pytest.mark.parametrize(("small", "wrong"), [(0.5, False), (0.499, False), (0.75, True)])
-def test_a_small_gradient_is_compared_by_itself(small: float, wrong: bool) -> None:
-    """It is a four-thousandth of all gradients' square, so that in their norm it would be lost."""
-    loss, large = torch.ones(()), torch.ones(1000)
-    found = cuda_graphs._difference(loss, [large, torch.tensor([0.5])], loss, [large, torch.tensor([small])], "fp32")
-    assert bool(found) == wrong

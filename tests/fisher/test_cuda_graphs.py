@@ -1,0 +1,86 @@
+"""The bookkeeping of CUDA graphs, with a stand-in that computes on the CPU; the graphs themselves: tests/cuda."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fishexp.fisher import cuda_graphs, diagonal, diagonal_fisher
+from tests.support.cases import CLASSES, NETS, batched, brute_force, conv_net, images
+from tests.support.graphs import StandIn
+
+
+def stand_in_for(model: nn.Module, patch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
+    """Let examples alone be scored by it, as on a GPU."""
+
+    def graphs(model: nn.Module, totals: dict[nn.Parameter, Tensor], passes: cuda_graphs.Passes) -> Any:
+        say: Any = lambda line: None  # noqa: E731
+        return cuda_graphs.GraphedPasses(
+            model, torch.device("cpu"), passes, list(totals), 0.01, say, stand_in.capture, list(totals.values())
+        )
+
+    patch.setattr(diagonal, "_graphs", graphs)
+
+
+@pytest.mark.parametrize("power", ["square", "absolute"])
+@pytest.mark.parametrize("kind", ["true_label", "expected"])
+@pytest.mark.parametrize("case", NETS)
+def test_replayed_scores_equal_the_definition(
+    case: str, kind: Any, power: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, data = NETS[case]
+    model, (inputs, labels) = build().eval(), data()
+    stand_in = StandIn(model)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    expected = brute_force(model, inputs, labels, kind, power)
+    frozen = next(model.parameters()).requires_grad_(False)
+    found = diagonal_fisher(model, batched(inputs, labels), kind, power, as_is=True, cuda_graphs=True)
+    assert stand_in.captures == 1
+    assert stand_in.replays == len(labels) - 1
+    assert not frozen.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-15)
+
+
+def test_running_statistics_move_once_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the original has it, in training mode; to the bit as without graphs."""
+    model = nn.Sequential(*(layer for layer in conv_net().children() if not isinstance(layer, nn.Dropout))).train()
+    plain, (inputs, labels) = copy.deepcopy(model), images()
+    stand_in_for(model, monkeypatch, StandIn(model))
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 2)
+    found = diagonal_fisher(model, [(inputs, labels)], as_is=True, cuda_graphs=True)
+    for name, score in diagonal_fisher(plain, [(inputs, labels)], as_is=True).items():
+        assert torch.equal(found[name], score)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+
+
+def test_a_graph_with_other_scores_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (inputs, labels) = conv_net().eval(), images()
+    stand_in = StandIn(model, lambda gradient: gradient * 1.1)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    found = diagonal_fisher(model, [(inputs, labels)], as_is=True, cuda_graphs=True)
+    expected = brute_force(model, inputs, labels, "true_label", "square")
+    assert stand_in.replays == 1
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-15)
+
+
+def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
+    assert cuda_graphs._shape((torch.zeros(2, CLASSES), "mean"), torch.zeros(2)) is None
+    assert cuda_graphs._shape({"x": torch.zeros(2, 3)}, torch.zeros(2)) is not None
+    assert cuda_graphs._shape(torch.zeros(2, 3), torch.zeros(2)) != cuda_graphs._shape(
+        torch.zeros(3, 2).T, torch.zeros(2)
+    )
+
+
+@pytest.mark.parametrize(("small", "wrong"), [(0.5, False), (0.499, False), (0.75, True)])
+def test_a_small_gradient_is_compared_by_itself(small: float, wrong: bool) -> None:
+    """It is a four-thousandth of all gradients' square, so that in their norm it would be lost."""
+    loss, large = torch.ones(()), torch.ones(1000)
+    found = cuda_graphs._difference(loss, [large, torch.tensor([0.5])], loss, [large, torch.tensor([small])], [], 0.01)
+    assert bool(found) == wrong
