@@ -271,7 +271,8 @@ def test_a_run_is_as_without_graphs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(cuda_graphs, "OFTEN", 3)
-    options = [*f"method={method}".split(), "keep=0.1", "device=cuda", "regime.epochs=8"]
+    keep = 0.2 if method == "lora" else 0.1  # LoRA of rank 1 takes more in a model this small
+    options = [*f"method={method}".split(), f"keep={keep}", "device=cuda", "regime.epochs=8"]
     if data == "csv":
         options += sentences_of_several_lengths(bert_folder)
     torch.use_deterministic_algorithms(True)
