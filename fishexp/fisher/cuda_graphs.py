@@ -64,9 +64,8 @@ class GraphedPasses:
         capture: Capture | None = None,
         sums: Sequence[Tensor] = (),
     ) -> None:
-        self._sums = sums
         self._model, self._device, self._passes = model, device, passes
-        self._parameters, self._tolerance, self._say = parameters, tolerance, say
+        self._parameters, self._sums, self._tolerance, self._say = parameters, sums, tolerance, say
         self._capture = capture or CudaCapture(device).capture
         self._often: Counter[Any] = Counter()
         self._graphs: dict[Any, _Graph] = {}
@@ -96,9 +95,8 @@ class GraphedPasses:
         before = [total.clone() for total in self._sums]
         with _state_restored(self._model, self._sums):
             try:
-                with _state_restored(
-                    self._model, self._sums
-                ):  # so that the replay draws what the passes are going to draw
+                # so that the replay begins with what the passes begin with, and draws what they are going to draw
+                with _state_restored(self._model, self._sums):
                     first = next(iter(self._graphs.values()), None)
                     graph = _Graph(self._model, self._passes, self._parameters, inputs, labels, self._capture, first)
                 tried = graph, graph.replay(inputs, labels).clone(), _taken(self._parameters, copy=True)
@@ -296,9 +294,8 @@ def _reason(error: BaseException) -> str:
 def _move_gradients(parameters: Sequence[nn.Parameter], places: Sequence[Tensor | None]) -> None:
     """Write the gradients into ``places``, which become the parameters' own, where there is one."""
     moved = [(p, p.grad, place) for p, place in zip(parameters, places, strict=True)]
-    pairs = [
-        (p, grad, place) for p, grad, place in moved if grad is not None and place is not None and grad is not place
-    ]
+    moved = [(p, grad, place) for p, grad, place in moved if grad is not place]  # as sums are
+    pairs = [(p, grad, place) for p, grad, place in moved if grad is not None and place is not None]
     if pairs:
         torch._foreach_copy_([place for *_, place in pairs], [grad for _, grad, _ in pairs])  # pyright: ignore[reportPrivateImportUsage]
     for p, _, place in pairs:
