@@ -135,11 +135,12 @@ class _Graph:
         capture: Capture,
         first: "_Graph | None",
     ) -> None:
-        self._inputs, self._labels, self._parameters = mapped(inputs, Tensor.clone), labels.clone(), parameters
+        inputs, labels = mapped(inputs, Tensor.clone), labels.clone()
+        self._inputs, self._labels, self._parameters = inputs, labels, parameters
 
         def own() -> Tensor:
             _taken(parameters)
-            loss = passes(self._inputs, self._labels)
+            loss = passes(inputs, labels)
             if first is not None:
                 _move_gradients(parameters, first._gradients)
             return loss

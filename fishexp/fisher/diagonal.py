@@ -91,9 +91,7 @@ def diagonal_fisher(
         if cuda_graphs and labels != "sampled":  # which are drawn on the host
             estimator.graphs = _graphs(model, estimator.totals, estimator.run_alone)
         estimator.batched = False if as_is else None
-        for inputs, targets in scored:
-            estimator.add(inputs, targets)
-            advance(len(targets))
+        estimator.add_all(scored, advance)
     if estimator.count == 0:
         raise FishexpError("the Fisher information needs at least one example, got no batch")
     return {name: estimator.totals[p].div_(estimator.count) for name, p in parameters.items()}
@@ -122,6 +120,15 @@ class Estimator:
     shared: frozenset[int | str] = frozenset()  # inputs known to have no part for each example
     batched: bool | None = None  # whether a batch may take one pass; None until two examples were looked at
     graphs: GraphedPasses | None = None  # of examples alone
+
+    def add_all(self, batches: Batches, advance: Callable[[int], None]) -> None:
+        """Score all batches, and let go of the graphs: they hold this object, whose memory would wait for gc."""
+        try:
+            for inputs, targets in batches:
+                self.add(inputs, targets)
+                advance(len(targets))
+        finally:
+            self.graphs = None
 
     def add(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""

@@ -1,6 +1,8 @@
 """The bookkeeping of CUDA graphs, with a stand-in that computes on the CPU; the graphs themselves: tests/cuda."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -68,6 +70,23 @@ def test_a_graph_with_other_scores_is_not_replayed(monkeypatch: pytest.MonkeyPat
     assert stand_in.replays == 1
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-15)
+
+
+def test_memory_of_graphs_and_scores_goes_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the device's, whose want Python's garbage collector knows nothing of."""
+    model, (inputs, labels) = conv_net().eval(), images()
+    stand_in = StandIn(model)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    gc.disable()
+    try:
+        found = diagonal_fisher(model, [(inputs, labels)], as_is=True, cuda_graphs=True)
+        alive = [weakref.ref(score) for score in found.values()]
+        del found
+        assert stand_in.replays
+        assert not any(score() is not None for score in alive)
+    finally:
+        gc.enable()
 
 
 def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
