@@ -81,7 +81,8 @@ class GraphedPasses:
         self._often[key] += 1
         if self._often[key] <= OFTEN:
             return self._passes(inputs, labels)
-        if not _memory_for_two(self._device):
+        copies = 2 * sum(total.nbytes for total in self._sums)  # what they were, and what a replay makes of them
+        if not _memory_for_two(self._device, copies):
             self._often[key] = 0  # there may be more later on
             self._say(
                 "passes of a shape of batch are no CUDA graph: the device has not twice the memory that they take"
@@ -92,8 +93,7 @@ class GraphedPasses:
     def _captured(self, key: Any, inputs: Inputs, labels: Tensor) -> Tensor:
         """Run the passes, and make the graph of their shape if it does the same."""
         tried: tuple[_Graph, Tensor, list[Tensor | None]] | str
-        before = [total.clone() for total in self._sums]
-        with _state_restored(self._model, self._sums):
+        with _state_restored(self._model, self._sums) as before:
             try:
                 # so that the replay begins with what the passes begin with, and draws what they are going to draw
                 with _state_restored(self._model, self._sums):
@@ -213,17 +213,20 @@ def _shape(inputs: Inputs, labels: Tensor) -> Any:
     return tuple((name, t.shape, t.stride(), t.dtype) for name, t in [*tensors.items(), ("labels", labels)])
 
 
-def _memory_for_two(device: torch.device) -> bool:
-    """Tell whether the most that passes ever took beside what there is now could be taken twice.
+def _memory_for_two(device: torch.device, copies: int) -> bool:
+    """Tell whether the most that passes ever took beside what there is now could be taken twice, and copies beside it.
 
     A graph keeps its memory to itself, while evaluation and shapes that come seldom take theirs from the rest.
+
+    Args:
+        copies: Their bytes.
     """
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     unused = torch.cuda.memory_reserved(device) - allocated
-    return free + unused > 2 * (torch.cuda.max_memory_allocated(device) - allocated)
+    return free + unused > 2 * (torch.cuda.max_memory_allocated(device) - allocated) + copies
 
 
 @contextmanager
@@ -264,13 +267,17 @@ def _changed(place: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _state_restored(model: nn.Module, sums: Sequence[Tensor]) -> Iterator[None]:
-    """Undo what passes leave behind beside gradients: in sums, running statistics, and torch's random streams."""
-    moved = [*model.buffers(), *sums]
+def _state_restored(model: nn.Module, sums: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Undo what passes leave behind beside gradients: in sums, running statistics, and torch's random streams.
+
+    Yields:
+        What the sums were.
+    """
+    moved = [*sums, *model.buffers()]
     before = [tensor.clone() for tensor in moved]
     with forked_random_streams(model):
         try:
-            yield
+            yield before[: len(sums)]
         finally:
             with torch.no_grad():
                 for tensor, value in zip(moved, before, strict=True):
@@ -319,11 +326,10 @@ def _difference(
     if any((gradient is None) != (again is None) for gradient, again in zip(gradients, replayed, strict=True)):
         return "a replay brings gradients to other weights"
     pairs = [(g, again) for g, again in zip(gradients, replayed, strict=True) if g is not None and again is not None]
-    if before:
-        pairs = [(g - own, again - own) for (g, again), own in zip(pairs, before, strict=True)]
+    own = (g - was for (g, _), was in zip(pairs, before, strict=True)) if before else (g for g, _ in pairs)
     distances, sizes = (
         torch.stack([torch.zeros((), device=loss.device), *(tensor.float().square().sum() for tensor in tensors)])
-        for tensors in ([g - again for g, again in pairs], [g for g, _ in pairs])
+        for tensors in ((g - again for g, again in pairs), own)
     )
     # of a small gradient, a sum of large ones that cancel, rounding may be the larger part
     close = (distances <= tolerance**2 * (sizes + _NOISE * sizes.sum())).all()

@@ -70,7 +70,9 @@ def diagonal_fisher(
             mode then normalises each example by itself and its running statistics move.
         advance: Told the number of examples scored since it was last called, to show progress.
         cuda_graphs: On a GPU, replay the passes of examples that are scored alone
-            (:mod:`fishexp.fisher.cuda_graphs`), but not those whose labels are drawn.
+            (:mod:`fishexp.fisher.cuda_graphs`), but not those whose labels are drawn, nor of weights in less than
+            float32 or on several devices. It takes the memory of an example's passes again, and while a graph is made
+            that of two more copies of the scores.
 
     Returns:
         name -> tensor of the parameter's shape for every parameter, frozen ones too; in float32 at least. Beside them

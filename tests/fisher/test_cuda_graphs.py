@@ -89,6 +89,27 @@ def test_memory_of_graphs_and_scores_goes_with_them(monkeypatch: pytest.MonkeyPa
         gc.enable()
 
 
+def test_without_memory_for_two_copies_of_the_scores_nothing_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large model they are more than an example's passes take."""
+    model, (inputs, labels) = conv_net().eval(), images()
+    wanted: list[int] = []
+    monkeypatch.setattr(cuda_graphs, "_memory_for_two", lambda device, copies: wanted.append(copies))
+    stand_in = StandIn(model)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    diagonal_fisher(model, [(inputs, labels)], as_is=True, cuda_graphs=True)
+    assert stand_in.captures == 0
+    assert wanted[0] == 2 * sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize(("copies", "fits"), [(29, True), (30, False)])
+def test_memory_for_two(copies: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50, 100))
+    for name, value in {"memory_allocated": 20, "memory_reserved": 40, "max_memory_allocated": 40}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert cuda_graphs._memory_for_two(torch.device("cuda"), copies) == fits
+
+
 def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
     assert cuda_graphs._shape((torch.zeros(2, CLASSES), "mean"), torch.zeros(2)) is None
     assert cuda_graphs._shape({"x": torch.zeros(2, 3)}, torch.zeros(2)) is not None

@@ -117,7 +117,7 @@ def test_batches_that_share_a_step_are_no_graphs(tmp_path: Path) -> None:
 def test_without_the_memory_nothing_is_captured_and_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "_memory_for_two", lambda device: False)
+    monkeypatch.setattr(cuda_graphs, "_memory_for_two", lambda device, copies: False)
     model = mlp()
     stand_in = StandIn(model)
     _, said = trained(model, (5,), tmp_path, stand_in)
