@@ -73,7 +73,7 @@ class GraphedPasses:
 
     def __call__(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """Do what the passes do. What is returned, and left in ``.grad``, holds until the next call."""
-        key = _shape(inputs, labels)
+        key = _shape(inputs, labels, self._device)
         if self._ended or key is None or any(p.grad is not None for p in self._parameters):
             return self._passes(inputs, labels)
         if graph := self._graphs.get(key):
@@ -205,10 +205,15 @@ def uncached_autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _shape(inputs: Inputs, labels: Tensor) -> Any:
-    """Return what batches of one graph have in common; None if there is more than tensors in the inputs."""
+def _shape(inputs: Inputs, labels: Tensor, device: torch.device) -> Any:
+    """Return what batches of one graph have in common; None if there is more than tensors of the device in them.
+
+    What a tensor on the host holds, such as the lengths of sequences, passes may read without waiting for the device.
+    """
     tensors = tensors_of(inputs)
     if not isinstance(inputs, Tensor) and len(tensors) < len(inputs):
+        return None
+    if any(tensor.device.type != device.type for tensor in (*tensors.values(), labels)):
         return None
     return tuple((name, t.shape, t.stride(), t.dtype) for name, t in [*tensors.items(), ("labels", labels)])
 

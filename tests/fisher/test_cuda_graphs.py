@@ -111,11 +111,19 @@ def test_memory_for_two(copies: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 
 
 def test_inputs_that_are_no_tensors_are_no_part_of_a_graph() -> None:
-    assert cuda_graphs._shape((torch.zeros(2, CLASSES), "mean"), torch.zeros(2)) is None
-    assert cuda_graphs._shape({"x": torch.zeros(2, 3)}, torch.zeros(2)) is not None
-    assert cuda_graphs._shape(torch.zeros(2, 3), torch.zeros(2)) != cuda_graphs._shape(
-        torch.zeros(3, 2).T, torch.zeros(2)
-    )
+    labels, cpu = torch.zeros(2), torch.device("cpu")
+    assert cuda_graphs._shape((torch.zeros(2, CLASSES), "mean"), labels, cpu) is None
+    assert cuda_graphs._shape({"x": torch.zeros(2, 3)}, labels, cpu) is not None
+    assert cuda_graphs._shape(torch.zeros(2, 3), labels, cpu) != cuda_graphs._shape(torch.zeros(3, 2).T, labels, cpu)
+
+
+def test_tensors_on_the_host_are_no_part_of_a_graph() -> None:
+    """A model may take the length of a sequence from one, as a number that every replay would have."""
+    there, meta = torch.zeros(2, 3, device="meta"), torch.device("meta")
+    assert cuda_graphs._shape((there, there), there, meta) is not None
+    assert cuda_graphs._shape((there, torch.tensor([3, 2])), there, meta) is None
+    assert cuda_graphs._shape({"x": there, "scale": torch.tensor(2.0)}, there, meta) is None
+    assert cuda_graphs._shape((there, there), torch.zeros(2), meta) is None
 
 
 @pytest.mark.parametrize(("small", "wrong"), [(0.5, False), (0.499, False), (0.75, True)])
