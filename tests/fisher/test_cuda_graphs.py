@@ -48,6 +48,54 @@ def test_replayed_scores_equal_the_definition(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-15)
 
 
+def test_what_can_be_scored_in_batches_still_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To find that out, scores of examples alone are taken from those of a batch, which no graph does."""
+    model, (inputs, labels) = conv_net().eval(), images()
+    stand_in = StandIn(model)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 0)
+    diagonal_fisher(model, [(inputs, labels)], cuda_graphs=True)
+    assert stand_in.captures == 0
+    assert "one example at a time" not in caplog.text
+
+
+class LessTheMean(nn.Module):
+    """Tell no examples of a batch apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) / 2
+
+
+def test_examples_that_cannot_be_told_apart_are_scored_by_replays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, (inputs, labels) = nn.Sequential(LessTheMean(), conv_net()).eval(), images()
+    expected = brute_force(model, inputs, labels, "true_label", "square")
+    stand_in = StandIn(model)
+    stand_in_for(model, monkeypatch, stand_in)
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    found = diagonal_fisher(model, batched(inputs, labels), cuda_graphs=True)
+    assert "one example at a time" in caplog.text
+    assert stand_in.captures == 1
+    assert stand_in.replays == len(labels) - 1
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-15)
+
+
+def test_labels_are_drawn_as_without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a generator of the caller's, which an attempt to capture would move on."""
+    model, (inputs, labels) = conv_net().eval(), images()
+    stand_in_for(model, monkeypatch, StandIn(model))
+    monkeypatch.setattr(cuda_graphs, "OFTEN", 1)
+    found, plain = (
+        diagonal_fisher(model, [(inputs, labels)], "sampled", as_is=True, cuda_graphs=graphs)
+        for graphs in (True, False)
+    )
+    assert all(torch.equal(score, plain[name]) for name, score in found.items())
+
+
 def test_running_statistics_move_once_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the original has it, in training mode; to the bit as without graphs."""
     model = nn.Sequential(*(layer for layer in conv_net().children() if not isinstance(layer, nn.Dropout))).train()
