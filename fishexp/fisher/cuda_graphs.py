@@ -332,8 +332,9 @@ def _difference(
         return "a replay brings gradients to other weights"
     pairs = [(g, again) for g, again in zip(gradients, replayed, strict=True) if g is not None and again is not None]
     own = (g - was for (g, _), was in zip(pairs, before, strict=True)) if before else (g for g, _ in pairs)
+    none = torch.zeros((), dtype=torch.float64, device=loss.device)  # in which squares of squares do not vanish
     distances, sizes = (
-        torch.stack([torch.zeros((), device=loss.device), *(tensor.float().square().sum() for tensor in tensors)])
+        torch.stack([none, *(torch.linalg.vector_norm(tensor, dtype=none.dtype).square() for tensor in tensors)])
         for tensors in ((g - again for g, again in pairs), own)
     )
     # of a small gradient, a sum of large ones that cancel, rounding may be the larger part

@@ -180,3 +180,13 @@ def test_a_small_gradient_is_compared_by_itself(small: float, wrong: bool) -> No
     loss, large = torch.ones(()), torch.ones(1000)
     found = cuda_graphs._difference(loss, [large, torch.tensor([0.5])], loss, [large, torch.tensor([small])], [], 0.01)
     assert bool(found) == wrong
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("sums", [False, True])
+def test_small_and_large_scores_are_compared_as_others_are(size: float, sums: bool) -> None:
+    """A score is a square, and what is compared the square of scores."""
+    logits, score = torch.ones(3), torch.full((1000,), size)
+    before = [torch.zeros(1000)] if sums else []
+    assert not cuda_graphs._difference(logits, [score], logits, [score.clone()], before, 0.01)
+    assert cuda_graphs._difference(logits, [score], logits, [1.1 * score], before, 0.01)
