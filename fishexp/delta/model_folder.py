@@ -271,7 +271,7 @@ def _labels(config: Mapping[str, Any]) -> object:
     if names is None:
         return config.get("num_labels", 2)
     numbered = isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}
-    return len(names) if numbered else names
+    return len(names) if numbered else names if isinstance(names, str | dict | list) else f"id2label={names!r}"
 
 
 def _check(path: Path, config: Mapping[str, Any], own: Mapping[str, Any], change: _Change) -> None:
@@ -293,7 +293,7 @@ def _check(path: Path, config: Mapping[str, Any], own: Mapping[str, Any], change
     if change.labels is not None and not any("MultipleChoice" in str(name) for name in _architectures(config)):
         wanted["number of labels"], found["number of labels"] = change.labels, _labels(config)
     for key, value in wanted.items():
-        if found[key] != value:
+        if found[key] != value or type(found[key]) is not type(value):  # 7.0 and true are no number of rows
             raise DeltaError(
                 f"{path} lies beside the delta, but is not its model's: {key} is {found[key]!r:.40}, that of the model "
                 f"{value!r}; correct it, or take it away"

@@ -222,6 +222,8 @@ def test_rows_of_which_the_configuration_does_not_speak(tmp_path: Path, capsys: 
         ({"id2label": {"0": "a"}}, "number of labels is 1, that of the model 2"),
         ({"id2label": "ab"}, "number of labels is 'ab', that of the model 2"),
         ({"id2label": {"1": "a", "2": "b"}}, "number of labels is {'1': 'a', '2': 'b'}, that of the model 2"),
+        ({"id2label": 2}, "number of labels is 'id2label=2', that of the model 2"),
+        ({"num_labels": 2.0}, "number of labels is 2.0, that of the model 2"),
         ({"num_labels": 3}, "number of labels is 3, that of the model 2"),
         ({"num_attention_heads": 4}, "num_attention_heads is 4, that of the model 2"),
         ({"model_type": "electra"}, "model_type is 'electra', that of the model 'bert'"),
