@@ -110,7 +110,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             | {
                 "regime.merge": "mean",
                 "model": "resnet18",
-                "precision": "bf16",
+                "precision": "fp32",
                 "threads": 1,
                 "device": "cpu",
                 "data.train_limit": 2240,
@@ -119,7 +119,8 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             | _KEPT,
             methods=methods(1),
             choose={"data.holdout": 1000, "regime.epochs": 5, "regime.warmup": 0.5},
-            rates=same_rates(0.01, 0.03, 0.1),
+            rates=same_rates(0.01, 0.04, 0.16),
+            grow=4,
             sources=borrowed((4, 21, 105), 0.02, 35),
             report={"data.valid_limit": 2000, "regime.epochs": 6, "regime.warmup": 0.6},
             seeds=range(3),
@@ -127,7 +128,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
         june(
             about="A few cells of the setting of the authors' logs, with their network: a twenty-sixth of the images, "
             "6 of 50 epochs, batches of 64, and merges at the same shares of an epoch.",
-            common={"model": "resnet9", "precision": "bf16", "threads": 1, "device": "cpu", "data.train_limit": 1920},
+            common={"model": "resnet9", "precision": "fp32", "threads": 1, "device": "cpu", "data.train_limit": 1920},
             batch=64,
             report={"data.valid_limit": 2000, "regime.epochs": 6, "regime.warmup": 0.6},
             seeds=1,
