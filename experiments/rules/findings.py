@@ -1,4 +1,4 @@
-"""Sentences on what the numbers say: which rules differ clearly, and how much of a lead is the learning rate."""
+"""What the numbers say in short: which rules differ clearly, and how much of a lead is the learning rate."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ def told_apart(
 ) -> list[str]:
     """Say which cells are clearly above what they are compared with, which below, and which are not told apart from it.
 
-    A sentence for each budget.
+    A sentence for each budget; of many that are not told apart it names the lowest and the highest.
 
     Args:
         pairs: Cell -> its runs, and those that it is compared with.
@@ -27,7 +27,14 @@ def told_apart(
         seeds = seeds_text([group for cell in found for group in pairs[cell]])
         told = []
         for what, kind in _KINDS.items():
-            names = [f"{name(cell)} {_amount(one)}" for cell, one in found.items() if kind(one)]
+            of_kind = {cell: one for cell, one in found.items() if kind(one)}
+            names = [f"{name(cell)} {_amount(one)}" for cell, one in of_kind.items()]
+            if what == _UNCLEAR and len(names) > _NAMED:
+                low, *_, high = (
+                    f"{name(cell)} {_amount(of_kind[cell])}" for cell in sorted(of_kind, key=_mean(of_kind))
+                )
+                others = "all" if len(of_kind) == len(found) else "the other"
+                names = [f"{others} {len(of_kind)}, from {low} to {high}"]
             told += [f"{what}, {', '.join(names) or 'none'}"] if names or not what.startswith("too few") else []
         if all(one.p is None for one in found.values()):
             told = told[-1:]
@@ -43,11 +50,17 @@ def _is_below(one: Difference) -> bool:
     return one.clear and one.mean < 0
 
 
+def _mean(found: Mapping[Cell, Difference]) -> Callable[[Cell], float]:
+    return lambda cell: found[cell].mean
+
+
+_UNCLEAR = "not told apart"
+_NAMED = 3  # most cells of a kind that are named one by one if it is that
 # what is said of a difference -> of which ones
 _KINDS: Mapping[str, Callable[[Difference], bool]] = {
     "clearly above": _is_above,
     "clearly below": _is_below,
-    "not told apart": lambda one: one.p is not None and not one.clear,
+    _UNCLEAR: lambda one: one.p is not None and not one.clear,
     "too few seeds to claim anything": lambda one: one.p is None,
 }
 
@@ -58,24 +71,24 @@ def _amount(one: Difference) -> str:
     return f"{one.mean:+.1f}" + (f" [{interval.low:+.1f}, {interval.high:+.1f}]" if interval else "")
 
 
-def lead_by_rate(results: Sequence[Result[Cell]], first: str = "fish", second: str = "random") -> list[str]:
-    """Say by how much a rule leads another at each rate that both were tried at, and with each at its own best.
+def leads_by_rate(
+    results: Sequence[Result[Cell]], first: str = "fish", second: str = "random"
+) -> dict[float, dict[float | None, float]]:
+    """Compute by how much a rule leads another at each rate that both were tried at, and with each at its own best.
 
-    A sentence for each budget at which both were tried at a common rate. Scores are those on held-out examples, of a
-    single seed.
+    Scores are those on held-out examples, of a single seed.
+
+    Returns:
+        keep -> rate, or None for each at its own best -> the lead; only budgets at which a rate is common to both.
     """
     tried = {(r.cell.rule, r.cell.keep): _means(r) for r in results if r.cell.per == "network"}
-    sentences = []
-    for keep in dict.fromkeys(keep for _, keep in tried):
+    leads: dict[float, dict[float | None, float]] = {}
+    for keep in dict.fromkeys(keep for _, keep in tried if keep is not None):
         ours, theirs = tried.get((first, keep), {}), tried.get((second, keep), {})
         if common := sorted(ours.keys() & theirs.keys()):
-            gaps = ", ".join(f"{ours[lr] - theirs[lr]:+.1f} at {lr:g}" for lr in common)
-            best = max(ours.values()) - max(theirs.values())
-            sentences.append(
-                f"On the held-out examples, one seed, keep {keep:g}, {first} leads {second} by {gaps}, when both have "
-                f"the same learning rate, and by {best:+.1f} points when each has its best of those tried."
-            )
-    return sentences
+            leads[keep] = {lr: ours[lr] - theirs[lr] for lr in common}
+            leads[keep][None] = max(ours.values()) - max(theirs.values())
+    return leads
 
 
 def _means(result: Result[Cell]) -> Mapping[float, float]:

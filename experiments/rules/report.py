@@ -10,8 +10,9 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import picture, score_table, signs, write_readme
 from experiments.lib.results import Section
 from experiments.lib.sentences import Cell, task_of
-from experiments.rules.findings import lead_by_rate, told_apart
+from experiments.rules.findings import leads_by_rate, told_apart
 from fishexp.report.group import Group
+from fishexp.system.text_table import markdown_table
 
 _INTRO = """# The mask rules side by side
 
@@ -24,6 +25,8 @@ _TITLES = {
     "sst2-per": "SST-2, 0.5 %, a share for each matrix or row",
     "sst2-keeps": "SST-2, other budgets",
 }
+_LEADS = """How much of FISH's lead over random is the learning rate: its points on the held-out examples, one seed,
+when both have the same rate, and when each has its best of those tried."""
 _LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
 brackets the 95 % interval over seeds. What this does not show: other models than one of 22.7 million weights, other
 tasks, more training examples, longer training. Whether more examples or other labels make better scores is in
@@ -43,8 +46,25 @@ def _answer(sections: Sequence[Section[Cell]]) -> list[str]:
         title = f"{_title(section)}."
         for name, pairs in _compared(section, sections):
             points += [f"{title} {told}" for told in told_apart(pairs, section.predicted, name, _rule)]
-        points += [f"{title} {lead}" for lead in lead_by_rate(section.results)]
-    return ["## The answer", "\n".join(f"- {point}" for point in points), _LIMITS] if points else []
+    told = [*(["\n".join(f"- {point}" for point in points)] if points else []), *_leads(sections)]
+    return ["## The answer", *told, _LIMITS] if told else []
+
+
+def _leads(sections: Sequence[Section[Cell]]) -> list[str]:
+    """Show by how much FISH leads random at a common learning rate, and with each at its own best."""
+    found = {
+        (_title(section), f"{keep:g}"): leads
+        for section in sections
+        for keep, leads in leads_by_rate(section.results).items()
+    }
+    if not found:
+        return []
+    rates = sorted({lr for leads in found.values() for lr in leads if lr is not None})
+    columns = {"examples": [title for title, _ in found], "keep": [keep for _, keep in found]}
+    for lr in (*rates, None):
+        header = "each at its best" if lr is None else f"both at {lr:g}"
+        columns[header] = [f"{leads[lr]:+.1f}" if lr in leads else "" for leads in found.values()]
+    return [_LEADS, markdown_table(columns, left=["examples"])]
 
 
 def _parts(section: Section[Cell], sections: Sequence[Section[Cell]], folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from experiments.lib.results import Result
 from experiments.lib.sentences import RULES, Cell
 from experiments.lib.settings import as_overrides, composed_run, composed_runs
 from experiments.lib.study import Study
-from experiments.rules.findings import lead_by_rate
+from experiments.rules.findings import leads_by_rate
 from fishexp.delta import Delta
 from fishexp.run.identity import run_id
 from tests.support.tables import chosen, reported, rows, words, write_records
@@ -226,14 +226,15 @@ def test_the_grid_of_figure_2() -> None:
 
 def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     """By hand: at the small rate 30 points, at the middle one none, and with each at its best one point behind."""
-    assert lead_by_rate([]) == []
+    assert leads_by_rate([]) == {}
     lines = chosen(SST2, FISH, {5e-4: 0.9, 2e-3: 0.8, 8e-3: 0.5}) + chosen(
         SST2, RANDOM, {5e-4: 0.6, 2e-3: 0.8, 8e-3: 0.91}
     )
     (section, *_) = sections(rules.EXPERIMENT, write_records(tmp_path, lines))
-    (sentence,) = lead_by_rate(section.results)
-    assert "fish leads random by +30.0 at 0.0005, +0.0 at 0.002, -41.0 at 0.008" in sentence
-    assert "and by -1.0 points when each has its best" in sentence
+    assert leads_by_rate(section.results)[0.005] == pytest.approx({5e-4: 30, 2e-3: 0, 8e-3: -41, None: -1})
+    header, _, leads = rows(written("rules", tmp_path / "records.jsonl"), "its best of those tried.")
+    assert header == ["examples", "keep", "both at 0.0005", "both at 0.002", "both at 0.008", "each at its best"]
+    assert leads == ["SST-2, 0.5 %", "0.005", "+30.0", "+0.0", "-41.0", "-1.0"]
 
 
 def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
@@ -243,6 +244,5 @@ def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
     for keep, ours, theirs in ((0.0002, 0.9, 0.6), (0.02, 0.5, 0.8)):
         lines += chosen(study, Cell("fish", keep), {2e-3: ours}) + chosen(study, Cell("random", keep), {2e-3: theirs})
     section = sections(rules.EXPERIMENT, write_records(tmp_path, lines))[3]
-    small, large = lead_by_rate(section.results)
-    assert "keep 0.0002, fish leads random by +30.0 at 0.002" in small
-    assert "keep 0.02, fish leads random by -30.0 at 0.002" in large
+    leads = leads_by_rate(section.results)
+    assert {keep: of[2e-3] for keep, of in leads.items()} == pytest.approx({0.0002: 30, 0.02: -30})
