@@ -237,6 +237,16 @@ def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     assert leads == ["SST-2, 0.5 %", "0.005", "+30.0", "+0.0", "-41.0", "-1.0"]
 
 
+def test_of_many_that_are_not_told_apart_the_lowest_and_the_highest_are_named(tmp_path: Path) -> None:
+    others = {"magnitude": (0.74, 0.69, 0.73), "gradient": (0.68, 0.73, 0.69), "snip": (0.71, 0.69, 0.72)}
+    scores = {"random": (0.70, 0.72, 0.71), "fish": (0.70, 0.71, 0.73), **others}
+    lines = [run for rule in scores for run in chosen(SST2, Cell(rule), {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65})]
+    lines += [run for rule, found in scores.items() for run in reported(SST2, Cell(rule), 2e-3, found)]
+    text = written("rules", write_records(tmp_path, lines))
+    assert "random: clearly above, none; clearly below, none; not told apart, all 4, from gradient -1.0 [" in text
+    assert "] to magnitude +1.0 [" in text
+
+
 def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
     """Of one budget FISH is ahead, of the other behind; they are not mixed."""
     study = rules.EXPERIMENT.profiles["cpu"][3]
