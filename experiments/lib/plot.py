@@ -23,7 +23,7 @@ LOOKS: Sequence[tuple[Any, str, bool]] = (("-", "o", True), ((0, (4, 2)), "s", F
 _DOTS = (0, (1, 2))
 # MB
 _TICKS = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
-# names in a line of the legend
+# names in a line of the legend, at most
 _LEGEND_COLUMNS = 3
 # number of ticks with room for their labels
 _MANY = 9
@@ -97,7 +97,7 @@ def draw_scores(
         mark: Called with the axes once the curves are drawn, to scale and label the horizontal one.
         title: Words of the title behind data set and model.
         score: The metric and its unit; None for the words of the groups.
-        columns: Names in a line of the legend.
+        columns: Names in a line of the legend, at most.
     """
     groups = [group for curve in curves for _, group in curve.points]
     if len(groups) < 2:
@@ -113,8 +113,17 @@ def draw_scores(
         axes.set_title(score or groups[0].header, loc="left", size=10.5, color=QUIET)
         if majority.drawn is not None:
             axes.axhline(majority.drawn, color=QUIET, linestyle=_DOTS, linewidth=1.4, label=majority.label, zorder=1)
-        fig.legend(loc="outside lower center", ncols=columns, frameon=False)  # beside the axes: it hides nothing
+        _legend(fig, columns)
         return fig
+
+
+def _legend(fig: Figure, columns: int) -> None:
+    """Name the curves below the axes, where that hides nothing, in as many columns as there is room for."""
+    for ncols in range(columns, 0, -1):
+        legend = fig.legend(loc="outside lower center", ncols=ncols, frameon=False)
+        if ncols == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            return
+        legend.remove()
 
 
 def _ticks(axes: Axes) -> None:
