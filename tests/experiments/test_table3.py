@@ -27,8 +27,8 @@ from tests.support.tables import chosen, figures, reported, rows, words, write_r
 
 CPU, JUNE = PROFILES["cpu"]
 FISH, RANDOM, FULL = Cell("fish", 0.02, 21), Cell("random", 0.02, 21), Cell("full", 1.0, 21)
-RATES = {0.01: 0.3, 0.03: 0.4, 0.1: 0.2}
-COMMON = "data=cifar10 model=resnet18 precision=bf16 threads=1 device=cpu data.train_limit=2240 regime.batch_size=64 "
+RATES = {0.01: 0.3, 0.04: 0.4, 0.16: 0.2}
+COMMON = "data=cifar10 model=resnet18 precision=fp32 threads=1 device=cpu data.train_limit=2240 regime.batch_size=64 "
 COMMON += "regime=distributed regime.workers=2 regime.backend=simulated regime.shard=false regime.merge=mean "
 COMMON += "regime.refresh_every=10 decay=kept compat=none "
 MASKED = "regime.masks=same regime.warmup_epochs=1"
@@ -49,12 +49,12 @@ def tuned(scores: dict[float, float] = RATES) -> list[dict[str, Any]]:
 def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
     """Word for word, as the identity of runs on record hangs on them."""
     commands = list(plan([CPU], write_records(tmp_path, tuned())))
-    further = "seed=0 regime.sync_every=35 data.holdout=1000 regime.epochs=5 regime.warmup=0.5 regime.lr=0.01,0.03,0.1"
+    further = "seed=0 regime.sync_every=35 data.holdout=1000 regime.epochs=5 regime.warmup=0.5 regime.lr=0.01,0.04,0.16"
     assert [set(command.overrides) for command in commands if command.step == "rates"] == [
         words(f"{COMMON} {further} {METHOD[method]}{keep}")
         for method, keep in {"fish": " keep=0.02", "random": " keep=0.02", "full": ""}.items()
     ]
-    further = "seed=1 regime.lr=0.03 data.valid_limit=2000 regime.epochs=6 regime.warmup=0.6"
+    further = "seed=1 regime.lr=0.04 data.valid_limit=2000 regime.epochs=6 regime.warmup=0.6"
     second = [command for command in commands if command.step == "table"][21:42]
     assert {frozenset(command.overrides) for command in second} == {
         frozenset(words(f"{COMMON} {further} regime.sync_every={sync} {METHOD[method]}{keep}"))
@@ -121,11 +121,12 @@ def test_june_runs_at_the_rates_of_the_logs_and_their_share_of_an_epoch() -> Non
 def test_rates_are_borrowed_from_one_keep_and_interval(tmp_path: Path) -> None:
     path = write_records(
         tmp_path,
-        chosen(CPU, CPU.sources[FISH], RATES) + chosen(CPU, CPU.sources[FULL], {0.01: 0.5, 0.03: 0.4, 0.1: 0.3}),
+        chosen(CPU, CPU.sources[FISH], RATES)
+        + chosen(CPU, CPU.sources[FULL], {0.0025: 0.4, 0.01: 0.5, 0.04: 0.4, 0.16: 0.3}),
     )
     runs = recorded_runs(path)
     rates = {cell: result_of(CPU, cell, runs).lr for cell in CPU.cells}
-    assert {rates[cell] for cell in CPU.cells if cell.method == "fish"} == {0.03}
+    assert {rates[cell] for cell in CPU.cells if cell.method == "fish"} == {0.04}
     assert {rates[cell] for cell in CPU.cells if cell.method == "full"} == {0.01}
     assert {rates[cell] for cell in CPU.cells if cell.method == "random"} == {None}
     waiting = [command for command in plan([CPU], path) if command.waits]
@@ -155,10 +156,10 @@ def written(path: Path) -> str:
 
 
 def test_the_numbers_of_the_report(tmp_path: Path) -> None:
-    lines = tuned() + reported(CPU, FISH, 0.03, [0.50, 0.52, 0.57], **SIZES)
-    lines += reported(CPU, FISH, 0.1, [0.9])  # not the rate that was chosen
-    lines += reported(CPU, FULL, 0.03, [0.6], per_merge=44_734_248, sent=447_342_480, dense_sent=447_342_480)
-    lines += reported(CPU, RANDOM, 0.03, [0.55], per_merge=932_360, sent=223_671_240, dense_sent=447_342_480)
+    lines = tuned() + reported(CPU, FISH, 0.04, [0.50, 0.52, 0.57], **SIZES)
+    lines += reported(CPU, FISH, 0.16, [0.9])  # not the rate that was chosen
+    lines += reported(CPU, FULL, 0.04, [0.6], per_merge=44_734_248, sent=447_342_480, dense_sent=447_342_480)
+    lines += reported(CPU, RANDOM, 0.04, [0.55], per_merge=932_360, sent=223_671_240, dense_sent=447_342_480)
     text = written(write_records(tmp_path, lines))
     table = figures(text, "## Profile cpu")
     assert table[0] == [
@@ -170,16 +171,16 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     ]
     by_row = {(row[0], row[1]): row[2:] for row in table[2:]}
     assert by_row["21 steps", "0.02"] == [
-        *("53.0 ± 3.6 (3 seeds)", "55.0 (one seed)", "0.03", "0.03", "0.93", "0.93", "229.5", "223.7", "51.3%", "50.0%")
+        *("53.0 ± 3.6 (3 seeds)", "55.0 (one seed)", "0.04", "0.04", "0.93", "0.93", "229.5", "223.7", "51.3%", "50.0%")
     ]
-    assert by_row["105 steps", "0.02"] == [*["missing"] * 2, "0.03", "0.03", *["missing"] * 6]
+    assert by_row["105 steps", "0.02"] == [*["missing"] * 2, "0.04", "0.04", *["missing"] * 6]
     dense = figures(text, "## Profile cpu", 1)
     assert dense[0] == [
         *("merge every", "dense training", "dense training: lr", "dense training: MB a merge"),
         *("dense training: MB sent", "dense training: of dense"),
     ]
     assert [row[0] for row in dense[2:]] == ["4 steps", "21 steps", "105 steps"]
-    assert dense[3][1:] == ["60.0 (one seed)", "0.03", "44.73", "447.3", "100.0%"]
+    assert dense[3][1:] == ["60.0 (one seed)", "0.04", "44.73", "447.3", "100.0%"]
     assert text.count("60.0 (one seed)") == 1  # the dense runs are neither FISH nor random
     assert "5 of the 63 runs of this table are on record; they took 2.5 hours. No interval can be given of FISH" in text
     assert "A worker with FISH sends 51.3% to 51.3% of what dense merges as often would." in text
@@ -191,7 +192,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert settings["training images"] == ["2,240", "50,000"]
     assert settings["merge"] == ["mean, same masks", "mean, same masks (random: disjoint)"]
     rates = rows(text, "### Learning rates")
-    assert rates[0] == ["method", "keep", "merge every", "0.01", "0.03", "0.1"]
+    assert rates[0] == ["method", "keep", "merge every", "0.01", "0.04", "0.16"]
     assert rates[2] == ["fish", "0.02", "35 steps", "30.0", "**40.0**", "20.0"]
 
 
@@ -216,12 +217,12 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(tmp_path: Path) -> N
 
 def test_the_picture_shows_means_against_bytes_sent(tmp_path: Path) -> None:
     few, rare = Cell("fish", 0.005, 21), Cell("fish", 0.02, 105)
-    lines = tuned() + reported(CPU, FISH, 0.03, [0.5, 0.6], **SIZES)
+    lines = tuned() + reported(CPU, FISH, 0.04, [0.5, 0.6], **SIZES)
     path = write_records(tmp_path, lines)
     assert report.draw(section_of(CPU, "cpu", recorded_runs(path))) is None  # one point is no picture
-    lines += reported(CPU, few, 0.03, [0.4], **SIZES | {"sent": 10**8}) + reported(CPU, rare, 0.03, [0.3], **SIZES)
+    lines += reported(CPU, few, 0.04, [0.4], **SIZES | {"sent": 10**8}) + reported(CPU, rare, 0.04, [0.3], **SIZES)
     for sync, size in ((4, 2 * 10**9), (21, 4 * 10**8)):
-        lines += reported(CPU, replace(FULL, sync=sync), 0.03, [0.7], **SIZES | {"sent": size})
+        lines += reported(CPU, replace(FULL, sync=sync), 0.04, [0.7], **SIZES | {"sent": size})
     fig = report.draw(section_of(CPU, "cpu", recorded_runs(write_records(tmp_path, lines))))
     assert fig is not None
     containers: Any = fig.axes[0].containers
