@@ -20,6 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fishexp"
 
 
+@pytest.mark.alone
 def test_what_is_measured_orders_the_parts_as_they_are() -> None:
     """A number that is moved or read takes longer than a multiply-add; one of a sampled product longer than a dense."""
     stream = torch.get_rng_state()
