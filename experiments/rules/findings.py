@@ -27,14 +27,11 @@ def told_apart(
         seeds = seeds_text([group for cell in found for group in pairs[cell]])
         told = []
         for what, kind in _KINDS.items():
-            of_kind = {cell: one for cell, one in found.items() if kind(one)}
-            names = [f"{name(cell)} {_amount(one)}" for cell, one in of_kind.items()]
-            if what == _UNCLEAR and len(names) > _NAMED:
-                low, *_, high = (
-                    f"{name(cell)} {_amount(of_kind[cell])}" for cell in sorted(of_kind, key=_mean(of_kind))
-                )
-                others = "all" if len(of_kind) == len(found) else "the other"
-                names = [f"{others} {len(of_kind)}, from {low} to {high}"]
+            named = [(one.mean, f"{name(cell)} {_amount(one)}") for cell, one in found.items() if kind(one)]
+            names = [text for _, text in named]
+            if what == _UNCLEAR and len(named) > _NAMED:
+                others = "all" if len(named) == len(found) else "the other"
+                names = [f"{others} {len(named)}, from {min(named)[1]} to {max(named)[1]}"]
             told += [f"{what}, {', '.join(names) or 'none'}"] if names or not what.startswith("too few") else []
         if all(one.p is None for one in found.values()):
             told = told[-1:]
@@ -48,10 +45,6 @@ def _is_above(one: Difference) -> bool:
 
 def _is_below(one: Difference) -> bool:
     return one.clear and one.mean < 0
-
-
-def _mean(found: Mapping[Cell, Difference]) -> Callable[[Cell], float]:
-    return lambda cell: found[cell].mean
 
 
 _UNCLEAR = "not told apart"
