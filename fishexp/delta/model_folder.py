@@ -271,7 +271,9 @@ def _labels(config: Mapping[str, Any]) -> object:
     if names is None:
         return config.get("num_labels", 2)
     numbered = isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}
-    return len(names) if numbered else names if isinstance(names, str | dict | list) else f"id2label={names!r}"
+    if numbered:
+        return len(names)
+    return f"id2label={names!r}" if isinstance(names, int | float) else names  # which is no count
 
 
 def _check(path: Path, config: Mapping[str, Any], own: Mapping[str, Any], change: _Change) -> None:
