@@ -10,7 +10,7 @@ from fishexp.fisher.batches import Inputs
 from fishexp.fisher.cuda_graphs import TOLERANCE, GraphedPasses
 from fishexp.training.problem import Problem
 
-Passes: TypeAlias = Callable[[Inputs, Tensor, float], Tensor]  # of a batch and its share of the loss; see run_passes
+StepPasses: TypeAlias = Callable[[Inputs, Tensor, float], Tensor]  # of a batch and its share of a step's loss
 
 
 def run_passes(problem: Problem, inputs: Inputs, labels: Tensor, share: float = 1.0) -> Tensor:
@@ -27,7 +27,7 @@ def run_passes(problem: Problem, inputs: Inputs, labels: Tensor, share: float = 
     return loss.detach()
 
 
-def graphed_passes(problem: Problem, parameters: Sequence[nn.Parameter], say: Callable[[str], None]) -> Passes:
+def graphed_passes(problem: Problem, parameters: Sequence[nn.Parameter], say: Callable[[str], None]) -> StepPasses:
     """Return what does as :func:`run_passes`, on a GPU by replays of CUDA graphs where a step is of one batch.
 
     Args:

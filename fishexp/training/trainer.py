@@ -31,7 +31,7 @@ from fishexp.training.epoch_choice import EpochChoice
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
-from fishexp.training.passes import Passes, graphed_passes, run_passes
+from fishexp.training.passes import StepPasses, graphed_passes, run_passes
 from fishexp.training.problem import Problem
 from fishexp.training.snapshots import Snapshot, Snapshots
 from fishexp.training.trainable import Trainable
@@ -129,7 +129,7 @@ class Trainer:
         self._problem, self._logger, self._snapshots, self._recipe = problem, logger, snapshots, recipe
         self._choice = choice
         self._bar: ProgressBar | None = None
-        self._passes: Passes | None = None
+        self._passes: StepPasses | None = None
         self._said: set[str] = set()
         self.progress = self._epoch_start(1, 0)
         self._order: Tensor | None = None  # where the order's stream resumes in an epoch that a snapshot cut
@@ -304,7 +304,7 @@ def train_steps(
     accumulate: int,
     clip: float | None,
     prefix: str,
-    passes: Passes | None = None,
+    passes: StepPasses | None = None,
 ) -> Iterator[tuple[Tensor, int]]:
     """Train on ``batches``, an optimiser step at a time, and count the steps in ``progress``.
 
