@@ -1,61 +1,72 @@
 """What the numbers say in short: which rules differ clearly, and how much of a lead is the learning rate."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from experiments.lib.results import Result
 from experiments.lib.sentences import Cell
 from fishexp.report.differences import Difference, Predicted, compare
 from fishexp.report.group import Group, seeds_text
 
+_NAMED = 3  # most cells not told apart that are named one by one
+
+
+@dataclass(frozen=True)
+class Told:
+    """Hold what is said of the comparisons with one reference at one budget.
+
+    Attributes:
+        keep: Fraction of all weights.
+        seeds: How many seeds they have, in words.
+        reference: Name of what all are compared with.
+        comparisons: How many have enough seeds to claim anything.
+        above: Names and differences of those that are clearly above it.
+        below: Of those that are clearly below it.
+        others: Those that are neither in a phrase, empty if there are none.
+    """
+
+    keep: float | None
+    seeds: str
+    reference: str
+    comparisons: int
+    above: Sequence[str]
+    below: Sequence[str]
+    others: str
+
 
 def told_apart(
     pairs: Mapping[Cell, tuple[Group, Group]], predicted: Predicted, reference: str, name: Callable[[Cell], str]
-) -> list[str]:
-    """Say which cells are clearly above what they are compared with, which below, and which are not told apart from it.
-
-    A sentence for each budget; of many that are not told apart it names the lowest and the highest.
+) -> list[Told]:
+    """Tell for each budget which cells are clearly above what they are compared with, which below, and which neither.
 
     Args:
         pairs: Cell -> its runs, and those that it is compared with.
         reference: Name of what all are compared with.
-        name: Cell -> its name in the sentence.
+        name: Cell -> its name.
     """
     compared = dict(zip(pairs, compare(list(pairs.values()), predicted), strict=True))
-    sentences = []
+    told = []
     for keep in dict.fromkeys(cell.keep for cell in pairs):
         found = {cell: one for cell, one in compared.items() if one is not None and cell.keep == keep}
-        seeds = seeds_text([group for cell in found for group in pairs[cell]])
-        told = []
-        for what, kind in _KINDS.items():
-            named = [(one.mean, f"{name(cell)} {_amount(one)}") for cell, one in found.items() if kind(one)]
-            names = [text for _, text in named]
-            if what == _UNCLEAR and len(named) > _NAMED:
-                others = "all" if len(named) == len(found) else "the other"
-                names = [f"{others} {len(named)}, from {min(named)[1]} to {max(named)[1]}"]
-            told += [f"{what}, {', '.join(names) or 'none'}"] if names or not what.startswith("too few") else []
-        if all(one.p is None for one in found.values()):
-            told = told[-1:]
-        sentences.append(f"At keep {keep:g} ({seeds}), against {reference}: {'; '.join(told)}.")
-    return sentences
+        texts = {cell: f"{name(cell)} {_amount(one)}" for cell, one in found.items()}
+        others = sorted((one.mean, texts[cell]) for cell, one in found.items() if not one.clear)
+        told.append(
+            Told(
+                keep=keep,
+                seeds=seeds_text([group for cell in found for group in pairs[cell]]),
+                reference=reference,
+                comparisons=sum(one.p is not None for one in found.values()),
+                above=[texts[cell] for cell, one in found.items() if one.clear and one.mean > 0],
+                below=[texts[cell] for cell, one in found.items() if one.clear and one.mean < 0],
+                others=_phrase([text for _, text in others]),
+            )
+        )
+    return told
 
 
-def _is_above(one: Difference) -> bool:
-    return one.clear and one.mean > 0
-
-
-def _is_below(one: Difference) -> bool:
-    return one.clear and one.mean < 0
-
-
-_UNCLEAR = "not told apart"
-_NAMED = 3  # most cells of a kind that are named one by one if it is that
-# what is said of a difference -> of which ones
-_KINDS: Mapping[str, Callable[[Difference], bool]] = {
-    "clearly above": _is_above,
-    "clearly below": _is_below,
-    _UNCLEAR: lambda one: one.p is not None and not one.clear,
-    "too few seeds to claim anything": lambda one: one.p is None,
-}
+def _phrase(names: Sequence[str]) -> str:
+    """Name all of a few, of many the first and the last."""
+    return ", ".join(names) if len(names) <= _NAMED else f"{len(names)}, from {names[0]} to {names[-1]}"
 
 
 def _amount(one: Difference) -> str:

@@ -10,7 +10,7 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import picture, score_table, signs, write_readme
 from experiments.lib.results import Section
 from experiments.lib.sentences import Cell, task_of
-from experiments.rules.findings import leads_by_rate, told_apart
+from experiments.rules.findings import Told, leads_by_rate, told_apart
 from fishexp.report.group import Group
 from fishexp.system.text_table import markdown_table
 
@@ -28,9 +28,10 @@ _TITLES = {
 _LEADS = """How much of FISH's lead over random is the learning rate: its points on the held-out examples, one seed,
 when both have the same rate, and when each has its best of those tried."""
 _LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
-brackets the 95 % interval over seeds. What this does not show: other models than one of 22.7 million weights, other
-tasks, more training examples, longer training. Whether more examples or other labels make better scores is in
-[Figure 2](../figure2), what Diff Pruning's second training buys in [Table 1](../table1), of the same records."""
+brackets the 95 % interval over seeds; of too few seeds nothing can be claimed (–). What this does not show: other
+models than one of 22.7 million weights, other tasks, more training examples, longer training. Whether more examples or
+other labels make better scores is in [Figure 2](../figure2), what Diff Pruning's second training buys in
+[Table 1](../table1), of the same records."""
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
@@ -41,13 +42,40 @@ def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
 
 def _answer(sections: Sequence[Section[Cell]]) -> list[str]:
     """Say in short what the numbers of all sections say, and what they do not show; nothing before there are any."""
-    points = []
-    for section in sections:
-        title = f"{_title(section)}."
-        for name, pairs in _compared(section, sections):
-            points += [f"{title} {told}" for told in told_apart(pairs, section.predicted, name, _rule)]
-    told = [*(["\n".join(f"- {point}" for point in points)] if points else []), *_leads(sections)]
-    return ["## The answer", *told, _LIMITS] if told else []
+    told = [
+        (_title(section), one)
+        for section in sections
+        for name, pairs in _compared(section, sections)
+        for one in told_apart(pairs, section.predicted, name, _rule)
+    ]
+    parts = [*_differences(told), *_leads(sections)]
+    return ["## The answer", *parts, _LIMITS] if parts else []
+
+
+def _differences(told: Sequence[tuple[str, Told]]) -> list[str]:
+    """Name the differences that are clear, and show in a table what is said of all others."""
+    if not told:
+        return []
+    clear = [f"{text} against {one.reference} ({title})" for title, one in told for text in (*one.above, *one.below)]
+    comparisons = sum(one.comparisons for _, one in told)
+    columns = {
+        "examples": [title for title, _ in told],
+        "keep": [f"{one.keep:g}" for _, one in told],
+        "against": [one.reference for _, one in told],
+        "clearly above": [_clear(one, one.above) for _, one in told],
+        "clearly below": [_clear(one, one.below) for _, one in told],
+        "not told apart": [one.others for _, one in told],
+        "n": [one.seeds for _, one in told],
+    }
+    return [
+        f"Clear in the {comparisons} comparisons below with three seeds or more: {'; '.join(clear) or 'none'}.",
+        markdown_table(columns, left=columns.keys() - {"keep"}),
+    ]
+
+
+def _clear(one: Told, names: Sequence[str]) -> str:
+    """Name what is clear of one side; a few seeds can tell nothing."""
+    return ", ".join(names) or ("none" if one.comparisons else "–")
 
 
 def _leads(sections: Sequence[Section[Cell]]) -> list[str]:

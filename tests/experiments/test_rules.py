@@ -1,6 +1,7 @@
 """`make rules`, `make table1`, `make figure2`: which runs, shared by which of them; what their reports say."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,13 +133,18 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     assert "no predictions on record" in text
     assert text.count("### Differences to") == 3
     answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
-    at = "At keep 0.005 (3 seeds), against"
-    assert f"- SST-2, 0.5 %. {at} random: clearly above, fish +10.0 [+9.9, +10.2]; clearly below, none; " in answer
-    assert f"{at} fish: clearly above, none; clearly below, random -10.0 [-10.2, -9.9]; not told" in answer
-    unclear = "clearly below, none; not told apart, fish per matrix -0.0 [-"
-    assert f"{at} the same rule over the network: clearly above, none; {unclear}" in answer
+    ahead, behind = "fish +10.0 [+9.9, +10.2]", "random -10.0 [-10.2, -9.9]"
+    title, other = "SST-2, 0.5 %", "SST-2, 0.5 %, a share for each matrix or row"
+    clear = f"{ahead} against random ({title}); {behind} against fish ({title})."
+    assert f"Clear in the 3 comparisons below with three seeds or more: {clear}" in answer
+    told = {(row[0], row[2]): row[3:] for row in rows(text, "## The answer\n")[2:]}
+    assert told[title, "random"] == [ahead, "none", "", "3 seeds"]
+    assert told[title, "fish"] == ["none", behind, "", "3 seeds"]
+    above, below, neither, seeds = told[other, "the same rule over the network"]
+    assert (above, below, neither[:23], seeds) == ("none", "none", "fish per matrix -0.0 [-", "3 seeds")
     few = written("rules", write_records(tmp_path, [run for run in lines if run["config"]["seed"] < 2]))
-    assert f"{at.replace('3', '2')} random: too few seeds to claim anything, fish +10.0." in few
+    assert "Clear in the 0 comparisons below with three seeds or more: none." in few
+    assert rows(few, "## The answer\n")[2][2:] == ["random", "–", "–", "fish +10.0", "2 seeds"]
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
 
@@ -243,8 +249,9 @@ def test_of_many_that_are_not_told_apart_the_lowest_and_the_highest_are_named(tm
     lines = [run for rule in scores for run in chosen(SST2, Cell(rule), {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65})]
     lines += [run for rule, found in scores.items() for run in reported(SST2, Cell(rule), 2e-3, found)]
     text = written("rules", write_records(tmp_path, lines))
-    assert "random: clearly above, none; clearly below, none; not told apart, all 4, from gradient -1.0 [" in text
-    assert "] to magnitude +1.0 [" in text
+    above, below, neither, _ = rows(text, "## The answer\n")[2][3:]
+    assert (above, below) == ("none", "none")
+    assert re.fullmatch(r"4, from gradient -1\.0 \[.*\] to magnitude \+1\.0 \[.*\]", neither)
 
 
 def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
