@@ -128,7 +128,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
         june(
             about="A few cells of the setting of the authors' logs, with their network: a twenty-sixth of the images, "
             "6 of 50 epochs, batches of 64, and merges at the same shares of an epoch.",
-            common={"model": "resnet9", "precision": "bf16", "threads": 1, "device": "cpu", "data.train_limit": 1920},
+            common={"model": "resnet9", "precision": "fp32", "threads": 1, "device": "cpu", "data.train_limit": 1920},
             batch=64,
             report={"data.valid_limit": 2000, "regime.epochs": 6, "regime.warmup": 0.6},
             seeds=1,
