@@ -1,11 +1,11 @@
-"""The command line of predictions: what a finished run says of the rows of a file, added to them as columns."""
+"""The command line of predictions: what a finished run says of the rows of a file, or of images, as columns."""
 
 import argparse
 import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fishexp.predict",
-        description="Predict with a finished run on text: the rows of a csv, tsv, jsonl, json or parquet file get the "
-        "predicted label and the probability of each, or the predicted number.",
-        epilog="example: python -m fishexp.predict outputs/csv/minilm/fish-0.005/seed0-1a2b3c4d new.csv -o out.csv",
+        description="Predict with a finished run: the rows of a csv, tsv, jsonl, json or parquet file, or the images "
+        "of a folder, get the predicted label and the probability of each, or the predicted number.",
+        epilog="examples: python -m fishexp.predict outputs/csv/minilm/fish-0.005/seed0-1a2b3c4d new.csv -o out.csv; "
+        "of a run on images: python -m fishexp.predict RUN photos -o out.csv",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
-    parser.add_argument("file", metavar="FILE", type=Path, help="the examples; a csv's first row names the columns")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path,
+        help="the examples; a csv's first row names the columns; of a run on images a folder of them, or one",
+    )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="a .csv or .tsv; printed if you do not say")
     parser.add_argument("--text", metavar="COLUMN", nargs="+", help="one column of sentences, or the two of pairs")
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="examples at a time: speed only")
@@ -49,26 +53,49 @@ def _work(options: argparse.Namespace) -> None:
     if out is not None:
         _check_out(out, options.file)
 
-    from fishexp.data.tables import read_table
-    from fishexp.run.inference import predict, refuse_images
+    from fishexp.run.inference import is_on_images, predict, predict_images
 
-    refuse_images(options.run)
-    table = read_table(options.file)
-    predicted = predict(
-        options.run, table, text=options.text, batch_size=options.batch_size, device=options.device,
-        epoch=options.epoch, allow_code=options.allow_code, allow_download=options.allow_download,
-    )  # fmt: skip
+    loading = {
+        "batch_size": options.batch_size, "device": options.device, "epoch": options.epoch,
+        "allow_code": options.allow_code, "allow_download": options.allow_download,
+    }  # fmt: skip
+    if is_on_images(options.run):
+        files = _image_files(options)
+        columns: Mapping[str, Sequence[Any]] = {"file": list(map(str, files))}
+        predicted = predict_images(options.run, files, **loading)
+    else:
+        from fishexp.data.tables import read_table
+
+        table = read_table(options.file)
+        columns, predicted = table.columns, predict(options.run, table, text=options.text, **loading)
     added = ["predicted", *(f"probability_{name}" for name in predicted.names)]
-    if double := [name for name in added if name in table.columns]:
+    if double := [name for name in added if name in columns]:
         raise FishexpError(f"{options.file} has a column {double[0]!r} already; rename it")
     answers = predicted.answers()
     text = io.StringIO()
     writer = csv.writer(text, delimiter=_SEPARATORS[out.suffix.lower()] if out else ",", lineterminator="\n")
-    writer.writerow([*table.columns, *added])
+    writer.writerow([*columns, *added])
     for row, outputs in enumerate(predicted.outputs.tolist()):
-        cells = [_cell(values[row]) for values in table.columns.values()]
+        cells = [_cell(values[row]) for values in columns.values()]
         writer.writerow([*cells, _cell(answers[row]), *(map(_cell, outputs) if predicted.names else ())])
     _write(text.getvalue(), out, len(answers))
+
+
+def _image_files(options: argparse.Namespace) -> list[Path]:
+    """List the images that are named: one, or those in a folder."""
+    from fishexp.data.image_files import ENDINGS, image_files
+
+    path: Path = options.file
+    if options.text is not None:
+        raise FishexpError(f"--text {' '.join(options.text)}: {options.run} is a run on images, which have no columns")
+    if not path.exists():
+        raise FishexpError(f"{path} is missing; name an image, or a folder of images")
+    if not path.is_dir() and path.suffix.lower() not in ENDINGS:
+        raise FishexpError(f"{path}: {options.run} is a run on images, which end in {', '.join(ENDINGS)}")
+    files = image_files(path) if path.is_dir() else [path]
+    if not files:
+        raise FishexpError(f"{path} holds no images ({', '.join(ENDINGS)})")
+    return files
 
 
 def _cell(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +11,14 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from fishexp.data.datasets import Dataset, Outline, split_off
+from fishexp.data.image_files import ENDINGS, image_files, read_images
 from fishexp.data.images import Images
 from fishexp.data.metrics import accuracy
-from fishexp.errors import FishexpError, first_line
+from fishexp.errors import FishexpError
 from fishexp.system.hardware import free_memory
 
 log = logging.getLogger(__name__)
 
-# endings of files that torchvision takes for images
-_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 # folder of the images to train on, and those to report on, the first that is there
 _TRAIN, _VALID = "train", ("val", "valid", "validation", "dev", "test")
 # share of the free memory that images may take up
@@ -58,10 +56,13 @@ def load(
     listed = Dataset(train, {"": valid}, len(names), channels=3, metrics=accuracy, names=names)
     listed = listed.limited(train_limit, valid_limit, holdout)
     _check_memory(sum(map(len, (listed.train, *listed.valid.values()))), size)
-    pixels = _read(listed.train, size)
+    pixels = read_images(listed.train.paths, (size, size))
     mean, std = _moments(pixels)
     options: dict[str, Any] = {"mean": mean, "std": std, "crop": size // 8, "flip": flip}
-    reported = {name: Images(_read(part, size), part.labels, **options) for name, part in listed.valid.items()}
+    reported = {
+        name: Images(read_images(part.paths, (size, size)), part.labels, **options)
+        for name, part in listed.valid.items()
+    }
     return Dataset(
         Images(pixels, listed.train.labels, **options), reported, len(names), channels=3, metrics=accuracy, names=names
     )
@@ -119,11 +120,9 @@ def _files_of(folder: Path, names: Sequence[str], numbered: Sequence[str] | None
     """List the images in the folders ``names``; their classes are numbered as in ``numbered``, or ``names``."""
     paths, labels = [], []
     for name in names:
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _ENDINGS)
+        found = image_files(folder / name)
         if not found:
-            raise FishexpError(
-                f"{folder / name} holds no images ({', '.join(sorted(_ENDINGS))}); remove it, or fill it"
-            )
+            raise FishexpError(f"{folder / name} holds no images ({', '.join(ENDINGS)}); remove it, or fill it")
         paths += found
         labels += [(numbered or names).index(name)] * len(found)
     if not paths:
@@ -139,32 +138,6 @@ def _check_memory(images: int, size: int) -> None:
             f"{images:,} images of {size}x{size} pixels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory "
             "are free; lower data.size or data.train_limit"
         )
-
-
-def _read(files: _Files, size: int) -> Tensor:
-    """Read images: uint8 (images, 3, size, size)."""
-    pixels = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-
-    def read(number: int) -> None:
-        pixels[number] = _image(files.paths[number], size)
-
-    with ThreadPoolExecutor() as threads:
-        for _ in threads.map(read, range(len(files))):
-            pass
-    return pixels
-
-
-def _image(path: Path, size: int) -> Tensor:
-    """Read an image: uint8 (3, size, size), the centre of it with its shorter side resized to ``size``."""
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.fit(opened.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FishexpError(f"{path} is no image that can be read ({first_line(error)}); remove it") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _moments(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

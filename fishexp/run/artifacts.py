@@ -206,7 +206,7 @@ def save_run(folder: Path, model: Model, data: Dataset, delta: Delta | None = No
     about: dict[str, Any] = {"classes": data.classes, "channels": data.channels, "source": model.source}
     about |= {"names": list(data.names), "columns": list(data.columns), "epochs": epochs}
     if isinstance(data.train, Images):
-        about |= {"mean": data.train.mean, "std": data.train.std}
+        about |= {"mean": data.train.mean, "std": data.train.std, "size": list(data.train.pixels.shape[-2:])}
     if isinstance(data.train, Tokens):
         about |= {"max_length": data.train.max_length}
     with replacing(folder / PREPROCESSING) as new:

@@ -1,7 +1,7 @@
-"""What a finished run says of new examples: as a pipeline of transformers, or for the rows of a table."""
+"""What a finished run says of new examples: as a pipeline of transformers, for the rows of a table, or for images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,34 @@ from torch import Tensor
 
 from fishexp.data.columns import Columns, find_text
 from fishexp.data.examples import texts_of
+from fishexp.data.image_files import CHANNELS, read_images
 from fishexp.data.tables import Table
 from fishexp.data.text import Sentences
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import logits_of
 from fishexp.models import Model
-from fishexp.run.artifacts import load_trained, preprocessing
+from fishexp.run.artifacts import PREPROCESSING, load_run, load_trained, preprocessing
 from fishexp.system import hardware
 
 log = logging.getLogger(__name__)
 
+_LARGEST = 1 << 14  # pixels of a side that a run folder may claim
+
 
 @dataclass(frozen=True)
 class Predicted:
-    """Hold what a model says of the rows of a table.
+    """Hold what a model says of the rows of a table, or of images.
 
     Attributes:
-        columns: Names of the columns that the sentences were in.
         names: Names of the classes; empty for a regression.
-        outputs: (rows, classes) probabilities, or (rows, 1) numbers of a regression; float32, on the CPU.
+        outputs: (examples, classes) probabilities, or (examples, 1) numbers of a regression; float32, on the CPU.
     """
 
-    columns: tuple[str, ...]
     names: tuple[str, ...]
     outputs: Tensor
 
     def answers(self) -> list[str] | list[float]:
-        """Return the name of the most probable class for each row, or the number of a regression."""
+        """Return the name of the most probable class of each example, or the number of a regression."""
         if not self.names:
             return self.outputs[:, 0].tolist()
         return [self.names[number] for number in self.outputs.argmax(-1).tolist()]
@@ -95,9 +96,61 @@ def predict(
     sentences = Sentences(first, second[0] if second else None, torch.zeros(len(first)), about["max_length"])
     with hardware.device(device) as where:
         logits = _logits(model, sentences, batch_size, where)
+    return _predicted(logits, about)
+
+
+def predict_images(
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    epoch: int | None = None,
+    allow_code: bool = False,
+    allow_download: bool = False,
+) -> Predicted:
+    """Predict the class of each image with the trained model of a run on images, in the size that the run had them in.
+
+    Args:
+        files: One image each; of those that are larger or of another shape the centre is taken.
+        batch_size: Images read and predicted at a time; changes speed only.
+        device: auto, cpu, cuda or mps.
+        epoch: The epoch to load, of a run with ``regime=checkpointing``; None for the last.
+
+    Raises:
+        FishexpError: If the run cannot be loaded or does not say how large its images were, or an image cannot be read.
+    """
+    about = preprocessing(folder)
+    size, parts = _size(folder, about), []
+    network, prepare = load_run(folder, epoch, allow_code, allow_download)
+    with hardware.device(device) as where, torch.no_grad():
+        network.to(where)
+        for start in range(0, len(files), batch_size):
+            inputs = prepare(read_images(files[start : start + batch_size], size, about["channels"]))
+            parts.append(logits_of(network, inputs, lambda tensor: tensor.to(where)).float().cpu())
+    return _predicted(torch.cat(parts), about)
+
+
+def _size(folder: Path, about: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of a run's images, in pixels; refuse those that no file holds."""
+    if (channels := about.get("channels")) not in tuple(CHANNELS):
+        raise FishexpError(f"{folder} is a run on images of {channels!r} channels; files have one or three")
+    match about.get("size"):
+        case [int(height), int(width)] if 0 < height <= _LARGEST and 0 < width <= _LARGEST:
+            return height, width
+        case None:
+            raise FishexpError(
+                f"{folder} does not say how large its images were, as runs of earlier versions do not; "
+                "fishexp.load_run gives its model"
+            )
+        case size:
+            raise FishexpError(f"{folder / PREPROCESSING} has size={size!r}; it is not what a run writes")
+
+
+def _predicted(logits: Tensor, about: Mapping[str, Any]) -> Predicted:
     classes = about["classes"]
     names = about.get("names") or list(map(str, range(classes)))
-    return Predicted(columns, tuple(names), logits.softmax(-1)) if classes > 1 else Predicted(columns, (), logits)
+    return Predicted(tuple(names), logits.softmax(-1)) if classes > 1 else Predicted((), logits)
 
 
 @torch.no_grad()
@@ -129,18 +182,9 @@ def _columns(table: Table, text: Columns, trained: Sequence[str]) -> tuple[str, 
 
 def _check_text(folder: str | Path, model: Model) -> None:
     if model.tokenizer is None:
-        raise _not_text(folder)
+        raise FishexpError(f"{folder} is a run on images, this reads text; fishexp.load_run gives its model")
 
 
-def refuse_images(folder: Path) -> None:
-    """Refuse a run on images before its model and a file of examples are read.
-
-    Raises:
-        FishexpError: If it was on images.
-    """
-    if "mean" in preprocessing(folder):
-        raise _not_text(folder)
-
-
-def _not_text(folder: str | Path) -> FishexpError:
-    return FishexpError(f"{folder} is a run on images, this reads text; fishexp.load_run gives its model")
+def is_on_images(folder: Path) -> bool:
+    """Tell whether a run was on images, before its model is read."""
+    return "mean" in preprocessing(folder)

@@ -168,7 +168,7 @@ def test_mistakes_in_predicting_get_a_line(
 
 
 @pytest.mark.parametrize("weights", [False, True])
-def test_images_in_folders_and_a_network_of_torchvision(weights: bool) -> None:
+def test_images_in_folders_and_a_network_of_torchvision(weights: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """With a file of weights they are resized and normalised as those of ImageNet, also when the run is loaded."""
     for colour, name in enumerate(("blue", "green", "red")):
         for part, count in (("train", 8), ("val", 3)):
@@ -202,10 +202,55 @@ def test_images_in_folders_and_a_network_of_torchvision(weights: bool) -> None:
     loss = torch.nn.functional.cross_entropy(logits, data.valid[""].labels).item()
     assert loss == pytest.approx(record["metrics"]["loss"], rel=1e-4)
     assert about["names"] == ["blue", "green", "red"]
+    assert predict.main([str(folder), "photos/val", "--batch-size", "4"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row["file"] for row in found] == sorted(map(str, Path("photos/val").rglob("*.png")))
+    assert [row["predicted"] for row in found] == [about["names"][i] for i in run[""].predicted]
+    expected = logits.softmax(-1)
+    for row, shares in zip(found, expected.tolist(), strict=True):
+        named = [float(row[f"probability_{name}"]) for name in about["names"]]
+        assert named == pytest.approx(shares, abs=1e-5)
 
 
-def test_a_run_on_images_reads_no_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def digits(capsys: pytest.CaptureFixture[str]) -> Path:
     folder = finished(fishexp(*QUICK))
-    message = f"{folder} is a run on images, this reads text; fishexp.load_run gives its model"
-    assert mistake(capsys, str(folder), "b.csv") == message
-    assert refusal(library.load_pipeline, folder) == message
+    capsys.readouterr()
+    return folder
+
+
+def test_an_image_is_read_in_the_channels_and_the_size_that_the_run_had_them_in(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A digit in colours, with margins at its sides, is the digit."""
+    pixels = torch.randint(0, 256, (1, 1, 8, 8), dtype=torch.uint8)
+    wide = torch.nn.functional.pad(pixels[0, 0], (5, 5), value=9)
+    Image.fromarray(wide.numpy()).convert("RGB").save("digit.png")
+    assert predict.main([str(digits), "digit.png"]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    network, prepare = library.load_run(digits)
+    with torch.no_grad():
+        shares = network(prepare(pixels)).softmax(-1)[0].tolist()
+    assert [float(row[f"probability_{digit}"]) for digit in range(10)] == pytest.approx(shares, abs=1e-5)
+    assert row["file"] == "digit.png"
+    assert row["predicted"] == str(shares.index(max(shares)))
+
+
+def test_mistakes_in_predicting_of_images_get_a_line(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = f"{digits} is a run on images, this reads text; fishexp.load_run gives its model"
+    assert refusal(library.load_pipeline, digits) == message
+    assert mistake(capsys, str(digits), "b.csv").startswith(f"b.csv: {digits} is a run on images, which end in .bmp, ")
+    assert mistake(capsys, str(digits), "none") == "none is missing; name an image, or a folder of images"
+    Path("empty").mkdir()
+    assert mistake(capsys, str(digits), "empty").startswith("empty holds no images (.bmp, ")
+    Path("empty/torn.png").write_bytes(b"\x89PNG and no more")
+    assert mistake(capsys, str(digits), "empty").startswith("empty/torn.png is no image that can be read (")
+    assert mistake(capsys, str(digits), "empty", "--text", "a").startswith("--text a: ")
+    about = json.loads((digits / "preprocessing.json").read_text())
+    for change, said in (
+        ({"size": None}, "does not say how large its images were, as runs of earlier versions do not; "),
+        ({"size": [8, 10**9]}, "has size=[8, 1000000000]; it is not what a run writes"),
+        ({"channels": 2}, "is a run on images of 2 channels; files have one or three"),
+    ):
+        (digits / "preprocessing.json").write_text(json.dumps(about | change))
+        assert said in mistake(capsys, str(digits), "empty")
