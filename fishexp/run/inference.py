@@ -22,7 +22,7 @@ from fishexp.system import hardware
 
 log = logging.getLogger(__name__)
 
-_LARGEST = 1 << 14  # pixels of a side that a run folder may claim
+_LARGEST = 1 << 12  # pixels of a side that a run folder may claim
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def predict(
     sentences = Sentences(first, second[0] if second else None, torch.zeros(len(first)), about["max_length"])
     with hardware.device(device) as where:
         logits = _logits(model, sentences, batch_size, where)
-    return _predicted(logits, about)
+    return _predicted(folder, logits, about)
 
 
 def predict_images(
@@ -128,7 +128,7 @@ def predict_images(
         for start in range(0, len(files), batch_size):
             inputs = prepare(read_images(files[start : start + batch_size], size, about["channels"]))
             parts.append(logits_of(network, inputs, lambda tensor: tensor.to(where)).float().cpu())
-    return _predicted(torch.cat(parts), about)
+    return _predicted(folder, torch.cat(parts), about)
 
 
 def _size(folder: Path, about: Mapping[str, Any]) -> tuple[int, int]:
@@ -147,10 +147,14 @@ def _size(folder: Path, about: Mapping[str, Any]) -> tuple[int, int]:
             raise FishexpError(f"{folder / PREPROCESSING} has size={size!r}; it is not what a run writes")
 
 
-def _predicted(logits: Tensor, about: Mapping[str, Any]) -> Predicted:
+def _predicted(folder: Path, logits: Tensor, about: Mapping[str, Any]) -> Predicted:
     classes = about["classes"]
+    if classes == 1:
+        return Predicted((), logits)
     names = about.get("names") or list(map(str, range(classes)))
-    return Predicted(tuple(names), logits.softmax(-1)) if classes > 1 else Predicted((), logits)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise FishexpError(f"{folder / PREPROCESSING} does not name {classes} classes; it is not what a run writes")
+    return Predicted(tuple(names), logits.softmax(-1))
 
 
 @torch.no_grad()

@@ -247,7 +247,9 @@ def test_mistakes_in_predicting_of_images_get_a_line(digits: Path, capsys: pytes
     assert mistake(capsys, str(digits), "empty").startswith("empty/torn.png is no image that can be read (")
     assert mistake(capsys, str(digits), "empty", "--text", "a").startswith("--text a: ")
     about = json.loads((digits / "preprocessing.json").read_text())
+    Image.new("L", (8, 8)).save("empty/torn.png")
     for change, said in (
+        ({"names": ["0", "1"]}, "does not name 10 classes; it is not what a run writes"),
         ({"size": None}, "does not say how large its images were, as runs of earlier versions do not; "),
         ({"size": [8, 10**9]}, "has size=[8, 1000000000]; it is not what a run writes"),
         ({"channels": 2}, "is a run on images of 2 channels; files have one or three"),
