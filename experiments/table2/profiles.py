@@ -53,8 +53,8 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
     "cpu": [
         Study(
             name="",
-            about="For about 2.2 hours of one idle core for the first seed and 1.3 for each other: a small BERT on 1,400 "
-            "training sentences or pairs of three tasks, reported on at most 1,000. A worker has 132 steps and "
+            about="For about 2.2 hours of one idle core for the first seed and 1.3 for each other: a small BERT on "
+            "1,400 training sentences or pairs of three tasks, reported on at most 1,000. A worker has 132 steps and "
             "merges 66, 19 and 6 times; in the original, on MRPC, it has 802 steps and merges 80, 27 and 8 times.",
             common=_TWO_WORKERS
             | {
