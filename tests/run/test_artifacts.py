@@ -23,7 +23,6 @@ from fishexp.errors import FishexpError
 from fishexp.models import Model, bert, resnet
 from fishexp.run import runner
 from fishexp.run.artifacts import build_model, load_run, save_run
-from fishexp.run.inference import refuse_images
 from fishexp.run.record import read
 from fishexp.run.yamls import CONF
 from fishexp.training.checkpoints import BASE
@@ -79,7 +78,6 @@ def test_what_are_no_images_is_refused_with_what_reads_them(images: tuple[Path, 
         (pixels.movedim(1, -1), f"torch.uint8 {tuple(pixels.movedim(1, -1).shape)}"),
     ):
         assert f" with channels=1, got {got}; torchvision.io.decode_image" in refusal(prepare, given)
-    assert "is a run on images, this reads text" in refusal(refuse_images, folder)
 
 
 def sentences(model: Model, *, pair: bool, max_length: int) -> Dataset:
