@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -23,6 +23,14 @@ from fishexp.system import hardware
 log = logging.getLogger(__name__)
 
 _LARGEST = 1 << 12  # pixels of a side that a run folder may claim
+
+
+class Loading(TypedDict, total=False):
+    """Say how a run is loaded, as to :func:`fishexp.load_run`."""
+
+    epoch: int | None
+    allow_code: bool
+    allow_download: bool
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,7 @@ def predict(
     text: Columns = None,
     batch_size: int = 64,
     device: str = "auto",
-    epoch: int | None = None,
-    allow_code: bool = False,
-    allow_download: bool = False,
+    **loading: Unpack[Loading],
 ) -> Predicted:
     """Predict the class of each row of a table, or its number, with the trained model of a run on text.
 
@@ -84,12 +90,12 @@ def predict(
         text: Name of the column of sentences, or the two of pairs; None: those of the run's own table, else found.
         batch_size: Rows a batch; changes speed only.
         device: auto, cpu, cuda or mps.
-        epoch: The epoch to load, of a run with ``regime=checkpointing``; None for the last.
+        loading: How the run is loaded.
 
     Raises:
         FishexpError: If the run cannot be loaded or was on images, or a column or a text is missing.
     """
-    model, about = load_trained(folder, epoch, allow_code, allow_download)
+    model, about = load_trained(folder, **loading)
     _check_text(folder, model)
     columns = _columns(table, text, tuple(about.get("columns", ())))
     first, *second = texts_of(table, columns)
@@ -100,14 +106,7 @@ def predict(
 
 
 def predict_images(
-    folder: Path,
-    files: Sequence[Path],
-    *,
-    batch_size: int = 64,
-    device: str = "auto",
-    epoch: int | None = None,
-    allow_code: bool = False,
-    allow_download: bool = False,
+    folder: Path, files: Sequence[Path], *, batch_size: int = 64, device: str = "auto", **loading: Unpack[Loading]
 ) -> Predicted:
     """Predict the class of each image with the trained model of a run on images, in the size that the run had them in.
 
@@ -115,14 +114,14 @@ def predict_images(
         files: One image each; of those that are larger or of another shape the centre is taken.
         batch_size: Images read and predicted at a time; changes speed only.
         device: auto, cpu, cuda or mps.
-        epoch: The epoch to load, of a run with ``regime=checkpointing``; None for the last.
+        loading: How the run is loaded.
 
     Raises:
         FishexpError: If the run cannot be loaded or does not say how large its images were, or an image cannot be read.
     """
     about = preprocessing(folder)
     size, parts = _size(folder, about), []
-    network, prepare = load_run(folder, epoch, allow_code, allow_download)
+    network, prepare = load_run(folder, **loading)
     with hardware.device(device) as where, torch.no_grad():
         network.to(where)
         for start in range(0, len(files), batch_size):
