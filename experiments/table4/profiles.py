@@ -31,7 +31,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             common=_CHECKPOINTING
             | {
                 "model": "resnet18",
-                "precision": "bf16",
+                "precision": "fp32",
                 "threads": 1,
                 "device": "cpu",
                 "data.train_limit": 10_000,
@@ -40,9 +40,10 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             methods={"fish": {"method.samples": 256}},
             choose={"data.holdout": 2000, "regime.epochs": 4, "regime.warmup": 0.2},
             rates=dict.fromkeys(("fish", "random", "full"), (0.02, 0.08, 0.32)),
+            grow=4,
             sources=_SMALL,
             report={"data.valid_limit": 5000, "regime.epochs": 6, "regime.warmup": 0.3},
-            seeds=range(5),
+            seeds=range(3),
         )
     ],
     "gpu": [
