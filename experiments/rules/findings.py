@@ -1,6 +1,6 @@
 """What the numbers say in short: which rules differ clearly, and how much of a lead is the learning rate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.lib.results import Result
@@ -35,7 +35,11 @@ class Told:
 
 
 def told_apart(
-    pairs: Mapping[Cell, tuple[Group, Group]], predicted: Predicted, reference: str, name: Callable[[Cell], str]
+    pairs: Mapping[Cell, tuple[Group, Group]],
+    predicted: Predicted,
+    reference: str,
+    name: Callable[[Cell], str],
+    told_before: Collection[Cell] = (),
 ) -> list[Told]:
     """Tell for each budget which cells are clearly above what they are compared with, which below, and which neither.
 
@@ -43,11 +47,13 @@ def told_apart(
         pairs: Cell -> its runs, and those that it is compared with.
         reference: Name of what all are compared with.
         name: Cell -> its name.
+        told_before: Cells to leave out, since their comparison is told from the other side; p is that of all.
     """
     compared = dict(zip(pairs, compare(list(pairs.values()), predicted), strict=True))
     told = []
-    for keep in dict.fromkeys(cell.keep for cell in pairs):
-        found = {cell: one for cell, one in compared.items() if one is not None and cell.keep == keep}
+    new = {cell: one for cell, one in compared.items() if one is not None and cell not in told_before}
+    for keep in dict.fromkeys(cell.keep for cell in new):
+        found = {cell: one for cell, one in new.items() if cell.keep == keep}
         texts = {cell: f"{name(cell)} {_amount(one)}" for cell, one in found.items()}
         others = sorted((one.mean, texts[cell]) for cell, one in found.items() if not one.clear)
         told.append(
