@@ -9,7 +9,7 @@ from experiments.lib.study import Study
 # rules whose lead is followed over budgets, and those that are allocated in other ways
 _OVER_BUDGETS, _ALLOCATED = ("fish", "random", "magnitude", "gradient"), ("fish", "magnitude")
 _KEEPS = (0.0002, 0.001, 0.02)
-_SEEDS = range(3)
+_SEEDS = range(5)
 _SST2, _STSB = SMALL["sst2"], SMALL["stsb"]
 
 PROFILES: dict[str, Sequence[Study[Cell]]] = {

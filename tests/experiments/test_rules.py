@@ -52,9 +52,9 @@ def test_the_runs_of_the_cpu_profile(tmp_path: Path) -> None:
     assert set(commands[0].overrides) == words(f"{COMMON} {fish} {held_out}")
     smallest = f"method=magnitude method.order=smallest {network}"
     assert set(commands[3].overrides) == words(f"{COMMON} {smallest} {held_out}")
-    assert [command.step for command in commands] == ["sst2 rates"] * 10 + ["sst2 table"] * 30
-    table = [words(f"{COMMON} {fish} seed={seed} regime.lr=0.002") for seed in range(3)]
-    assert [set(commands[10 + 10 * seed].overrides) for seed in range(3)] == table
+    assert [command.step for command in commands] == ["sst2 rates"] * 10 + ["sst2 table"] * 50
+    table = [words(f"{COMMON} {fish} seed={seed} regime.lr=0.002") for seed in range(5)]
+    assert [set(commands[10 + 10 * seed].overrides) for seed in range(5)] == table
 
 
 @pytest.mark.parametrize(("name", "profile"), [(n, p) for n, each in EXPERIMENTS.items() for p in each.profiles])
