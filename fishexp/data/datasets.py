@@ -126,6 +126,10 @@ class Dataset:
         order = _permutation(size)
         return replace(self, train=self.train.subset(order[:-count]), validation=self.train.subset(order[-count:]))
 
+    def metric_names(self, labels: Tensor) -> list[str]:
+        """List the names of the metrics of examples with these labels, (examples,), the headline first."""
+        return list(self.metrics(torch.zeros(len(labels), self.classes), labels.cpu()))
+
     def digest(self) -> str:
         """Hash all examples as a model gets them, not augmented, to 12 hexadecimal digits."""
         held_out = {} if self.validation is None else {"held out to choose the epoch": self.validation}

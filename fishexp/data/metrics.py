@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,15 @@ LESS_IS_BETTER = frozenset(
 )
 
 
-def check_headline(metrics: Metrics) -> None:
-    """Refuse a data set's metrics if less of the first is better: reports, and what is chosen by it, take the most.
+def check_headline(names: Sequence[str]) -> None:
+    """Refuse the metrics of these names if less of the first is better: reports, and what is chosen, take the most.
 
     Raises:
         FishexpError: If so, or if there is no metric.
     """
-    headline = next(iter(metrics), None)
-    if headline is None:
+    if not names:
         raise FishexpError("the metrics of the data set are empty; return at least one, of which more is better")
+    headline = names[0]
     if headline in LESS_IS_BETTER:
         raise FishexpError(
             f"{headline} is the first metric of the data set, and less of it is better; put one first of which more is "

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fishexp.data.datasets import Dataset
+from fishexp.data.metrics import check_headline
 from fishexp.data.text import Tokens
 from fishexp.delta.fingerprint import digest, fingerprint
 from fishexp.distributed.context import ALONE, RECOVERABLE, Context
@@ -276,6 +277,8 @@ def build(
         data = load()
         if chooses_epoch(config["regime"]):
             data = data.with_validation(config["regime"]["validation_fraction"])
+        for examples in data.valid.values():
+            check_headline(data.metric_names(examples.labels))
     seed_torch(settings.seed, "weights")
     model = build_model(config["model"], data.classes, data.channels, data.names)
     seed_torch(settings.seed, "dropout")

@@ -39,7 +39,7 @@ class EpochChoice:
             raise FishexpError("there are no examples to choose an epoch by; give the data set some with_validation")
         self._problem, self._planned, self._patience, self._takes_best = problem, planned, patience, best
         self.sets: dict[str, Examples] = {SET: problem.data.validation}
-        names = _metrics_of(problem)
+        names = [*problem.data.metric_names(problem.data.validation.labels), "loss"]
         if metric is not None and metric not in names:
             raise FishexpError(f"regime.metric={metric} is no metric of this data set{nearest(metric, names)}")
         self._metric = names[0] if metric is None else metric
@@ -114,9 +114,3 @@ class EpochChoice:
 
     def _moving(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         return [*parameters, *self._problem.model.buffers()]
-
-
-def _metrics_of(problem: Problem) -> list[str]:
-    """List the names of the metrics that an epoch may be chosen by, the headline first."""
-    labels = problem.data.validation.labels.cpu() if problem.data.validation is not None else torch.zeros(0)
-    return [*problem.data.metrics(torch.zeros(len(labels), problem.data.classes), labels), "loss"]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, f1_score
 
 from fishexp.data.metrics import accuracy, accuracy_and_f1, check_headline, class_shares, correlations, matthews
-from fishexp.errors import FishexpError
 from fishexp.training.evaluate import evaluate
+from tests.support.cli import QUICK, fishexp, records
 from tests.support.training import mlp, problem
 
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40)
@@ -106,10 +106,19 @@ def test_outputs_that_are_not_finite_have_no_pearson(bad: float) -> None:
         ({}, "the metrics of the data set are empty"),
     ],
 )
-def test_what_reports_would_take_the_most_of_has_to_be_a_success(metrics: dict[str, float], message: str) -> None:
-    """Of an evaluation: learning rates, and the best of a table, are chosen by the first metric."""
-    check_headline({"neg_mse": -0.2, "mse": 0.2})
+def test_what_reports_would_take_the_most_of_has_to_be_a_success(
+    metrics: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before anything is scored or trained: rates, and the best of a table, are chosen by the first metric."""
+    check_headline(["neg_mse", "mse"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fishexp.data.digits.accuracy", lambda logits, labels: dict(metrics))
+    assert message in fishexp(*QUICK).mistake()
+    (record,) = records(tmp_path)
+    assert record["seconds"]["scores"] == record["seconds"]["train"] == 0
+
+
+def test_the_names_of_metrics_are_those_of_an_evaluation() -> None:
     ours = problem(mlp(), (5,))
-    ours.data = replace(ours.data, metrics=lambda logits, labels: dict(metrics))
-    with pytest.raises(FishexpError, match=message):
-        evaluate(ours, 4)
+    names = ours.data.metric_names(ours.data.valid[""].labels)
+    assert [*names, "loss"] == list(evaluate(ours, 4).metrics)[: len(names) + 1]
