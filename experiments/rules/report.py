@@ -28,10 +28,11 @@ _TITLES = {
 _LEADS = """How much of FISH's lead over random is the learning rate: its points on the held-out examples, one seed,
 when both have the same rate, and when each has its best of those tried."""
 _LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
-brackets the 95 % interval over seeds; of too few seeds nothing can be claimed (–). What this does not show: other
-models than one of 22.7 million weights, other tasks, more training examples, longer training. Whether more examples or
-other labels make better scores is in [Figure 2](../figure2), what Diff Pruning's second training buys in
-[Table 1](../table1), of the same records."""
+brackets the 95 % interval over seeds; of too few seeds nothing can be claimed (–). p is corrected for the comparisons
+of its own table below, not for all of them together, and nothing covers the choice of a rule's learning rate, by one
+seed on 500 examples. What this does not show: other models than one of 22.7 million weights, other tasks, more training
+examples, longer training. Whether more examples or other labels make better scores is in [Figure 2](../figure2), what
+Diff Pruning's second training buys in [Table 1](../table1), of the same records."""
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
