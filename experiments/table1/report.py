@@ -15,9 +15,10 @@ _INTRO = """# Table 1: GLUE
 Made by `make table1`; its records stand in [../rules](../rules), as half of its runs are those of the rules'
 comparison. Scores are means ± sample standard deviations over seeds, on the development examples. The paper reports the
 benchmark's test set, of which second-hand quotes give three averages over eight tasks: dense training 82.5, FISH at
-0.5 % 82.6, at 0.08 % 81.3. No other cell of it could be had. Diff Pruning and LoRA are outside references at the same
-number of trained weights. `python -m experiments.table1.submission RUN_FOLDER ...` predicts the test sets, for a zip
-that the benchmark's site takes."""
+0.5 % 82.6, at 0.08 % 81.3. No other cell of it could be had. Diff Pruning and LoRA are outside references: Diff
+Pruning keeps as many changes, but trains all weights to find them; LoRA trains fewer numbers, which the table counts as
+moved, and changes all weights of the Linears that it adapts. `python -m experiments.table1.submission RUN_FOLDER ...`
+predicts the test sets, for a zip that the benchmark's site takes."""
 _FISH = Cell("fish")
 
 
