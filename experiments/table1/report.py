@@ -48,8 +48,9 @@ def _times(results: Sequence[Result[Cell]]) -> list[str]:
     if _FISH not in seconds or len(seconds) < 2:
         return []
     others = [f"{_name(cell)} {took / seconds[_FISH]:.2g}" for cell, took in seconds.items() if cell != _FISH]
-    told = f"The time of a run, scores and masks included, as a multiple of {_name(_FISH)}'s: {', '.join(others)}."
-    return [f"{told} Runs had other work beside them, some more than others: the steps' own times are in benchmarks."]
+    times = f"as a multiple of {_name(_FISH)}'s: {', '.join(others)}."
+    beside = "Runs had other work beside them, some more than others: the steps' own times are in benchmarks."
+    return [f"The median time of a run, scores and masks included, {times} {beside}"]
 
 
 def _columns(cell: Cell) -> dict[str, str]:
