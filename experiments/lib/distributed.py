@@ -13,7 +13,8 @@ from fishexp.system.text_table import markdown_table
 
 ABOUT_BYTES = """MB are millions of bytes that one worker sends: in a merge with masks (the values that may move and the
 running statistics of BatchNorm), and in the whole run, dense merges of the warm-up, scores and masks included, as our
-code counts them. *of dense* compares the run with dense training that merges as often."""
+code counts them. *of dense* is the share of as many dense merges as the run has, one more than dense training
+where a warm-up ends with a merge."""
 
 
 def bytes_sent(group: Group) -> float:
@@ -60,7 +61,7 @@ def _of_dense(result: Result[Any]) -> str:
 
 
 def _share_of_dense(group: Group) -> float:
-    """Return the bytes sent as a fraction of those of dense training that merges as often."""
+    """Return the bytes sent as a fraction of those of as many dense merges."""
     return bytes_sent(group) / mean(run["bytes"]["dense_sent"] for run in group.runs)
 
 

@@ -104,8 +104,8 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
             name="",
             about="For about 2 hours of one idle core for the first seed and 1.5 for each other: a smaller network, "
             "2,240 of the 50,000 training images, a fifth of the test images, 6 of 50 epochs. A run has 210 steps, and "
-            "the intervals between merges are as many of them as the paper's are of its 4,850: 52, 10 and 2 merges. "
-            "One epoch of six is dense, of the paper's one of ten.",
+            "the intervals between merges are as many of them as the paper's are of its 4,850: 53, 10 and 2 merges, "
+            "with masks one more, as the dense epoch ends. One epoch of six is dense, of the paper's one of ten.",
             common=_TWO_WORKERS
             | {
                 "regime.merge": "mean",
