@@ -14,8 +14,9 @@ from experiments.units.profiles import Cell
 _INTRO = """# Rows, columns and channels beside single entries
 
 Made by `python -m experiments units` from [records.jsonl](records.jsonl). FISH keeps the same budget of entries, rows,
-columns or channels (`method.unit`), those of the highest mean Fisher information. Scores are accuracies in %, means ±
-sample standard deviations over seeds. What a step costs is in [benchmarks](../../benchmarks), measured side by side."""
+columns or channels (`method.unit`), those of the highest mean Fisher information. Of a matrix columns and channels are
+the same, so that on SST-2 they agree to the last digit. Scores are accuracies in %, means ± sample standard deviations
+over seeds. What a step costs is in [benchmarks](../../benchmarks), measured side by side."""
 _TITLES = {"sst2": "## SST-2", "cifar10": "## CIFAR-10"}
 
 
