@@ -1,7 +1,7 @@
 """The results of a study: the runs on record of each cell, and the learning rate chosen for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 from experiments.lib.records import RecordedRuns
@@ -74,7 +74,14 @@ def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
     if lr is None:
         return Result(cell, None, source, beyond, tried, None, 0)
     settings = study.settings(cell, {"data.holdout": 0}, study.report, {"regime.lr": lr})
-    return Result(cell, lr, source, beyond, tried, *runs.find(settings))
+    group, failed = runs.find(settings)
+    return Result(cell, lr, source, beyond, tried, _of_seeds(group, study.seeds), failed)
+
+
+def _of_seeds(group: Group | None, seeds: Sequence[int]) -> Group | None:
+    """Return the runs of these seeds: another experiment that shares the records may have further ones."""
+    runs = [run for run in group.runs if run["config"]["seed"] in seeds] if group else []
+    return replace(group, runs=runs) if group and runs else None
 
 
 def _choice(

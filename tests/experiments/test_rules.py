@@ -16,7 +16,8 @@ from experiments.figure2.profiles import LABELS
 from experiments.lib import sweep
 from experiments.lib.experiment import Experiment, sections
 from experiments.lib.plan import plan
-from experiments.lib.results import Result
+from experiments.lib.records import recorded_runs
+from experiments.lib.results import Result, result_of
 from experiments.lib.sentences import RULES, Cell
 from experiments.lib.settings import as_overrides, composed_run, composed_runs
 from experiments.lib.study import Study
@@ -79,6 +80,16 @@ def test_runs_are_shared_by_the_experiments() -> None:
         for step in ({"seed": 1, "regime.lr": 0.002}, {"data.holdout": 500, "seed": 0, "regime.lr": 0.002}):
             ours, theirs = (composed_runs(as_overrides(s.settings(FISH, s.report, step))) for s in (SST2, study))
             assert [run_id(run) for run in ours] == [run_id(run) for run in theirs]
+
+
+def test_further_seeds_of_another_experiment_do_not_count(tmp_path: Path) -> None:
+    """So that a table has one n, whatever the records that it shares hold."""
+    lines = chosen(SST2, FISH, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}) + reported(SST2, FISH, 2e-3, (0.8, 0.82, 0.84, 0.1))
+    runs = recorded_runs(write_records(tmp_path, lines))
+    found = result_of(replace(SST2, seeds=range(3)), FISH, runs).group
+    assert found is not None
+    assert [run["config"]["seed"] for run in found.runs] == [0, 1, 2]
+    assert result_of(replace(SST2, seeds=range(4, 6)), FISH, runs).group is None
 
 
 def test_a_command_of_another_experiment_leaves_its_records_with_the_rules(
