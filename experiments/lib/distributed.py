@@ -13,8 +13,7 @@ from fishexp.system.text_table import markdown_table
 
 ABOUT_BYTES = """MB are millions of bytes that one worker sends: in a merge with masks (the values that may move and the
 running statistics of BatchNorm), and in the whole run, dense merges of the warm-up, scores and masks included, as our
-code counts them. *of dense* is the share of as many dense merges as the run has, one more than dense training
-where a warm-up ends with a merge."""
+code counts them. *of dense* is that as a share of what dense training sends that merges as often."""
 
 
 def bytes_sent(group: Group) -> float:
@@ -23,17 +22,22 @@ def bytes_sent(group: Group) -> float:
 
 
 def score_table(
-    rows: Sequence[tuple[Mapping[str, str], Mapping[str, Result[Any]]]], left: Sequence[str], logs: Mapping[Any, float]
+    rows: Sequence[tuple[Mapping[str, str], Mapping[str, Result[Any]]]],
+    left: Sequence[str],
+    dense: Mapping[Any, Group | None],
+    logs: Mapping[Any, float],
 ) -> str:
     """Make the table that has the methods side by side: their scores, then learning rates, then bytes.
 
     Args:
         rows: (header -> entry that says which row it is, method -> its result).
         left: The headers of columns of words.
+        dense: Cell -> the runs of dense training that it is compared with.
         logs: Cell -> the score in the authors' logs; empty where the setting is another.
     """
     columns: dict[str, list[str]] = {header: [words[header] for words, _ in rows] for header in rows[0][0]}
-    entries = {"": score, "lr": rate, "MB a merge": _per_merge, "MB sent": _sent, "of dense": _of_dense}
+    entries = {"": score, "lr": rate, "MB a merge": _per_merge, "MB sent": _sent}
+    entries["of dense"] = lambda result: _of_dense(result, dense)
     for quantity, entry in entries.items():
         for method in rows[0][1]:
             results = [by_method[method] for _, by_method in rows]
@@ -56,26 +60,39 @@ def _sent(result: Result[Any]) -> str:
     return f"{bytes_sent(result.group) / 1e6:.1f}" if result.group else MISSING
 
 
-def _of_dense(result: Result[Any]) -> str:
-    return f"{_share_of_dense(result.group):.1%}" if result.group else MISSING
+def _of_dense(result: Result[Any], dense: Mapping[Any, Group | None]) -> str:
+    share = _share_of_dense(result, dense)
+    return MISSING if share is None else f"{share:.1%}"
 
 
-def _share_of_dense(group: Group) -> float:
-    """Return the bytes sent as a fraction of those of as many dense merges."""
-    return bytes_sent(group) / mean(run["bytes"]["dense_sent"] for run in group.runs)
+def dense_runs(results: Sequence[Result[C]], dense: Callable[[C], C]) -> dict[C, Group | None]:
+    """Return cell -> the runs of dense training that it is compared with, None where there are none.
+
+    Args:
+        dense: Cell -> that of dense training that merges as often.
+    """
+    groups = {result.cell: result.group for result in results}
+    return {cell: groups.get(dense(cell)) for cell in groups}
 
 
-def findings(section: Section[C], setting: Callable[[C], Any]) -> str:
+def _share_of_dense(result: Result[C], dense: Mapping[C, Group | None]) -> float | None:
+    """Return the bytes sent as a fraction of those of dense training; None where either has no runs."""
+    other = dense[result.cell]
+    return bytes_sent(result.group) / bytes_sent(other) if result.group and other else None
+
+
+def findings(section: Section[C], setting: Callable[[C], Any], dense: Mapping[C, Group | None]) -> str:
     """Say in sentences what the results tell of the methods.
 
     Args:
         setting: Equal for cells of different methods that are compared with each other.
+        dense: Cell -> the runs of dense training that it is compared with.
     """
     groups = {(result.cell.method, setting(result.cell)): result.group for result in section.results if result.group}
     pairs = [(group, groups.get(("random", key))) for (method, key), group in groups.items() if method == "fish"]
     parts = [progress(section.results, len(section.study.seeds)), *leads("FISH", "random", pairs, section.predicted)]
-    if shares := [_share_of_dense(group) for (method, _), group in groups.items() if method == "fish"]:
-        parts.append(
-            f"A worker with FISH sends {min(shares):.1%} to {max(shares):.1%} of what dense merges as often would."
-        )
+    of_fish = [_share_of_dense(result, dense) for result in section.results if result.cell.method == "fish"]
+    if shares := [share for share in of_fish if share is not None]:
+        span = " to ".join(dict.fromkeys(f"{share:.1%}" for share in (min(shares), max(shares))))
+        parts.append(f"A worker with FISH sends {span} of what it sends in dense training that merges as often.")
     return " ".join(parts)

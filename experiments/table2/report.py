@@ -1,13 +1,14 @@
 """The report: README.md and its pictures, made from the results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
 
-from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, findings, score_table
+from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, dense_runs, findings, score_table
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.plot import Line, draw_score_against_bytes
 from experiments.lib.report import (
@@ -57,7 +58,8 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
             picture = f"{section_name(section)}-{task}.png"
             save(fig, folder / picture)
             parts.append(f"![{task}: score against bytes sent]({picture})")
-    parts += [_table(section), *_second(section), findings(section, lambda cell: (cell.task, cell.sync))]
+    dense = dense_runs(section.results, lambda cell: replace(cell, method="full"))
+    parts += [_table(section, dense), *_second(section), findings(section, lambda cell: (cell.task, cell.sync), dense)]
     parts += signs(section.results)
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
 
@@ -81,13 +83,13 @@ def _rows(section: Section[Cell]) -> dict[tuple[str, int], dict[str, Result[Cell
     return rows
 
 
-def _table(section: Section[Cell]) -> str:
+def _table(section: Section[Cell], dense: Mapping[Cell, Group | None]) -> str:
     """Make the table of scores: a row for each task and interval."""
     rows = []
     for (task, sync), results in _rows(section).items():
         header = next((result.group.header for result in results.values() if result.group), "")
         rows.append(({"task": task, "score": header, "merge every": f"{sync} steps"}, results))
-    return score_table(rows, ("task", "score", "merge every"), _logs(section))
+    return score_table(rows, ("task", "score", "merge every"), dense, _logs(section))
 
 
 def _second(section: Section[Cell]) -> list[str]:

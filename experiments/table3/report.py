@@ -1,11 +1,11 @@
 """The report: README.md and its pictures, made from the results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, findings, score_table
+from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, dense_runs, findings, score_table
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.plot import Line, draw_score_against_bytes
 from experiments.lib.report import METHOD_NAMES, about_logs, section_name, side_by_side, signs, write_readme
@@ -45,7 +45,9 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         picture = f"{section_name(section)}.png"
         save(fig, folder / picture)
         parts.append(f"![Accuracy against bytes sent]({picture})")
-    parts += [*_tables(section), findings(section, lambda cell: (cell.keep, cell.sync)), *signs(section.results)]
+    dense = dense_runs(section.results, lambda cell: Cell("full", 1.0, cell.sync))
+    parts += [*_tables(section, dense), findings(section, lambda cell: (cell.keep, cell.sync), dense)]
+    parts += signs(section.results)
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
 
 
@@ -65,7 +67,7 @@ def draw(section: Section[Cell]) -> Figure | None:
     return draw_score_against_bytes(lines, bytes_sent, "sent by one worker", title)
 
 
-def _tables(section: Section[Cell]) -> list[str]:
+def _tables(section: Section[Cell], dense: Mapping[Cell, Group | None]) -> list[str]:
     """Make the table with a row for each interval and keep, and that of dense training with a row for each interval."""
     results = {result.cell: result for result in section.results}
     syncs = dict.fromkeys(cell.sync for cell in results)
@@ -78,8 +80,8 @@ def _tables(section: Section[Cell]) -> list[str]:
         for sync in syncs
         for keep in keeps
     ]
-    dense = [({"merge every": f"{sync} steps"}, {"full": results[Cell("full", 1.0, sync)]}) for sync in syncs]
-    return [score_table(rows, ("merge every",), _logs(section)) for rows in (masked, dense)]
+    without = [({"merge every": f"{sync} steps"}, {"full": results[Cell("full", 1.0, sync)]}) for sync in syncs]
+    return [score_table(rows, ("merge every",), dense, _logs(section)) for rows in (masked, without)]
 
 
 def _logs(section: Section[Cell]) -> dict[Cell, float]:

@@ -33,7 +33,7 @@ METHOD = {
     "full": "method=full",
 }
 TASKS, SYNCS = ("mrpc", "sst2", "stsb"), (2, 7, 22)
-SIZES: dict[str, Any] = {"per_merge": 454_276, "sent": 40_000_000, "dense_sent": 8_000_000_000}
+SIZES: dict[str, Any] = {"per_merge": 454_276, "sent": 40_000_000}
 
 
 def tuned() -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     for seed, score in enumerate((0.70, 0.72, 0.77)):
         lines += reported(CPU, FISH, 0.002, [0] * 3, metrics=both(score, 0.8), **SIZES)[seed : seed + 1]
     lines += reported(CPU, RANDOM, 0.002, [0], metrics=both(0.6, 0.8), **SIZES | {"sent": 36_000_000})
-    lines += reported(CPU, FULL, 1e-4, [0], metrics=both(0.8, 0.9), **SIZES | {"sent": 8 * 10**9, "per_merge": 10**8})
+    lines += reported(CPU, FULL, 1e-4, [0], metrics=both(0.8, 0.9), **SIZES | {"sent": 5 * 10**9, "per_merge": 10**8})
     stsb = replace(FISH, task="stsb")
     lines += reported(CPU, stsb, 0.002, [0], metrics={"pearson": 0.5, "spearman": None}, **SIZES)
     text = written(write_records(tmp_path, lines))
@@ -155,12 +155,12 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     by_row = {(row[0], row[2]): row for row in table[2:]}
     assert by_row["mrpc", "7 steps"][1:] == [
         *("accuracy, %", "7 steps", "73.0 ± 3.6 (3 seeds)", "60.0 (one seed)", "80.0 (one seed)"),
-        *("0.002", "0.002", "0.0001", "0.45", "0.45", "100.00", "40.0", "36.0", "8000.0", "0.5%", "0.4%", "100.0%"),
+        *("0.002", "0.002", "0.0001", "0.45", "0.45", "100.00", "40.0", "36.0", "5000.0", "0.8%", "0.7%", "100.0%"),
     ]
     assert by_row["stsb", "7 steps"][1:4] == ["pearson, x100", "7 steps", "50.0 (one seed)"]
     assert by_row["sst2", "2 steps"][1:7] == ["", "2 steps", *["missing"] * 3, "0.0005"]
     assert "6 of the 81 runs of this table are on record; they took 3.0 hours. No interval can be given of FISH" in text
-    assert "A worker with FISH sends 0.5% to 0.5% of what dense merges as often would." in text
+    assert "A worker with FISH sends 0.8% of what it sends in dense training that merges as often." in text
     assert (tmp_path / "cpu-mrpc.png").stat().st_size > 10_000
     assert not (tmp_path / "cpu-stsb.png").exists()  # one point is no picture
     settings = {row[0]: row[1:] for row in rows(text, "## Profile cpu")}

@@ -38,7 +38,7 @@ METHOD = {
     "random": f"method=random {MASKED}",
     "full": "method=full regime.warmup_epochs=0",
 }
-SIZES: dict[str, Any] = {"per_merge": 932_360, "sent": 229_490_683, "dense_sent": 447_342_480}
+SIZES: dict[str, Any] = {"per_merge": 932_360, "sent": 229_490_683}
 
 
 def tuned(scores: dict[float, float] = RATES) -> list[dict[str, Any]]:
@@ -158,8 +158,8 @@ def written(path: Path) -> str:
 def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     lines = tuned() + reported(CPU, FISH, 0.04, [0.50, 0.52, 0.57], **SIZES)
     lines += reported(CPU, FISH, 0.16, [0.9])  # not the rate that was chosen
-    lines += reported(CPU, FULL, 0.04, [0.6], per_merge=44_734_248, sent=447_342_480, dense_sent=447_342_480)
-    lines += reported(CPU, RANDOM, 0.04, [0.55], per_merge=932_360, sent=223_671_240, dense_sent=447_342_480)
+    lines += reported(CPU, FULL, 0.04, [0.6], per_merge=44_734_248, sent=402_608_232)
+    lines += reported(CPU, RANDOM, 0.04, [0.55], per_merge=932_360, sent=223_671_240)
     text = written(write_records(tmp_path, lines))
     table = figures(text, "## Profile cpu")
     assert table[0] == [
@@ -171,7 +171,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     ]
     by_row = {(row[0], row[1]): row[2:] for row in table[2:]}
     assert by_row["21 steps", "0.02"] == [
-        *("53.0 ± 3.6 (3 seeds)", "55.0 (one seed)", "0.04", "0.04", "0.93", "0.93", "229.5", "223.7", "51.3%", "50.0%")
+        *("53.0 ± 3.6 (3 seeds)", "55.0 (one seed)", "0.04", "0.04", "0.93", "0.93", "229.5", "223.7", "57.0%", "55.6%")
     ]
     assert by_row["105 steps", "0.02"] == [*["missing"] * 2, "0.04", "0.04", *["missing"] * 6]
     dense = figures(text, "## Profile cpu", 1)
@@ -180,10 +180,10 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
         *("dense training: MB sent", "dense training: of dense"),
     ]
     assert [row[0] for row in dense[2:]] == ["4 steps", "21 steps", "105 steps"]
-    assert dense[3][1:] == ["60.0 (one seed)", "0.04", "44.73", "447.3", "100.0%"]
+    assert dense[3][1:] == ["60.0 (one seed)", "0.04", "44.73", "402.6", "100.0%"]
     assert text.count("60.0 (one seed)") == 1  # the dense runs are neither FISH nor random
     assert "5 of the 63 runs of this table are on record; they took 2.5 hours. No interval can be given of FISH" in text
-    assert "A worker with FISH sends 51.3% to 51.3% of what dense merges as often would." in text
+    assert "A worker with FISH sends 57.0% of what it sends in dense training that merges as often." in text
     assert (tmp_path / "cpu.png").stat().st_size > 10_000
     assert "Profile gpu" not in text
     assert "in their log" not in text
