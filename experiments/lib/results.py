@@ -97,7 +97,13 @@ def _choice(
             return None, beyond, tried
         due = rates_beyond(first, means(tried), study.grow) if study.grow else []
         beyond += due
-    return best_rate(means(tried)), beyond, tried
+    return _ranked(means(tried), study.rank), beyond, tried
+
+
+def _ranked(tried: dict[float, float | None], rank: int) -> float | None:
+    """Return the rate that so many others are better than; None if there is none."""
+    best = best_rate(tried)
+    return best if not rank else _ranked({lr: score for lr, score in tried.items() if lr != best}, rank - 1)
 
 
 def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:

@@ -111,7 +111,7 @@ def _large(task: str) -> Task:
 
 # tasks cut for one machine without a GPU (CoLA, so cut, tells no methods apart: LOG.md), and as the paper has them
 SMALL: Mapping[str, Task] = {
-    "sst2": _small("sst2", 3000, 2, "sentences of SST-2"),
+    "sst2": _small("sst2", 3000, 2, "phrases of SST-2 (the development examples are whole sentences)"),
     "stsb": _small("stsb", 2000, 3, "pairs of STS-B"),
 }
 LARGE: Mapping[str, Task] = {

@@ -41,6 +41,7 @@ class Study(Generic[C]):
         report: Settings of the runs in the table.
         seeds: Seeds of the runs in the table.
         known: Cell -> its rate, where none is chosen.
+        rank: Which of the rates tried a cell takes: 0 for the best, 1 for the next.
         grow: Factor from a rate to the one tried beyond it where the best is the largest or the smallest so far; None
             for a grid that stays as it is.
     """
@@ -56,6 +57,7 @@ class Study(Generic[C]):
     seeds: Sequence[int]
     known: Mapping[C, float] = field(default_factory=dict)
     grow: float | None = None
+    rank: int = 0
 
     @property
     def cells(self) -> list[C]:

@@ -31,7 +31,8 @@ EXPERIMENTS: dict[str, Experiment[Cell]] = {
     "table1": table1.EXPERIMENT,
     "figure2": figure2.EXPERIMENT,
 }
-SST2 = rules.EXPERIMENT.profiles["cpu"][0]
+STUDIES = {study.name: study for study in rules.EXPERIMENT.profiles["cpu"]}
+SST2 = STUDIES["sst2"]
 FISH, RANDOM = Cell("fish"), Cell("random")
 COMMON = (
     "data=glue data.task=sst2 data.train_limit=3000 regime.epochs=2 model=minilm precision=fp32 threads=1 device=cpu "
@@ -129,7 +130,7 @@ def compared(text: str, title: str, name: str) -> list[list[str]]:
 def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path) -> None:
     """FISH is 10 points ahead in every seed but for a tenth of one; a share for each matrix changes nothing clear."""
     tried = {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}
-    shares = rules.EXPERIMENT.profiles["cpu"][2]
+    shares = STUDIES["sst2-per"]
     matrix = replace(FISH, per="matrix")
     lines = [run for cell in (FISH, RANDOM) for run in chosen(SST2, cell, tried)] + chosen(shares, matrix, tried)
     lines += reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.841)) + reported(SST2, RANDOM, 2e-3, (0.70, 0.72, 0.74))
@@ -158,6 +159,31 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     assert rows(few, "## The answer\n")[2][2:] == ["random", "–", "–", "fish +10.0", "2 seeds"]
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
+
+
+@pytest.mark.parametrize(
+    ("tried", "second"),
+    [
+        ({5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}, 8e-3),
+        ({5e-4: 0.65, 2e-3: 0.7, 8e-3: 0.65}, 5e-4),  # of equals the smallest
+        ({5e-4: None, 2e-3: 0.7, 8e-3: None}, None),
+    ],
+)
+def test_a_rule_at_its_second_best_rate_is_compared_with_itself_at_the_best(
+    tried: dict[float, float | None], second: float | None, tmp_path: Path
+) -> None:
+    lines = chosen(SST2, FISH, tried) + reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.84))
+    lines += chosen(SST2, RANDOM, tried)
+    lines += reported(SST2, FISH, 8e-3, (0.75, 0.77, 0.791)) + reported(SST2, FISH, 5e-4, (0.7, 0.7, 0.7))
+    text = written("rules", write_records(tmp_path, lines))
+    title = "## SST-2, 0.5 %, each rule at its second-best rate\n"
+    score = {8e-3: "77.0 ± 2.1 (3 seeds)", 5e-4: "70.0 ± 0.0 (3 seeds)", None: "missing"}[second]
+    assert rows(text, title)[2][3:5] == [score, f"{second:g}" if second else "missing"]
+    if second == 8e-3:
+        (row,) = compared(text, title, "the same rule at its best rate")
+        assert row[:4] == ["fish", "network", "0.005", "**-4.97**"]
+    assert text.count("### Learning rates") == 1  # the same for both, and the same leads
+    assert [row[0] for row in rows(text, "How much of FISH")[2:]] == ["SST-2, 0.5 %"]
 
 
 def test_a_rule_at_the_edge_of_the_grid_is_tried_beyond(tmp_path: Path) -> None:
@@ -267,10 +293,10 @@ def test_of_many_that_are_not_told_apart_the_lowest_and_the_highest_are_named(tm
 
 def test_a_lead_is_told_for_each_budget_apart(tmp_path: Path) -> None:
     """Of one budget FISH is ahead, of the other behind; they are not mixed."""
-    study = rules.EXPERIMENT.profiles["cpu"][3]
+    study = STUDIES["sst2-keeps"]
     lines = []
     for keep, ours, theirs in ((0.0002, 0.9, 0.6), (0.02, 0.5, 0.8)):
         lines += chosen(study, Cell("fish", keep), {2e-3: ours}) + chosen(study, Cell("random", keep), {2e-3: theirs})
-    section = sections(rules.EXPERIMENT, write_records(tmp_path, lines))[3]
+    (section,) = [s for s in sections(rules.EXPERIMENT, write_records(tmp_path, lines)) if s.study.name == "sst2-keeps"]
     leads = leads_by_rate(section.results)
     assert {keep: of[2e-3] for keep, of in leads.items()} == pytest.approx({0.0002: 30, 0.02: -30})

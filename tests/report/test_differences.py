@@ -117,10 +117,9 @@ def test_records_without_predictions_have_the_interval_over_seeds_only() -> None
     (one,) = compare(pairs, {})
     assert one is not None
     assert (one.over_examples, one.within, one.clear) == (None, [], True)
-    assert (
-        "No interval over examples for 1 of 1: no predictions on record"
-        in difference_table({"method": ["fish"]}, pairs, {}, "random")[1]
-    )
+    about = difference_table({"method": ["fish"]}, pairs, {}, "random")[1]
+    assert "No interval over examples for 1 of 1: no predictions on record" in about
+    assert about.endswith(" Without one over examples that is said of these examples alone.")
 
 
 def test_seeds_that_only_one_has_are_left_out() -> None:
