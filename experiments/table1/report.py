@@ -8,7 +8,7 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import METHOD_NAMES, picture, score_table, signs, write_readme
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell, task_of
-from fishexp.report.group import number
+from fishexp.report.group import Group, number
 
 _INTRO = """# Table 1: GLUE
 
@@ -44,13 +44,18 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
 
 def _times(results: Sequence[Result[Cell]]) -> list[str]:
     """Say how long a run of each method took, scores and masks included, beside one of FISH at its first budget."""
-    seconds = {result.cell: result.group.seconds for result in results if result.group}
+    seconds = {result.cell: _fastest(result.group) for result in results if result.group}
     if _FISH not in seconds or len(seconds) < 2:
         return []
     others = [f"{_name(cell)} {took / seconds[_FISH]:.2g}" for cell, took in seconds.items() if cell != _FISH]
     times = f"as a multiple of {_name(_FISH)}'s: {', '.join(others)}."
     beside = "Runs had other work beside them, some more than others: the steps' own times are in benchmarks."
-    return [f"The median time of a run, scores and masks included, {times} {beside}"]
+    return [f"The time of a run, scores and masks included, the fastest of the seeds', {times} {beside}"]
+
+
+def _fastest(group: Group) -> float:
+    """Return the seconds of the run that least other work held up."""
+    return min(sum(run["seconds"].values()) for run in group.runs)
 
 
 def _columns(cell: Cell) -> dict[str, str]:

@@ -53,7 +53,7 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
     "cpu": [
         _study(
             "sst2",
-            "minilm on 1,000 sentences of SST-2, 2 epochs in batches of 16; reported on the 872 development sentences.",
+            "minilm on 1,000 phrases of SST-2, 2 epochs in batches of 16; reported on the 872 development sentences.",
             {"data": "glue", "data.task": "sst2", "model": "minilm", "data.train_limit": 1000, "regime.epochs": 2},
             {"data.holdout": 500, "regime.epochs": 1},
             (5e-4, 2e-3, 8e-3),
