@@ -31,7 +31,8 @@ def overlaps(section: Section[Cell], folder: Path) -> list[str]:
     columns = {"": [_name(cell) for cell in cells]}
     for other in cells:
         columns[_name(other)] = [_entry(measured.get(_key(cell, other))) for cell in cells]
-    text = "Weights that two masks have in common, as a share of those kept, the classifier aside; mean over seeds."
+    text = "Weights that two masks have in common, as a share of those kept, the classifier aside; mean over seeds; – where "
+    text += "one of them was not at hand."
     return ["### Overlap of masks", text, markdown_table(columns, left=("",))]
 
 
@@ -60,4 +61,4 @@ def _name(cell: Cell) -> str:
 
 
 def _entry(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    return "–" if share is None else f"{share:.0%}"
