@@ -14,6 +14,8 @@ from fishexp.system.text_table import markdown_table
 
 # where the runs of the experiment are, on the machine that made them
 _OUTPUTS = REPOSITORY / "outputs" / "rules"
+_ABOUT = """Weights that two masks have in common, as a share of those kept, the classifier aside; mean over seeds; –
+where one of them was not at hand."""
 
 
 def overlaps(section: Section[Cell], folder: Path) -> list[str]:
@@ -31,9 +33,7 @@ def overlaps(section: Section[Cell], folder: Path) -> list[str]:
     columns = {"": [_name(cell) for cell in cells]}
     for other in cells:
         columns[_name(other)] = [_entry(measured.get(_key(cell, other))) for cell in cells]
-    text = "Weights that two masks have in common, as a share of those kept, the classifier aside; mean over seeds; – where "
-    text += "one of them was not at hand."
-    return ["### Overlap of masks", text, markdown_table(columns, left=("",))]
+    return ["### Overlap of masks", _ABOUT, markdown_table(columns, left=("",))]
 
 
 def _measured(results: Sequence[Result[Cell]]) -> dict[str, float]:

@@ -26,8 +26,9 @@ PROFILES: dict[str, Sequence[Study[Cell]]] = {
     "cpu": [
         Study(
             name="",
-            about="For about 2 hours of 2 idle cores: a smaller network, a fifth of the training images, half of the "
-            "test images, a fraction of the epochs with the warm-up in proportion, fewer images to score.",
+            about="For about 5 hours of one core for the first seed, 2 of which choose rates, and 3 for each other: a "
+            "smaller network, a fifth of the training images, half of the test images, a fraction of the epochs with "
+            "the warm-up in proportion, fewer images to score.",
             common=_CHECKPOINTING
             | {
                 "model": "resnet18",

@@ -41,14 +41,24 @@ def test_every_experiment_can_be_loaded(name: str) -> None:
     assert list(experiment.profiles) == sizes
 
 
+@pytest.mark.parametrize("name", program.names())
+def test_machines_may_share_a_table_for_a_cpu(name: str) -> None:
+    """In float32, with one thread a run, as bf16 and the number of threads change the numbers."""
+    for study in program.load(name).profiles["cpu"]:
+        assert [study.common[key] for key in ("device", "precision", "threads")] == ["cpu", "fp32", 1]
+
+
 def test_the_environment_says_what_to_do_with_an_experiment(capsys) -> None:
     assert program.main(["table4"], {"PROFILE": "cpu", "DRY": "1"}) == 0
-    note, header, rates, *_ = capsys.readouterr().out.splitlines()
-    # the committed records have the random streams of before
+    header, rates, *_ = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "step"
+    assert rates.split()[:4] == ["rates", "19", "19", "0"]  # by the committed records
+    assert program.main(["table2"], {"PROFILE": "gpu", "DRY": "1"}) == 0
+    note, header, table, *_ = capsys.readouterr().out.splitlines()
     none = r"None of \d+ runs on record counts: other settings, examples or random streams"
     assert re.fullmatch(rf"{none}; FISHEXP_DATA is not set", note)
     assert header.split("  ")[0] == "step"
-    assert rates.split()[:4] == ["rates", "15", "0", "15"]
+    assert table.split()[:5] == ["sum", "table", "36", "0", "36"]
 
 
 def test_settings_become_overrides_that_give_these_settings() -> None:
