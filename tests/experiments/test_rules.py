@@ -147,15 +147,14 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
     ahead = "fish +10.0 [+9.9, +10.2]"
     title, other = "SST-2, 0.5 %", "SST-2, 0.5 %, a share for each matrix or row"
-    clear = f"{ahead} against random ({title})."
-    assert f"Clear in the 2 comparisons below with three seeds or more: {clear}" in answer
+    assert "Clear are 1 of the 2 comparisons below that have three seeds or more." in answer
     told = {(row[0], row[2]): row[3:] for row in rows(text, "## The answer\n")[2:]}
     assert told[title, "random"] == [ahead, "none", "", "3 seeds"]
     assert (title, "fish") not in told  # the same comparison from the other side
     above, below, neither, seeds = told[other, "the same rule over the network"]
     assert (above, below, neither[:23], seeds) == ("none", "none", "fish per matrix -0.0 [-", "3 seeds")
     few = written("rules", write_records(tmp_path, [run for run in lines if run["config"]["seed"] < 2]))
-    assert "Clear in the 0 comparisons below with three seeds or more: none." in few
+    assert "Clear are 0 of the 0 comparisons below that have three seeds or more." in few
     assert rows(few, "## The answer\n")[2][2:] == ["random", "–", "–", "fish +10.0", "2 seeds"]
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
