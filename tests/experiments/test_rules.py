@@ -14,6 +14,7 @@ from experiments.__main__ import HOME, main
 from experiments.figure2 import overlap
 from experiments.figure2.profiles import LABELS
 from experiments.lib import sweep
+from experiments.lib.durations import REPOSITORY
 from experiments.lib.experiment import Experiment, sections
 from experiments.lib.plan import plan
 from experiments.lib.records import recorded_runs
@@ -24,7 +25,7 @@ from experiments.lib.study import Study
 from experiments.rules.findings import leads_by_rate
 from fishexp.delta import Delta
 from fishexp.run.identity import run_id
-from tests.support.tables import chosen, reported, rows, words, write_records
+from tests.support.tables import chosen, figures, reported, rows, words, write_records
 
 EXPERIMENTS: dict[str, Experiment[Cell]] = {
     "rules": rules.EXPERIMENT,
@@ -277,6 +278,19 @@ def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     header, _, leads = rows(written("rules", tmp_path / "records.jsonl"), "its best of those tried.")
     assert header == ["examples", "keep", "both at 0.0005", "both at 0.002", "both at 0.008", "each at its best"]
     assert leads == ["SST-2, 0.5 %", "0.005", "+30.0", "+0.0", "-41.0", "-1.0"]
+
+
+def test_what_the_first_screen_says_of_fish_is_what_the_tables_say() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    ((said, low, high),) = re.findall(r"random mask is (\S+) points \[(\S+), (\S+)\] above FISH", readme)
+    report = (HOME / "rules" / "README.md").read_text()
+    rule, _, _, mean, interval, _, _, _, seeds = rows(report, "### Differences to fish")[2]
+    found = [abs(float(number)) for number in re.findall(r"[+-]\d+\.\d+", f"{mean} {interval}")]
+    assert (rule, [f"{number:.1f}" for number in found], seeds) == ("random", [said, low, high], "5")
+    table = figures((HOME / "table4" / "README.md").read_text(), "## Profile cpu")
+    leads = [float(row[2].split()[0]) - float(row[6].split()[0]) for row in table[2:] if float(row[0]) >= 0.02]
+    said = re.findall(r"is (\S+) to (\S+) points better", " ".join(readme.split()))
+    assert said == [(f"{min(leads):.1f}", f"{max(leads):.1f}")]
 
 
 def test_of_many_that_are_not_told_apart_the_lowest_and_the_highest_are_named(tmp_path: Path) -> None:
