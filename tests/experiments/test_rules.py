@@ -244,6 +244,7 @@ def test_figure_2_draws_scores_and_measures_overlaps_once(monkeypatch: pytest.Mo
     share = dict(zip(header, table[0], strict=True))
     assert share["32 true_label"] == "100%"
     assert share["1,024 true_label"] == "70%"  # 3 of 5, and 4 of 5
+    assert share["256 true_label"] == "–"  # no run of it
     stored = json.loads((tmp_path / "cpu-sst2-overlap.json").read_text())
     assert stored["0.005: 32 true_label | 1,024 true_label"] == 0.7
     monkeypatch.setattr(overlap, "_OUTPUTS", tmp_path / "nowhere")
