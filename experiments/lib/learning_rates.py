@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.lib.report import MISSING
 from experiments.lib.results import Result, Section
-from experiments.lib.study import C
+from experiments.lib.study import CHOICE_SEED, C
 from fishexp.run.tuning import MOST_GROWN
 from fishexp.system.text_table import markdown_table
 
@@ -15,7 +15,7 @@ def chosen_on(section: Section[Any], examples: str) -> str:
     if section.chosen is None:
         return "the authors' logs"
     data, regime = section.chosen["data"], section.chosen["regime"]
-    return f"{data['holdout']:,} held-out training {examples}, {regime['epochs']} epochs, seed 0"
+    return f"{data['holdout']:,} held-out training {examples}, {regime['epochs']} epochs, seed {CHOICE_SEED}"
 
 
 def rates_tried(

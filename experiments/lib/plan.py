@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.lib.records import recorded_runs
 from experiments.lib.results import Result, result_of
 from experiments.lib.settings import as_overrides, composed_runs
-from experiments.lib.study import C, Study
+from experiments.lib.study import CHOICE_SEED, C, Study
 from fishexp.run.identity import run_id
 from fishexp.run.settings import Config
 
@@ -58,5 +58,5 @@ def _choices(study: Study[C], results: Sequence[Result[C]]) -> Iterator[Command]
         return
     for cell, beyond in {result.source: result.beyond for result in results}.items():
         for rates in (tuple(study.rates[cell.method]), *((lr,) for lr in beyond)):
-            settings = study.settings(cell, study.choose, {"seed": 0, "regime.lr": rates})
+            settings = study.settings(cell, study.choose, {"seed": CHOICE_SEED, "regime.lr": rates})
             yield Command(f"{study.name} rates".strip(), as_overrides(settings))

@@ -1,6 +1,7 @@
 """The runs on record, found by their settings."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ class RecordedRuns:
 
     Attributes:
         groups: The finished runs, pooled over seeds.
-        failed: The settings of each run that failed and has not finished since.
+        failed: Seed and settings of each run that failed and has not finished since.
         predicted: What the runs predicted, as far as that is on record.
     """
 
     groups: list[Group]
-    failed: list[dict[str, Any]]
+    failed: list[tuple[int, dict[str, Any]]]
     predicted: Predicted
 
     def of_latest_streams(self, common: Settings) -> "RecordedRuns":
@@ -32,17 +33,19 @@ class RecordedRuns:
         studies theirs.
         """
         groups = [group for group in self.groups if agrees(common, group.settings)]
-        failed = [settings for settings in self.failed if agrees(common, settings)]
-        versions = [settings["streams"] for settings in (*(group.settings for group in groups), *failed)]
-        latest = max(versions, default=None)
+        failed = [(seed, settings) for seed, settings in self.failed if agrees(common, settings)]
+        agreeing = [*(group.settings for group in groups), *(settings for _, settings in failed)]
+        latest = max((settings["streams"] for settings in agreeing), default=None)
         return RecordedRuns(
             [group for group in groups if group.settings["streams"] == latest],
-            [settings for settings in failed if settings["streams"] == latest],
+            [(seed, settings) for seed, settings in failed if settings["streams"] == latest],
             self.predicted,
         )
 
-    def find(self, settings: Settings) -> tuple[Group | None, int]:
-        """Return the finished runs with these settings, and how many failed.
+    def find(self, settings: Settings, seeds: Collection[int]) -> tuple[Group | None, int]:
+        """Return the finished runs with these settings and one of these seeds, and how many such runs failed.
+
+        Another experiment that shares the records may have further seeds.
 
         Raises:
             FishexpError: If finished runs have these settings but differ from each other in further ones.
@@ -51,7 +54,9 @@ class RecordedRuns:
         if len(groups) > 1:
             text = " ".join(as_overrides(settings))
             raise FishexpError(f"records of {text} differ in {', '.join(differing(groups))}; keep one kind")
-        return groups[0] if groups else None, sum(agrees(settings, failed) for failed in self.failed)
+        runs = [run for group in groups for run in group.runs if run["config"]["seed"] in seeds]
+        failed = sum(seed in seeds and agrees(settings, others) for seed, others in self.failed)
+        return replace(groups[0], runs=runs) if runs else None, failed
 
 
 def recorded_runs(records: Path) -> RecordedRuns:
@@ -65,4 +70,5 @@ def recorded_runs(records: Path) -> RecordedRuns:
     failed = {line["run_id"]: line for line in lines if line["status"] == "failed" and line["run_id"] not in done}
     pooled = pool(lines, uncommitted=True) if done else None
     groups = pooled.held_out + pooled.reported if pooled else []
-    return RecordedRuns(groups, [settings_of(line) for line in failed.values()], load_predictions([records]))
+    settings = [(line["config"]["seed"], settings_of(line)) for line in failed.values()]
+    return RecordedRuns(groups, settings, load_predictions([records]))

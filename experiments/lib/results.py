@@ -1,12 +1,12 @@
 """The results of a study: the runs on record of each cell, and the learning rate chosen for it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic
 
 from experiments.lib.records import RecordedRuns
 from experiments.lib.settings import Settings, composed_run
-from experiments.lib.study import C, Study
+from experiments.lib.study import CHOICE_SEED, C, Study
 from fishexp.report.differences import Predicted
 from fishexp.report.group import Group
 from fishexp.run.settings import Config
@@ -74,14 +74,7 @@ def result_of(study: Study[C], cell: C, runs: RecordedRuns) -> Result[C]:
     if lr is None:
         return Result(cell, None, source, beyond, tried, None, 0)
     settings = study.settings(cell, {"data.holdout": 0}, study.report, {"regime.lr": lr})
-    group, failed = runs.find(settings)
-    return Result(cell, lr, source, beyond, tried, _of_seeds(group, study.seeds), failed)
-
-
-def _of_seeds(group: Group | None, seeds: Sequence[int]) -> Group | None:
-    """Return the runs of these seeds: another experiment that shares the records may have further ones."""
-    runs = [run for run in group.runs if run["config"]["seed"] in seeds] if group else []
-    return replace(group, runs=runs) if group and runs else None
+    return Result(cell, lr, source, beyond, tried, *runs.find(settings, study.seeds))
 
 
 def _choice(
@@ -91,7 +84,7 @@ def _choice(
     first = study.rates[source.method]
     beyond, tried, due = list[float](), dict[float, Group | None](), list(first)
     while due:
-        found = {lr: runs.find(study.settings(source, choose, {"regime.lr": lr})) for lr in due}
+        found = {lr: runs.find(study.settings(source, choose, {"regime.lr": lr}), [CHOICE_SEED]) for lr in due}
         tried |= {lr: group for lr, (group, failed) in found.items() if group or failed}
         if len(tried) < len(first) + len(beyond):
             return None, beyond, tried

@@ -6,6 +6,9 @@ from typing import Generic, Protocol, TypeVar
 
 from experiments.lib.settings import Settings
 
+# seed of the runs by which learning rates are chosen
+CHOICE_SEED = 0
+
 
 class Cell(Protocol):
     """Stand for runs that differ in the seed only. Cells are keys of dictionaries, equal if their settings are."""

@@ -94,6 +94,14 @@ def test_further_seeds_of_another_experiment_do_not_count(tmp_path: Path) -> Non
     assert result_of(replace(SST2, seeds=range(4, 6)), FISH, runs).group is None
 
 
+def test_a_failure_of_a_further_seed_does_not_count_either(tmp_path: Path) -> None:
+    lines = chosen(SST2, FISH, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65})
+    lines += reported(SST2, FISH, 2e-3, (0.0, 0.0, 0.0, 0.0), status="failed")
+    runs = recorded_runs(write_records(tmp_path, lines))
+    assert result_of(replace(SST2, seeds=range(3)), FISH, runs).failed == 3
+    assert result_of(SST2, FISH, runs).failed == 4
+
+
 def test_a_command_of_another_experiment_leaves_its_records_with_the_rules(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
