@@ -11,6 +11,7 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import rate, score, section_name, signs, write_readme
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell, task_of
+from fishexp.report.group import Group
 from fishexp.system.text_table import markdown_table
 
 _INTRO = """# Figure 2: how large a mask, how many examples, whose labels
@@ -23,6 +24,8 @@ paper shows the original as a picture, whose values could not be had; with label
 Of two classes, a fresh classifier gives each about one half, and the gradients of the two labels are then opposite:
 their squares are the same, whichever label is taken. Labels can matter once a model has learned something, or of more
 classes."""
+# what the other cells are compared with
+USUAL = "1,024 examples and true labels"
 _LABEL_NAMES = {"true_label": "true", "expected": "expectation over the model's", "sampled": "drawn from the model's"}
 
 
@@ -40,10 +43,14 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         parts.append(f"![{task.score} over the examples that FISH scores]({picture})")
     about = f"{task.score} on {chosen_on(section, 'examples')}"
     rates = rates_tried(section, score=about, columns=lambda cell: {"keep": f"{cell.keep:g}"}, name=_name, shared="")
-    pairs = pairs_of(section.results, lambda cell: replace(cell, samples=1024, labels="true_label"))
-    gaps = differences(pairs, section.predicted, name="1,024 examples and true labels", columns=_columns)
+    gaps = differences(beside_usual(section.results), section.predicted, name=USUAL, columns=_columns)
     table = _table(section.results, task.score)
     return [*parts, table, *signs(section.results), *gaps, *overlaps(section, folder), *rates]
+
+
+def beside_usual(results: Sequence[Result[Cell]]) -> dict[Cell, tuple[Group, Group]]:
+    """Pair the runs of each cell with those of its budget that score 1,024 examples by their true labels."""
+    return pairs_of(results, lambda cell: replace(cell, samples=1024, labels="true_label"))
 
 
 def _name(cell: Cell) -> str:

@@ -1,13 +1,13 @@
 """The README.md of an experiment: its parts, and entries of its tables."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.lib.results import Result, Section
 from experiments.lib.study import C
-from fishexp.report.group import about_streams, span
+from fishexp.report.group import Group, about_streams, span
 from fishexp.report.marks import footnotes, marked_score
 from fishexp.report.picture import figure
 from fishexp.report.pool import Pool
@@ -97,9 +97,16 @@ def rate(result: Result[Any]) -> str:
     return MISSING if result.lr is None else f"{result.lr:g}"
 
 
-def signs(results: Sequence[Result[Any]]) -> list[str]:
-    """Explain the signs behind the scores of a table, if it has any."""
-    return footnotes([result.group for result in results if result.group])
+def signs(results: Sequence[Result[Any]], beside: Iterable[Group] = ()) -> list[str]:
+    """Explain the signs behind the scores of a table, if it has any.
+
+    Args:
+        beside: Runs of other tables that its own are compared with.
+    """
+    groups = [result.group for result in results if result.group]
+    for group in beside:
+        groups += [] if group in groups else [group]
+    return footnotes(groups)
 
 
 def about_logs(logs: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ class Section(Generic[C]):
         results: Results in the order of the table.
         in_table: Configuration of the first cell's runs in the table.
         chosen: Configuration of its runs on held-out examples; None where rates are not chosen.
-        predicted: What the runs predicted, as far as that is on record.
+        runs: All that is on record, of other studies too.
     """
 
     profile: str
@@ -52,7 +52,12 @@ class Section(Generic[C]):
     results: Sequence[Result[C]]
     in_table: Config
     chosen: Config | None
-    predicted: Predicted
+    runs: RecordedRuns
+
+    @property
+    def predicted(self) -> Predicted:
+        """Return what the runs predicted, as far as that is on record."""
+        return self.runs.predicted
 
 
 def means(tried: Mapping[float, Group | None]) -> dict[float, float | None]:
@@ -109,4 +114,4 @@ def section_of(study: Study[C], profile: str, runs: RecordedRuns) -> Section[C]:
     in_table = composed_run(study.settings(first, study.report, {"regime.lr": 1}))
     chosen = None if study.choose is None else composed_run(study.settings(first, study.choose))
     results = [result_of(study, cell, runs) for cell in study.cells]
-    return Section(profile, study, results, in_table, chosen, runs.predicted)
+    return Section(profile, study, results, in_table, chosen, runs)

@@ -10,9 +10,8 @@ from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import picture, score_table, signs, write_readme
 from experiments.lib.results import Result, Section
 from experiments.lib.sentences import Cell, task_of
-from experiments.rules.findings import Told, leads_by_rate, told_apart
+from experiments.rules.answer import Comparison, answer
 from fishexp.report.group import Group
-from fishexp.system.text_table import markdown_table
 
 _INTRO = """# The mask rules side by side
 
@@ -27,83 +26,26 @@ _TITLES = {
     "sst2-per": "SST-2, 0.5 %, a share for each matrix or row",
     "sst2-keeps": "SST-2, other budgets",
 }
-_LEADS = """How much of FISH's lead over random is the learning rate: its points on the held-out examples, one seed,
-when both have the same rate, and when each has its best of those tried."""
-_LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
-brackets the 95 % interval over seeds; of too few seeds nothing can be claimed (–). p is corrected for the comparisons
-of its own table below, not for all of them together; the fourth and the fifth seed on SST-2 were added, for all rules,
-after three had been looked at, which no p allows for. No interval covers the choice of a rule's learning rate, by one
-seed on 500 examples: below is what the second-best would have given on SST-2. What this does not show: other models
-than one of 22.7 million weights, other tasks, more training examples, longer training. Whether more examples or other
-labels make better scores is in [Figure 2](../figure2), what Diff Pruning's second training buys in
-[Table 1](../table1): these are made of the same records, so that they are no independent evidence."""
 
 
 def write_report(folder: Path, sections: Sequence[Section[Cell]]) -> None:
     """Write README.md and the pictures; nothing where no study has results."""
-    intro = "\n\n".join([_INTRO, *_answer(sections)])
+    intro = "\n\n".join([_INTRO, *answer(sections, _comparisons(sections), _title)])
     write_readme(folder, intro, sections, lambda section, folder: _parts(section, sections, folder))
 
 
-def _answer(sections: Sequence[Section[Cell]]) -> list[str]:
-    """Say in short what the numbers of all sections say, and what they do not show; nothing before there are any."""
-    told = [
-        (_title(section), one)
+def _comparisons(sections: Sequence[Section[Cell]]) -> list[Comparison]:
+    """List what the sections compare, each comparison once."""
+    return [
+        Comparison(_title(section), name, pairs, _rule, _told_before(name, pairs))
         for section in sections
         for name, pairs in _compared(section, sections)
-        for one in told_apart(pairs, section.predicted, name, _rule, _told_before(name, pairs))
     ]
-    parts = [*_differences(told), *_leads(sections)]
-    return ["## The answer", *parts, _LIMITS] if parts else []
 
 
 def _told_before(reference: str, cells: Iterable[Cell]) -> list[Cell]:
     """List the cells whose comparison with FISH is that of FISH with them, which is told already."""
     return [cell for cell in cells if (reference, cell.rule) == ("fish", "random")]
-
-
-def _differences(told: Sequence[tuple[str, Told]]) -> list[str]:
-    """Count the differences that are clear, and show in a table which are and what is said of all others."""
-    if not told:
-        return []
-    clear = sum(len(one.above) + len(one.below) for _, one in told)
-    comparisons = sum(one.comparisons for _, one in told)
-    columns = {
-        "examples": [title for title, _ in told],
-        "keep": [f"{one.keep:g}" for _, one in told],
-        "against": [one.reference for _, one in told],
-        "clearly above": [_clear(one, one.above) for _, one in told],
-        "clearly below": [_clear(one, one.below) for _, one in told],
-        "not told apart": [one.others for _, one in told],
-        "n": [one.seeds for _, one in told],
-    }
-    return [
-        f"Clear are {clear} of the {comparisons} comparisons below that have three seeds or more.",
-        markdown_table(columns, left=columns.keys() - {"keep"}),
-    ]
-
-
-def _clear(one: Told, names: Sequence[str]) -> str:
-    """Name what is clear of one side; a few seeds can tell nothing."""
-    return ", ".join(names) or ("none" if one.comparisons else "–")
-
-
-def _leads(sections: Sequence[Section[Cell]]) -> list[str]:
-    """Show by how much FISH leads random at a common learning rate, and with each at its own best."""
-    found = {
-        (_title(section), f"{keep:g}"): leads
-        for section in sections
-        if not section.study.rank
-        for keep, leads in leads_by_rate(section.results).items()
-    }
-    if not found:
-        return []
-    rates = sorted({lr for leads in found.values() for lr in leads if lr is not None})
-    columns = {"examples": [title for title, _ in found], "keep": [keep for _, keep in found]}
-    for lr in (*rates, None):
-        header = "each at its best" if lr is None else f"both at {lr:g}"
-        columns[header] = [f"{leads[lr]:+.1f}" if lr in leads else "" for leads in found.values()]
-    return [_LEADS, markdown_table(columns, left=["examples"])]
 
 
 def _parts(section: Section[Cell], sections: Sequence[Section[Cell]], folder: Path) -> list[str]:
@@ -113,8 +55,10 @@ def _parts(section: Section[Cell], sections: Sequence[Section[Cell]], folder: Pa
     )
     table = score_table(section.results, _columns, unit, ("rule", "per"))
     drawn = picture(section, folder, f"{unit} of the rules")
-    parts = [f"## {_title(section)}", section.study.about, *drawn, table, *signs(section.results)]
-    for name, pairs in _compared(section, sections):
+    compared = _compared(section, sections)
+    others = [other for _, pairs in compared for _, other in pairs.values()]
+    parts = [f"## {_title(section)}", section.study.about, *drawn, table, *signs(section.results, others)]
+    for name, pairs in compared:
         parts += differences(pairs, section.predicted, name=name, columns=_columns)
     return [*parts, *([] if section.study.rank else rates)]
 

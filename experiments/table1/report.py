@@ -36,19 +36,27 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         rates = rates_tried(section, score=about, columns=_columns, name=_name, shared="")
     table = score_table(section.results, _columns, task.score, ("method",))
     drawn = picture(section, folder, f"{task.score} of the methods")
-    # all are compared with FISH at its first budget, but FISH at another
-    pairs = pairs_of(section.results, lambda cell: None if cell.rule == "fish" else _FISH)
-    compared = differences(pairs, section.predicted, name=_name(_FISH), columns=_columns)
+    compared = differences(beside_fish(section.results), section.predicted, name=_name(_FISH), columns=_columns)
     return [title, task.about, *drawn, table, *signs(section.results), *_times(section.results), *compared, *rates]
+
+
+def beside_fish(results: Sequence[Result[Cell]]) -> dict[Cell, tuple[Group, Group]]:
+    """Pair the runs of each method with those of FISH at its first budget, but not FISH at another."""
+    return pairs_of(results, lambda cell: None if cell.rule == "fish" else _FISH)
+
+
+def times_of_fish(results: Sequence[Result[Cell]]) -> dict[Cell, float]:
+    """Return by how much a run of each method took longer than one of FISH at its first budget, as a multiple."""
+    seconds = {result.cell: _fastest(result.group) for result in results if result.group}
+    return {cell: took / seconds[_FISH] for cell, took in seconds.items() if _FISH in seconds and cell != _FISH}
 
 
 def _times(results: Sequence[Result[Cell]]) -> list[str]:
     """Say how long a run of each method took, scores and masks included, beside one of FISH at its first budget."""
-    seconds = {result.cell: _fastest(result.group) for result in results if result.group}
-    if _FISH not in seconds or len(seconds) < 2:
+    found = times_of_fish(results)
+    if not found:
         return []
-    others = [f"{_name(cell)} {took / seconds[_FISH]:.2g}" for cell, took in seconds.items() if cell != _FISH]
-    times = f"as a multiple of {_name(_FISH)}'s: {', '.join(others)}."
+    times = f"as a multiple of {_name(_FISH)}'s: {', '.join(f'{_name(cell)} {x:.2g}' for cell, x in found.items())}."
     beside = "Runs had other work beside them, some more than others: the steps' own times are in benchmarks."
     return [f"The time of a run, scores and masks included, the fastest of the seeds', {times} {beside}"]
 

@@ -143,7 +143,10 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     matrix = replace(FISH, per="matrix")
     lines = [run for cell in (FISH, RANDOM) for run in chosen(SST2, cell, tried)] + chosen(shares, matrix, tried)
     lines += reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.841)) + reported(SST2, RANDOM, 2e-3, (0.70, 0.72, 0.74))
-    lines += reported(shares, matrix, 2e-3, (0.84, 0.80, 0.82))
+    of_shares = reported(shares, matrix, 2e-3, (0.84, 0.80, 0.82))
+    for run in of_shares:
+        run["commit"] = "fedcba987654"
+    lines += of_shares
     text = written("rules", write_records(tmp_path, lines))
     title, other = "## SST-2, 0.5 %\n", "## SST-2, 0.5 %, a share"
     assert [row[:4] for row in compared(text, title, "random")] == [["fish", "network", "0.005", "**+10.03**"]]
@@ -151,22 +154,46 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     (row,) = compared(text, other, "the same rule over the network")
     assert row[:4] == ["fish", "matrix", "0.005", "-0.03"]
     assert row[6:] == ["–", "–", "3"]
+    code = "Runs of different code stand together: commits fedcba987654, 0123456789ab;"
+    assert code in text.partition(other)[2]  # its own, and those that they are compared with
+    assert text.count("stand together") == 1
     assert "no predictions on record" in text
     assert text.count("### Differences to") == 3
     answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
     ahead = "fish +10.0 [+9.9, +10.2]"
     title, other = "SST-2, 0.5 %", "SST-2, 0.5 %, a share for each matrix or row"
-    assert "Clear are 1 of the 2 comparisons below that have three seeds or more." in answer
+    assert "Clear are 1 of the 2 comparisons that have three seeds or more: of the rules," in answer
     told = {(row[0], row[2]): row[3:] for row in rows(text, "## The answer\n")[2:]}
     assert told[title, "random"] == [ahead, "none", "", "3 seeds"]
     assert (title, "fish") not in told  # the same comparison from the other side
     above, below, neither, seeds = told[other, "the same rule over the network"]
     assert (above, below, neither[:23], seeds) == ("none", "none", "fish per matrix -0.0 [-", "3 seeds")
     few = written("rules", write_records(tmp_path, [run for run in lines if run["config"]["seed"] < 2]))
-    assert "Clear are 0 of the 0 comparisons below that have three seeds or more." in few
+    assert "Clear are 0 of the 0 comparisons that have three seeds or more: of the rules," in few
     assert rows(few, "## The answer\n")[2][2:] == ["random", "–", "–", "fish +10.0", "2 seeds"]
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
+
+
+def test_the_answer_tells_of_figure_2_and_of_table_1_what_the_rules_do_not(tmp_path: Path) -> None:
+    """FISH by 32 examples is 10 points below that by 1,024; Diff Pruning is 4 above it and takes thrice as long."""
+    (figure,), (table, _) = (EXPERIMENTS[name].profiles["cpu"] for name in ("figure2", "table1"))
+    few, pruned, lora = replace(FISH, samples=32), Cell("diff_pruning"), Cell("lora")
+    tried = {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.65}
+    lines = [run for cell in (FISH, RANDOM, pruned, lora) for run in chosen(table, cell, tried)]
+    lines += reported(table, FISH, 2e-3, (0.80, 0.82, 0.84)) + reported(figure, few, 2e-3, (0.70, 0.72, 0.741))
+    lines += reported(table, RANDOM, 2e-3, (0.70, 0.72, 0.74))
+    pruned_runs = reported(table, pruned, 2e-3, (0.84, 0.86, 0.881))
+    for run in pruned_runs:
+        run["seconds"] = {"train": 5400.0}
+    lines += pruned_runs + reported(table, lora, 2e-3, (0.80, 0.83, 0.83))
+    text = written("rules", write_records(tmp_path, lines))
+    told = {row[0]: row[1:] for row in rows(text, "## The answer\n")[2:]}
+    assert told["Figure 2, sst2"][2:4] == ["none", "32 true_label -10.0 [-10.1, -9.8]"]
+    assert told["Table 1, sst2"][1:4] == ["fish at 0.005", "Diff Pruning +4.0 [+3.9, +4.2]", "none"]
+    assert told["Table 1, sst2"][4].startswith("LoRA +0.0 [-")  # of random above
+    assert "Table 1, stsb" not in told
+    assert "takes as long as 3 runs of FISH (Table 1, sst2).\n" in text
 
 
 @pytest.mark.parametrize(
