@@ -83,11 +83,8 @@ def print_warnings(cases: Sequence[Case]) -> None:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    name = hardware.name(device)
-    if device.type == "cpu":  # the same name stands for processors with other instructions
-        name += f" with {torch.backends.cpu.get_cpu_capability()}"
     return {
-        "device": name,
+        "device": hardware.name(device),
         "versions": record.versions() | packages.versions(),
         "commit": record.commit(),
     }

@@ -4,8 +4,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from fishexp.run.identity import own_code, package_code
 from fishexp.run.record import Record
 from fishexp.run.settings import Config, Settings, component_module, options_of
@@ -40,7 +38,6 @@ def score_cache(config: Config, record: Record, settings: Settings, workers: int
         "code": package_code(),
         "versions": record.versions,
         "device": record.device,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": record.threads,
     }
     return ScoreCache(Path(settings.outputs) / SHARED, conditions, partial(_note_read, record, logger))

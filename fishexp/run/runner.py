@@ -303,7 +303,8 @@ def gradient_costs(resumed: list[Snapshot], device: torch.device) -> Costs:
 def _headline(config: Config, settings: Settings, device: torch.device, context: Context) -> str:
     what = "processes with a share of every batch" if is_data_parallel(config["regime"]) else "workers"
     workers, each = (f", {context.world_size} {what}", " each") if context.world_size > 1 else ("", "")
-    threads = f"{torch.get_num_threads()} threads{each}"
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count != 1)}{each}"
     return f"{run_name(config)}{workers} on {hardware.name(device)}, {threads}, {settings.precision}"
 
 

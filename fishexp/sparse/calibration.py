@@ -59,7 +59,7 @@ def calibrated() -> Costs:
 
 
 def _file() -> Path:
-    """Return the file for this processor, instruction set and torch."""
+    """Return the file for this processor, its instructions and torch."""
     about = _about()
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -69,7 +69,6 @@ def _file() -> Path:
 def _about() -> dict[str, str | int]:
     return {
         "processor": hardware.name(torch.device("cpu")),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "methods": 1,  # to be raised when a method becomes another
     }

@@ -89,14 +89,22 @@ def free_memory() -> int:
 
 
 def name(device: torch.device) -> str:
-    """Return the name of the chip: NVIDIA H200, AMD EPYC."""
+    """Return the name of the chip, of a processor with its instructions: NVIDIA H200, AMD EPYC with AVX512.
+
+    The same name may stand for processors with other instructions, as a virtual machine gives it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if device.type == "cpu" and cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+    if device.type == "cpu":
+        return f"{_processor()} with {torch.backends.cpu.get_cpu_capability()}"
     return platform.processor() or device.type
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "cpu")
 
 
 def bf16_slowdown() -> float:

@@ -20,6 +20,14 @@ def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         assert device.type == "cpu"
 
 
+def test_a_processor_is_named_with_its_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one name stands for processors with and without AVX-512, whose numbers and times differ."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    name = hardware.name(torch.device("cpu"))
+    assert name.endswith(" with AVX2")
+    assert name.removesuffix(" with AVX2")
+
+
 def test_the_slowdown_of_bf16_is_that_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each repeat reads the clock before and after the product in fp32, then in bf16."""
     moments = iter([t for i in range(100) for t in (10.0 * i, 10.0 * i + 1, 10.0 * i + 2, 10.0 * i + 5)])

@@ -33,7 +33,7 @@ def test_two_workers_leave_one_run_behind(tmp_path: Path) -> None:
     assert record["bytes"]["sent"] > 0
     lines = out.splitlines()
     assert lines[0].startswith(f"tiny/tiny/random-0.2/seed0-{record['run_id']}, 2 workers on ")
-    assert lines[0].endswith(f", {cores} threads each, fp32")
+    assert lines[0].endswith(f", {cores} thread{'s' * (cores > 1)} each, fp32")
     assert [line.partition(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2", "epoch 3"]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in metrics] == [1, 2, 3]
