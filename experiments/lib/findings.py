@@ -33,7 +33,7 @@ def leads(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]], 
     tested = sum(one.p is not None for one in found)
     if not tested:
         why = "no pair of cells has three seeds that tell"
-        return [sentence(f"no interval can be given of {first} against {second}: {why}")] if found else []
+        return [sentence(f"no interval over seeds can be given of {first} against {second}: {why}")] if found else []
     ahead, behind = ([one.mean for one in found if one.clear and sign * one.mean > 0] for sign in (1, -1))
     counts = (
         f"in {len(ahead)} of {len(found)} pairs of cells{_range(ahead)} and behind in {len(behind)}{_range(behind)}"

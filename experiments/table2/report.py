@@ -8,6 +8,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, dense_runs, findings, score_table
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.plot import Line, draw_score_against_bytes
@@ -61,7 +62,9 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
     dense = dense_runs(section.results, lambda cell: replace(cell, method="full"))
     parts += [_table(section, dense), *_second(section), findings(section, lambda cell: (cell.task, cell.sync), dense)]
     parts += signs(section.results)
-    return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
+    pairs = pairs_of(section.results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+    compared = differences(pairs, section.predicted, name="random", columns=_columns)
+    return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *compared, *_rates(section)]
 
 
 def draw(section: Section[Cell], task: str) -> Figure | None:
@@ -90,6 +93,10 @@ def _table(section: Section[Cell], dense: Mapping[Cell, Group | None]) -> str:
         header = next((result.group.header for result in results.values() if result.group), "")
         rows.append(({"task": task, "score": header, "merge every": f"{sync} steps"}, results))
     return score_table(rows, ("task", "score", "merge every"), dense, _logs(section))
+
+
+def _columns(cell: Cell) -> dict[str, str]:
+    return {"method": cell.method, "task": cell.task, "merge every": f"{cell.sync} steps"}
 
 
 def _second(section: Section[Cell]) -> list[str]:

@@ -1,10 +1,12 @@
 """The report: README.md and its pictures, made from the results."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.distributed import ABOUT_BYTES, bytes_sent, dense_runs, findings, score_table
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.plot import Line, draw_score_against_bytes
@@ -48,7 +50,9 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
     dense = dense_runs(section.results, lambda cell: Cell("full", 1.0, cell.sync))
     parts += [*_tables(section, dense), findings(section, lambda cell: (cell.keep, cell.sync), dense)]
     parts += signs(section.results)
-    return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *_rates(section)]
+    pairs = pairs_of(section.results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+    compared = differences(pairs, section.predicted, name="random", columns=_columns)
+    return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *compared, *_rates(section)]
 
 
 def draw(section: Section[Cell]) -> Figure | None:
@@ -82,6 +86,10 @@ def _tables(section: Section[Cell], dense: Mapping[Cell, Group | None]) -> list[
     ]
     without = [({"merge every": f"{sync} steps"}, {"full": results[Cell("full", 1.0, sync)]}) for sync in syncs]
     return [score_table(rows, ("merge every",), dense, _logs(section)) for rows in (masked, without)]
+
+
+def _columns(cell: Cell) -> dict[str, str]:
+    return {"method": cell.method, "keep": f"{cell.keep:g}", "merge every": f"{cell.sync} steps"}
 
 
 def _logs(section: Section[Cell]) -> dict[Cell, float]:

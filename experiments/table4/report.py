@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TypeAlias
 
 from scipy.stats import t
 
+from experiments.lib.differences import differences, pairs_of
 from experiments.lib.findings import sentence
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import (
@@ -68,7 +70,25 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         picture = f"{section_name(section)}.png"
         save(fig, folder / picture)
         parts.append(f"![Accuracy against bytes of a checkpoint]({picture})")
-    return [*parts, *_tables(section), *_rates(section)]
+    return [*parts, *_tables(section), *_compared(section), *_rates(section)]
+
+
+def _compared(section: Section[Cell]) -> list[str]:
+    """Make the tables of differences for each variant: of FISH to random, of a mask every epoch to a fixed one."""
+    parts, variants = [], _variants(section)
+    for variant in variants:
+        results = [result for result in section.results if result.cell.variant == variant]
+        methods = pairs_of(results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+        schedules = pairs_of(results, lambda cell: replace(cell, schedule="fixed"))
+        about = f" ({variant_name(variant)})" if len(variants) > 1 else ""
+        for name, pairs in (("random", methods), (SCHEDULE_NAMES["fixed"], schedules)):
+            parts += differences(pairs, section.predicted, name=f"{name}{about}", columns=_cell_columns)
+    return parts
+
+
+def _cell_columns(cell: Cell) -> dict[str, str]:
+    mask = SCHEDULE_NAMES[cell.schedule] if cell.method != "full" else ""
+    return {"method": cell.method, "keep": f"{cell.keep:g}", "mask": mask}
 
 
 def _tables(section: Section[Cell]) -> list[str]:
@@ -136,9 +156,7 @@ def _rates(section: Section[Cell]) -> list[str]:
     several = len(_variants(section)) > 1
 
     def columns(cell: Cell) -> dict[str, str]:
-        found = {"method": cell.method, "keep": f"{cell.keep:g}"}
-        found["mask"] = SCHEDULE_NAMES[cell.schedule] if cell.method != "full" else ""
-        return found | ({"weights outside the mask": variant_name(cell.variant)} if several else {})
+        return _cell_columns(cell) | ({"weights outside the mask": variant_name(cell.variant)} if several else {})
 
     return rates_tried(
         section,

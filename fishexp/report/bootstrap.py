@@ -7,6 +7,7 @@ at most 8.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -130,14 +131,28 @@ def bootstrap(
     if len(examples := {one.examples for pair in pairs for one in pair}) > 1:
         raise FishexpError(f"runs on different examples cannot be compared: digests {', '.join(sorted(examples))}")
     columns = [pairs[0][0].labels, *(one.predicted for pair in pairs for one in pair)]
-    kinds, kind_of = np.unique(np.stack([_numbers(column) for column in columns]), axis=1, return_inverse=True)
+    overall, *each = _intervals(
+        metric, np.stack([_numbers(column) for column in columns]).tobytes(), len(columns), resamples
+    )
+    return overall, each
+
+
+@lru_cache(maxsize=256)
+def _intervals(metric: Metric, values: bytes, columns: int, resamples: int) -> tuple[Interval | None, ...]:
+    """Compute both intervals once, whether a report tells of a difference in a sentence, a table or both.
+
+    Args:
+        values: Labels and predictions in float64, one column after the other.
+    """
+    table = np.frombuffer(values).reshape(columns, -1)
+    kinds, kind_of = np.unique(table, axis=1, return_inverse=True)
     labels, predicted = kinds[0], kinds[1:]
     found = [
         [metric(weights, labels, first) - metric(weights, labels, second) for first, second in _two_by_two(predicted)]
         for weights in _draws(kind_of, kinds.shape[1], resamples)
     ]
     differences = np.concatenate(found, axis=1)  # (pairs, resamples)
-    return _percentiles(differences.mean(0)), [_percentiles(one) for one in differences]
+    return _percentiles(differences.mean(0)), *map(_percentiles, differences)
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

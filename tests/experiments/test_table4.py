@@ -25,6 +25,7 @@ from experiments.table4.costs import checkpoint_bytes
 from experiments.table4.findings import findings
 from experiments.table4.plot import draw
 from experiments.table4.profiles import PROFILES
+from experiments.table4.report import _compared
 from fishexp.errors import FishexpError
 from fishexp.run import config, record
 from fishexp.run.identity import run_id
@@ -330,6 +331,8 @@ def test_the_numbers_of_the_report(write) -> None:
     assert dense[2:] == [["missing"] * 4]
     assert "4 of the 51 runs of this table are on record; they took 2.0 hours." in text
     assert "† with uncommitted code: " in text
+    differences = [row[:4] for row in rows(text, "### Differences to random\n")[2:]]
+    assert differences == [["fish", "0.005", "one fixed mask", "+9.00"]]  # of the seed that both have
     rates = rows(text, "### Learning rates")
     assert rates[0] == ["method", "keep", "mask", "0.005", "0.02", "0.08", "0.32", "1.28"]
     assert rates[2] == ["fish", "0.005", "one fixed mask", "30.0", "**40.0**", "39.0", "20.0", ""]
@@ -367,7 +370,8 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
 
 
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path: Path) -> None:
-    shutil.copy(HOME / "table4" / "records.jsonl", tmp_path)
+    for file in (HOME / "table4").glob("records*.jsonl"):
+        shutil.copy(file, tmp_path)
     assert written(tmp_path / "records.jsonl") == (HOME / "table4" / "README.md").read_text(encoding="utf-8")
 
 
@@ -406,9 +410,31 @@ def test_sentences_come_from_the_numbers(results) -> None:
     ]
 
 
+def test_the_differences_of_each_variant(write) -> None:
+    """FISH is ahead by 10 points where weights outside the mask stay, by 20 where they decay; a mask an epoch by 5."""
+    profile = replace(SHORT, sources={})
+    lines = []
+    for variant, ahead in ((KEPT, 0.1), (ALL, 0.2)):
+        fish = Cell("fish", 0.005, "fixed", variant)
+        scores = {fish: 0.5, replace(fish, method="random"): 0.5 - ahead, replace(fish, schedule="every_epoch"): 0.55}
+        profile = replace(profile, sources=profile.sources | {cell: cell for cell in scores})
+        for cell, mean in scores.items():
+            lines += reported(profile, cell, 0.1, [mean, mean + 0.01])
+    profile = replace(profile, known=dict.fromkeys(profile.sources, 0.1))
+    text = "\n\n".join(_compared(section_of(profile, "gpu", recorded_runs(write(lines)))))
+    for name, sign in (("decay=kept", "+10.00"), ("decay=all", "+20.00")):
+        assert [row[:4] for row in rows(text, f"### Differences to random ({name})\n")[2:]] == [
+            ["fish", "0.005", "one fixed mask", sign]
+        ]
+        assert [row[:4] for row in rows(text, f"### Differences to one fixed mask ({name})\n")[2:]] == [
+            ["fish", "0.005", "a new mask every epoch", "+5.00"]
+        ]
+
+
 def test_few_seeds_claim_nothing(results) -> None:
     found = findings(results({FISH: [0.6, 0.61], RANDOM: [0.5]}), 5, {})
-    assert found[1:] == ["No interval can be given of FISH against random: no pair of cells has three seeds that tell."]
+    why = "no pair of cells has three seeds that tell"
+    assert found[1:] == [f"No interval over seeds can be given of FISH against random: {why}."]
 
 
 def test_there_is_no_picture_where_every_checkpoint_is_as_large_as_the_model(write) -> None:
