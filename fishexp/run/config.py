@@ -26,6 +26,9 @@ from fishexp.run.overrides import EXPERIMENT, TOP, Chosen, Components, Runs, run
 from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings
 from fishexp.run.yamls import CONF, check_choice, check_primary, homes_of, options_in
 
+# end of the message about a file of experiment=NAME whose settings Hydra would put below the key experiment
+_NO_PACKAGE = ".yaml: settings of a run begin with the line # @package _global_"
+
 
 def resolved(cfg: DictConfig) -> Config:
     """Resolve every interpolation in a composed configuration, and leave out Hydra's own part and the recipes.
@@ -226,7 +229,7 @@ def _check_keys(cfg: DictConfig) -> None:
     for key in cfg:
         if key == EXPERIMENT:
             name = cfg.hydra.runtime.choices[EXPERIMENT]
-            raise FishexpError(f"experiment/{name}.yaml: settings of a run begin with the line # @package _global_")
+            raise FishexpError(f"experiment/{name}{_NO_PACKAGE}")
         if key not in (*TOP, "recipes", "hydra"):
             raise FishexpError(f"unknown key {key}{nearest(str(key), list(TOP))}")
     for group in GROUPS:
@@ -252,11 +255,14 @@ def _readable(error: Exception) -> FishexpError:
         group, _, choice = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
         others = "; any other: model=torchvision model.arch=..., model=auto model.path=..." if group == "model" else ""
         return FishexpError(f"{group}={choice}: no such {group}{nearest(choice, list(error.options))}{others}")
+    if match := re.match(r"In '(experiment/[^']+)': Could not override '\w+@experiment\.", str(error)):
+        return FishexpError(f"{match[1]}{_NO_PACKAGE}")
     if match := re.search(r"Could not override '(?:\w+@\w+\.)?([\w.@]+)'", f"{error}\n{error.__cause__}"):
         if match[1] == EXPERIMENT:
             return FishexpError("experiment=NAME takes DIR/experiment/NAME.yaml: name the folder by --config-dir DIR")
         hydra = match[1].startswith("hydra")
-        hint = "; --cfg hydra shows all" if hydra else f"; did you mean {match[1].rpartition('.')[0]}?"
+        parent = match[1].rpartition(".")[0]
+        hint = "; --cfg hydra shows all" if hydra else f"; did you mean {parent}?" if parent else "; --help shows all"
         return FishexpError(f"unknown key {match[1]}{hint}")
     if match := re.search(r"An item is already at '([\w.@]+)'", str(error)):
         return FishexpError(f"{match[1]} is there already; leave the + away")

@@ -23,6 +23,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "wide.yaml").write_text(WIDE)
     (folder / "narrow.yaml").write_text("# @package _global_\nkeep: 0.004\n")
     (folder / "loose.yaml").write_text("keep: 0.02\n")
+    (folder / "late-line.yaml").write_text(f"# a comment\n{WIDE}")  # Hydra reads no @package behind it
     monkeypatch.chdir(tmp_path)
 
 
@@ -55,11 +56,15 @@ def test_a_sweep_over_experiments() -> None:
         (("experiment=wide",), "experiment=NAME takes DIR/experiment/NAME.yaml: name the folder by --config-dir DIR"),
         (
             ("--config-dir", "mine", "experiment=no"),
-            "experiment=no: no such experiment; did you mean narrow? there are: loose, narrow, wide",
+            "experiment=no: no such experiment; did you mean narrow? there are: late-line, loose, narrow, wide",
         ),
         (
             ("--config-dir", "mine", "experiment=loose"),
             "experiment/loose.yaml: settings of a run begin with the line # @package _global_",
+        ),
+        (
+            ("--config-dir", "mine", "experiment=late-line"),
+            "experiment/late-line.yaml: settings of a run begin with the line # @package _global_",
         ),
         (("--config-dir", "mine", "+experiment=wide"), "experiment has a value already; leave the + away"),
     ],

@@ -26,6 +26,7 @@ COMPOSITION = {
     "+method.smaples=3": "unknown key method.smaples; did you mean method.samples?",
     "++method.smaples=3": "unknown key method.smaples; did you mean method.samples?",
     "regime.lr.peak=3": "unknown key regime.lr.peak; did you mean regime.lr?",
+    "model@other=resnet8": "unknown key model@other; --help shows all",
     "=3": "=3 is not key=value: the key is missing",
     "outputs=a=b": "outputs=a=b: a value with = is to be quoted: 'outputs=\"a=b\"'",
     "outputs=a(b)": "outputs=a(b): a value with ( is to be quoted: 'outputs=\"a(b)\"'",
