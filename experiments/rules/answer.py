@@ -17,15 +17,17 @@ from fishexp.report.differences import Predicted
 from fishexp.report.group import Group, number
 from fishexp.system.text_table import markdown_table
 
-_LEADS = """How much of FISH's lead over random is the learning rate: its points on the held-out examples, one seed,
-when both have the same rate, and when each has its best of those tried."""
-_LIMITS = """Clear is a difference that no interval, over seeds or over examples, and no corrected p leaves open; in
-brackets the 95 % interval over seeds; of too few seeds nothing can be claimed (–). p is corrected for the comparisons
-of its own table, not for all of them together; the fourth and the fifth seed of the rules were added, for all of them,
-after three had been looked at, which no p allows for. No interval covers the choice of a rule's learning rate, by one
-seed on 500 examples: below is what the second-best would have given on SST-2. Figure 2 and Table 1 are made of these
-records and share runs of FISH with the rules: they are no independent evidence. What this does not show: other models
-than one of 22.7 million weights, other tasks, more training examples, longer training."""
+_LEADS = """How much of FISH's lead over random is the learning rate: points by which FISH is ahead on the held-out
+examples, one seed, when both have the same rate, and when each has its best of those tried."""
+_LIMITS = """A difference is clear if neither interval, over seeds or over examples, holds zero, and the corrected p is
+below 0.05; in brackets the 95 % interval over seeds, of that comparison alone. A test takes three seeds, and
+differences that are not the same in all of them; – where there is none. p is corrected for the comparisons of its own
+table, not for all of them together; the fourth and the fifth seed of the rules were added, for all of them, after three
+had been looked at, which no p allows for. All seeds train on the same examples, so that no interval covers others. Nor
+does one cover the choice of a rule's learning rate, by one seed on 500 examples: below is what the second-best would
+have given on SST-2. Figure 2 and Table 1 are made of these records and share runs of FISH with the rules: they are no
+independent evidence. What this does not show: other models than one of 22.7 million weights, other tasks, more training
+examples, longer training."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def _differences(comparisons: Sequence[Comparison], predicted: Predicted) -> lis
         "n": [one.seeds for _, one in told],
     }
     return [
-        f"Clear are {clear} of the {comparisons_made} comparisons that have three seeds or more: of the rules, of the "
-        "examples and labels that FISH scores ([Figure 2](../figure2)), and of other methods ([Table 1](../table1)).",
+        f"{clear} of the {comparisons_made} comparisons that can be tested are clear: of the rules, of the examples "
+        "and labels that FISH scores ([Figure 2](../figure2)), and of other methods ([Table 1](../table1)).",
         markdown_table(columns, left=columns.keys() - {"keep"}),
     ]
 

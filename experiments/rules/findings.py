@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from experiments.lib.results import Result
 from experiments.lib.sentences import Cell
 from fishexp.report.differences import Difference, Predicted, compare
-from fishexp.report.group import Group, seeds_text
+from fishexp.report.group import Group, span
 
 _NAMED = 3  # most cells not told apart that are named one by one
 
@@ -17,9 +17,9 @@ class Told:
 
     Attributes:
         keep: Fraction of all weights.
-        seeds: How many seeds they have, in words.
+        seeds: How many seeds both sides of each have, in words.
         reference: Name of what all are compared with.
-        comparisons: How many have enough seeds to claim anything.
+        comparisons: How many can be tested: they have enough seeds, whose differences vary.
         above: Names and differences of those that are clearly above it.
         below: Of those that are clearly below it.
         others: Those that are neither in a phrase, empty if there are none.
@@ -59,7 +59,7 @@ def told_apart(
         told.append(
             Told(
                 keep=keep,
-                seeds=seeds_text([group for cell in found for group in pairs[cell]]),
+                seeds=_seeds([len(one.values) for one in found.values()]),
                 reference=reference,
                 comparisons=sum(one.p is not None for one in found.values()),
                 above=[texts[cell] for cell, one in found.items() if one.clear and one.mean > 0],
@@ -68,6 +68,11 @@ def told_apart(
             )
         )
     return told
+
+
+def _seeds(counts: Sequence[int]) -> str:
+    """Write how many seeds comparisons have: ``1 seed``, ``3–5 seeds``."""
+    return f"{span(counts)} seed{'s' * (max(counts) > 1)}"
 
 
 def _phrase(names: Sequence[str]) -> str:

@@ -233,9 +233,9 @@ def about_differences(found: Sequence[Difference | None]) -> str:
     parts = ["Differences are means over the seeds that both have, paired by seed."]
     if tested:
         parts.append(
-            "Over seeds: Student's t interval of the mean difference, which covers initial weights, order and mask, on "
-            f"these examples; p is that of the paired t test, two-sided, after Holm's correction for {tested} "
-            f"comparison{'s' * (tested > 1)}."
+            "Over seeds: Student's t interval of the mean difference, which covers what a seed draws (new weights, "
+            "mask, order, dropout), on these examples, and is that of a single comparison; p is that of the paired t "
+            f"test, two-sided, after Holm's correction for {tested} comparison{'s' * (tested > 1)}."
         )
     if few := sum(len(one.values) < FEWEST_SEEDS for one in some):
         parts.append(f"No interval over seeds for {few} of {len(found)}: fewer than three seeds.")
@@ -244,8 +244,8 @@ def about_differences(found: Sequence[Difference | None]) -> str:
     if any(one.within for one in some):
         parts.append(
             f"Over examples: percentile interval of {RESAMPLES:,} paired bootstrap resamples of the reported examples, "
-            "the same for all seeds, which covers other examples of the kind, for these trained models; clear within "
-            "seeds: how often that of a single seed leaves out zero."
+            "the same for all seeds, which covers other examples of the kind, for these trained models. Clear within "
+            "seeds: for how many seeds the interval over examples, of that seed alone, leaves out zero."
         )
     if bare := sum(not one.within for one in some):
         parts.append(

@@ -162,14 +162,14 @@ def test_differences_to_random_and_to_fish_and_of_shares_to_none(tmp_path: Path)
     answer = text.partition("## The answer\n")[2].partition("\n## ")[0]
     ahead = "fish +10.0 [+9.9, +10.2]"
     title, other = "SST-2, 0.5 %", "SST-2, 0.5 %, a share for each matrix or row"
-    assert "Clear are 1 of the 2 comparisons that have three seeds or more: of the rules," in answer
+    assert "\n1 of the 2 comparisons that can be tested are clear: of the rules," in answer
     told = {(row[0], row[2]): row[3:] for row in rows(text, "## The answer\n")[2:]}
     assert told[title, "random"] == [ahead, "none", "", "3 seeds"]
     assert (title, "fish") not in told  # the same comparison from the other side
     above, below, neither, seeds = told[other, "the same rule over the network"]
     assert (above, below, neither[:23], seeds) == ("none", "none", "fish per matrix -0.0 [-", "3 seeds")
     few = written("rules", write_records(tmp_path, [run for run in lines if run["config"]["seed"] < 2]))
-    assert "Clear are 0 of the 0 comparisons that have three seeds or more: of the rules," in few
+    assert "\n0 of the 0 comparisons that can be tested are clear: of the rules," in few
     assert rows(few, "## The answer\n")[2][2:] == ["random", "–", "–", "fish +10.0", "2 seeds"]
     for name in ("cpu-sst2.png", "cpu-sst2-per.png"):
         assert (name in text) == (tmp_path / name).exists() == (name == "cpu-sst2.png")  # one cell makes no picture
@@ -207,7 +207,7 @@ def test_the_answer_tells_of_figure_2_and_of_table_1_what_the_rules_do_not(tmp_p
 def test_a_rule_at_its_second_best_rate_is_compared_with_itself_at_the_best(
     tried: dict[float, float | None], second: float | None, tmp_path: Path
 ) -> None:
-    lines = chosen(SST2, FISH, tried) + reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.84))
+    lines = chosen(SST2, FISH, tried) + reported(SST2, FISH, 2e-3, (0.80, 0.82, 0.84, 0.9))
     lines += chosen(SST2, RANDOM, tried)
     lines += reported(SST2, FISH, 8e-3, (0.75, 0.77, 0.791)) + reported(SST2, FISH, 5e-4, (0.7, 0.7, 0.7))
     text = written("rules", write_records(tmp_path, lines))
@@ -217,6 +217,7 @@ def test_a_rule_at_its_second_best_rate_is_compared_with_itself_at_the_best(
     if second == 8e-3:
         (row,) = compared(text, title, "the same rule at its best rate")
         assert row[:4] == ["fish", "network", "0.005", "**-4.97**"]
+        assert rows(text, "## The answer\n")[2][6] == "3 seeds"  # that both have
     assert text.count("### Learning rates") == 1  # the same for both, and the same leads
     assert [row[0] for row in rows(text, "How much of FISH")[2:]] == ["SST-2, 0.5 %"]
 
@@ -311,7 +312,7 @@ def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     )
     (section, *_) = sections(rules.EXPERIMENT, write_records(tmp_path, lines))
     assert leads_by_rate(section.results)[0.005] == pytest.approx({5e-4: 30, 2e-3: 0, 8e-3: -41, None: -1})
-    header, _, leads = rows(written("rules", tmp_path / "records.jsonl"), "its best of those tried.")
+    header, _, leads = rows(written("rules", tmp_path / "records.jsonl"), "has its best of those tried.")
     assert header == ["examples", "keep", "both at 0.0005", "both at 0.002", "both at 0.008", "each at its best"]
     assert leads == ["SST-2, 0.5 %", "0.005", "+30.0", "+0.0", "-41.0", "-1.0"]
 
