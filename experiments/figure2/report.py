@@ -17,9 +17,9 @@ from fishexp.system.text_table import markdown_table
 _INTRO = """# Figure 2: how large a mask, how many examples, whose labels
 
 Made by `make figure2`; its records stand in [../rules](../rules), as some of its runs are those of the rules'
-comparison. Every cell takes the learning rate chosen for its budget with 1,024 examples and their true labels. The
-paper shows the original as a picture, whose values could not be had; with labels drawn from the model (`expected`,
-`sampled`) its code has no runs of FISH.
+comparison. Profile cpu has a single budget, gpu has four. Every cell takes the learning rate chosen for its budget with
+1,024 examples and their true labels. The paper shows the original as a picture, whose values could not be had; with the
+model's labels instead of the true ones (`expected`, `sampled`) its code has no runs of FISH.
 
 Of two classes, a fresh classifier gives each about one half, and the gradients of the two labels are then opposite:
 their squares are the same, whichever label is taken. Labels can matter once a model has learned something, or of more

@@ -11,9 +11,10 @@ from experiments.lib.study import C
 from fishexp.report.group import Group
 from fishexp.system.text_table import markdown_table
 
-ABOUT_BYTES = """MB are millions of bytes that one worker sends: in a merge with masks (the values that may move and the
-running statistics of BatchNorm), and in the whole run, dense merges of the warm-up, scores and masks included, as our
-code counts them. *of dense* is that as a share of what dense training sends that merges as often."""
+ABOUT_BYTES = """MB are millions of bytes that one worker sends: in a merge after the warm-up (the values that may
+move, and the running statistics of BatchNorm where there are some), and in the whole run, dense merges of the warm-up,
+scores and masks included, as our code counts them. *of dense* is the latter as a share of what dense training sends
+that merges as often."""
 
 
 def bytes_sent(group: Group) -> float:

@@ -15,7 +15,8 @@ def chosen_on(section: Section[Any], examples: str) -> str:
     if section.chosen is None:
         return "the authors' logs"
     data, regime = section.chosen["data"], section.chosen["regime"]
-    return f"{data['holdout']:,} held-out training {examples}, {regime['epochs']} epochs, seed {CHOICE_SEED}"
+    epochs = f"{regime['epochs']} epoch{'s' * (regime['epochs'] != 1)}"
+    return f"{data['holdout']:,} held-out training {examples}, {epochs}, seed {CHOICE_SEED}"
 
 
 def rates_tried(

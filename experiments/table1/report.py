@@ -12,7 +12,7 @@ from fishexp.report.group import Group, number
 
 _INTRO = """# Table 1: GLUE
 
-Made by `make table1`; its records stand in [../rules](../rules), as half of its runs are those of the rules'
+Made by `make table1`; its records stand in [../rules](../rules), as some of its runs are those of the rules'
 comparison. Scores are means ± sample standard deviations over seeds, on the development examples. The paper reports the
 benchmark's test set, of which second-hand quotes give three averages over eight tasks: dense training 82.5, FISH at
 0.5 % 82.6, at 0.08 % 81.3. No other cell of it could be had. Diff Pruning and LoRA are outside references: Diff
@@ -58,7 +58,7 @@ def _times(results: Sequence[Result[Cell]]) -> list[str]:
         return []
     times = f"as a multiple of {_name(_FISH)}'s: {', '.join(f'{_name(cell)} {x:.2g}' for cell, x in found.items())}."
     beside = "Runs had other work beside them, some more than others: the steps' own times are in benchmarks."
-    return [f"The time of a run, scores and masks included, the fastest of the seeds', {times} {beside}"]
+    return [f"The time of a run, scores and masks included, of the seeds the fastest, {times} {beside}"]
 
 
 def _fastest(group: Group) -> float:

@@ -29,7 +29,7 @@ make table3 PROFILE=cpu          # or gpu, paper; the same command goes on after
 ```
 
 Scores are accuracies in %, means ± sample standard deviations over seeds, of the merged model after the last epoch.
-{ABOUT_BYTES}"""
+{ABOUT_BYTES} Where weights outside the mask decay, all of them are sent."""
 # name of a study -> what it is, in a heading
 _TITLES = {"": "", "june": "the setting of the authors' logs", "original": "as the original code does it"}
 

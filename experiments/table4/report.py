@@ -50,7 +50,7 @@ make table4 PROFILE=cpu          # or gpu, paper; the same command goes on after
 
 Accuracies are means ± sample standard deviations over seeds, after the last epoch. The bytes of a checkpoint are those
 of its file, on average, moved BatchNorm statistics included; the model that training began with is stored once beside
-them."""
+them. Where every weight decays (`decay=all`), every weight moves, and a checkpoint is as large as the model."""
 
 _SPREAD = (
     "*Inside*: their one run lies within the 95 % prediction interval of one more of ours; it takes three seeds to say "

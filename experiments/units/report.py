@@ -29,7 +29,7 @@ def _parts(section: Section[Cell]) -> list[str]:
     name = section.study.name
     rates = rates_tried(
         section,
-        score=f"Accuracy in % on {chosen_on(section, 'sentences' if name == 'sst2' else 'images')}",
+        score=f"Accuracy in % on {chosen_on(section, 'phrases' if name == 'sst2' else 'images')}",
         columns=_columns,
         name=lambda cell: f"{cell.unit} at {cell.keep:g}",
         shared="The rates tried were the same for all units.",
