@@ -132,7 +132,8 @@ def _took(record: Mapping[str, Any]) -> dict[str, str]:
     if record.get("peak_memory_bytes") is not None:
         found["peak memory"] = _size(record["peak_memory_bytes"])
     if record.get("device"):
-        found["device"] = f"{record['device']}, {record.get('threads')} threads"
+        threads = record.get("threads")
+        found["device"] = f"{record['device']}, {threads} thread{'s' * (threads != 1)}"
     return found
 
 
