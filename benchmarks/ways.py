@@ -5,6 +5,7 @@ by what fishexp/sparse/calibration.py measured on this machine. The last line sa
 the fastest single method.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
@@ -21,6 +22,7 @@ from fishexp.sparse.linear import linear_gradient
 from fishexp.sparse.modules import sparse_parameter
 from fishexp.sparse.parameter import GradientMethod, SparseParameter
 from fishexp.system import hardware
+from fishexp.system.program import carry_out
 
 METHODS: tuple[GradientMethod, ...] = ("dense", "sddmm", "submatrix")
 # (out, in) of Linear layers
@@ -102,4 +104,4 @@ def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], meth
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(carry_out("benchmarks.ways", main))
