@@ -36,7 +36,7 @@ def footnotes(groups: Sequence[Group]) -> list[str]:
     if marked := [group for group in groups if any(group.scores(metric).one_class for metric in group.metrics)]:
         majorities = {group.data: group.headline.majority for group in marked}
         shares = [f"{share:.1f} % of {data}" for data, share in majorities.items() if share is not None]
-        text = "predicted the same class for all examples (of a row's runs all, or as many as it says)"
+        text = "predicted the same class for all examples (all of a row's runs, or as many as it says)"
         notes.append(f"{ONE_CLASS} {text}; the largest class is {', '.join(shares) or 'unknown'}")
     if dirty := [run_id for group in groups for run_id in group.uncommitted]:
         notes.append(f"{DAGGER} with uncommitted code: {', '.join(dirty)}")

@@ -266,7 +266,7 @@ def test_runs_that_predict_a_single_class_are_marked():
     assert column(records, "accuracy, %") == ["70.0 ± 0.0 ‡", "72.5 ± 3.5 ‡ (1 of 2)"]
     assert "; largest class 70.0 %" in above(records)
     assert table.markdown(pool(records)).endswith(
-        "\n\n‡ predicted the same class for all examples (of a row's runs all, or as many as it says); "
+        "\n\n‡ predicted the same class for all examples (all of a row's runs, or as many as it says); "
         "the largest class is 70.0 % of digits"
     )
 
