@@ -15,10 +15,10 @@ from fishexp.report.group import Group
 
 _INTRO = """# The mask rules side by side
 
-Made by `make rules` from [records.jsonl](records.jsonl). Every rule keeps the same number of weights, the classifier
-included, and has its own learning rate, chosen on held-out training examples. Scores are means ± sample standard
-deviations over seeds, on the development examples. `largest_change` trains the whole model first, at a rate that is not
-chosen."""
+Made by `make rules` from [records.jsonl](records.jsonl). At the same `keep` every rule keeps as many weights, the
+classifier included; each has its own learning rate, chosen on held-out training examples. Scores are means ± sample
+standard deviations over seeds, on the development examples. `largest_change` trains the whole model first, at a rate
+that is not chosen."""
 _TITLES = {
     "sst2": "SST-2, 0.5 %",
     "sst2-second": "SST-2, 0.5 %, each rule at its second-best rate",
