@@ -255,8 +255,9 @@ def about_differences(found: Sequence[Difference | None]) -> str:
         parts.append(f"No interval over examples for {undefined} of {len(found)}: undefined on too many resamples.")
     if len(some) < len(found):
         parts.append("No difference where no seed is common or the metric is undefined.")
-    parts.append(f"Bold: no interval{' that is given' * bool(bare)} holds zero, and p is below 0.05.")
-    if bare:
+    if tested:
+        parts.append(f"Bold: no interval{' that is given' * bool(bare)} holds zero, and p is below 0.05.")
+    if tested and bare:
         parts.append("Without one over examples that is said of these examples alone.")
     return " ".join(parts)
 

@@ -94,6 +94,7 @@ def test_p_values_are_corrected_for_all_comparisons_of_the_table() -> None:
     assert rows[3][1] == f"{second.mean:+.2f}"
     assert "after Holm's correction for 2 comparisons" in about
     assert "10,000 paired bootstrap resamples" in about
+    assert about.endswith(" Bold: no interval holds zero, and p is below 0.05.")
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -109,6 +110,7 @@ def test_fewer_than_three_seeds_have_the_bootstrap_only_and_claim_nothing(seeds:
     assert "**" not in text
     assert "No interval over seeds for 1 of 1: fewer than three seeds." in about
     assert "Holm" not in about
+    assert "Bold" not in about  # nothing is
 
 
 def test_records_without_predictions_have_the_interval_over_seeds_only() -> None:
