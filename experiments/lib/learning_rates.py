@@ -6,6 +6,7 @@ from typing import Any
 from experiments.lib.report import MISSING
 from experiments.lib.results import Result, Section
 from experiments.lib.study import CHOICE_SEED, C
+from fishexp.report.marks import marked_score, one_class_note
 from fishexp.run.tuning import MOST_GROWN
 from fishexp.system.text_table import markdown_table
 
@@ -46,6 +47,7 @@ def rates_tried(
         "### Learning rates",
         " ".join(filter(None, [text, shared, _edges(section, sources, name)])),
         markdown_table(table, left=left),
+        *one_class_note([group for result in sources.values() for group in result.tried.values() if group]),
     ]
 
 
@@ -61,7 +63,7 @@ def _tried(section: Section[Any], result: Result[Any], lr: float) -> str:
     if lr not in result.tried:
         return MISSING
     group = result.tried[lr]
-    text = group.score if group else "failed"
+    text = marked_score(group, group.metric) if group else "failed"
     return f"**{text}**" if lr == result.lr else text
 
 

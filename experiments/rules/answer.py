@@ -18,7 +18,9 @@ from fishexp.report.group import Group, number
 from fishexp.system.text_table import markdown_table
 
 _LEADS = """How much of FISH's lead over random is the learning rate: points by which FISH is ahead on the held-out
-examples, one seed, when both have the same rate, and when each has its best of those tried."""
+examples, one seed, when both have the same rate, and when each has its best of those tried. The largest
+leads are over runs that have learned little, at a rate that was too small or too large; ‡ below marks those that
+predict a single class."""
 _LIMITS = """A difference is clear if neither interval, over seeds or over examples, holds zero, and the corrected p is
 below 0.05; in brackets the 95 % interval over seeds, of that comparison alone. A test takes three seeds, and
 differences that are not the same in all of them; – where there is none. p is corrected for the comparisons of its own

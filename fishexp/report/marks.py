@@ -32,18 +32,23 @@ def one_class_sign(scores: Scores) -> str:
 
 def footnotes(groups: Sequence[Group]) -> list[str]:
     """Explain the signs that ``marked_score`` gives to any of the groups; none for groups without."""
-    notes = []
-    if marked := [group for group in groups if any(group.scores(metric).one_class for metric in group.metrics)]:
-        majorities = {group.data: group.headline.majority for group in marked}
-        shares = [f"{share:.1f} % of {data}" for data, share in majorities.items() if share is not None]
-        text = "predicted the same class for all examples (all of a row's runs, or as many as it says)"
-        notes.append(f"{ONE_CLASS} {text}; the largest class is {', '.join(shares) or 'unknown'}")
+    notes = one_class_note(groups)
     if dirty := [run_id for group in groups for run_id in group.uncommitted]:
         notes.append(f"{DAGGER} with uncommitted code: {', '.join(dirty)}")
     if code := _codes([run for group in groups for run in group.runs]):
         text = "Runs of different code stand together"
         notes.append(f"{text}: {'; '.join(code)}; resume=strict runs the older ones again")
     return notes
+
+
+def one_class_note(groups: Sequence[Group]) -> list[str]:
+    """Explain the sign of runs that predicted a single class; nothing if none of the groups has any."""
+    if marked := [group for group in groups if any(group.scores(metric).one_class for metric in group.metrics)]:
+        majorities = {group.data: group.headline.majority for group in marked}
+        shares = [f"{share:.1f} % of {data}" for data, share in majorities.items() if share is not None]
+        text = "predicted the same class for all examples (all of a row's runs, or as many as it says)"
+        return [f"{ONE_CLASS} {text}; the largest class is {', '.join(shares) or 'unknown'}"]
+    return []
 
 
 def _codes(runs: Sequence[Mapping[str, Any]]) -> list[str]:

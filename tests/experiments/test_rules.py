@@ -304,6 +304,16 @@ def test_the_grid_of_figure_2() -> None:
     assert set(RULES) >= {cell.rule for cell in sst2.cells}
 
 
+def test_a_rate_at_which_a_rule_predicts_one_class_is_marked(tmp_path: Path) -> None:
+    lines = chosen(SST2, FISH, {5e-4: 0.6, 2e-3: 0.7, 8e-3: 0.578})
+    shares = {"largest_class_holdout": 0.578, "largest_predicted_holdout": 1.0}
+    lines[-1]["metrics"] |= shares
+    text = written("rules", write_records(tmp_path, lines))
+    assert rows(text, "### Learning rates")[2] == ["fish", "network", "0.005", "60.0", "**70.0**", "57.8 ‡"]
+    assert "\n‡ predicted the same class" in text
+    assert "the largest class is 57.8 % of glue/sst2" in text
+
+
 def test_how_much_of_a_lead_is_the_rate(tmp_path: Path) -> None:
     """By hand: at the small rate 30 points, at the middle one none, and with each at its best one point behind."""
     assert leads_by_rate([]) == {}
@@ -324,6 +334,10 @@ def test_what_the_first_screen_says_of_fish_is_what_the_tables_say() -> None:
     rule, _, _, mean, interval, _, _, _, seeds = rows(report, "### Differences to fish")[2]
     found = [abs(float(number)) for number in re.findall(r"[+-]\d+\.\d+", f"{mean} {interval}")]
     assert (rule, [f"{number:.1f}" for number in found], seeds) == ("random", [said, low, high], "5")
+    second = {row[0]: row for row in rows(report, "each rule at its second-best rate\n")[2:]}
+    (said,) = re.findall(r"but (\S+) with three where both", readme)
+    assert f"{float(second['random'][3].split()[0]) - float(second['fish'][3].split()[0]):.1f}" == said
+    assert second["random"][3].endswith("(3 seeds)")
     table = figures((HOME / "table4" / "README.md").read_text(), "## Profile cpu")
     leads = [float(row[2].split()[0]) - float(row[6].split()[0]) for row in table[2:] if float(row[0]) >= 0.02]
     said = re.findall(r"is (\S+) to (\S+) points better", " ".join(readme.split()))
