@@ -83,15 +83,15 @@ def save(delta: Content, path: Path) -> None:
 def _content_parts(delta: Content) -> tuple[DeltaHeader, dict[str, list[Tensor]]]:
     """Return the header, and the data as the checksum takes them: the values of each type, positions, unmoved ones."""
     entries: dict[str, TensorEntry] = {}
-    mask: SeedMask | None = None
+    mask = _seed_mask(delta)
     data: dict[str, list[Tensor]] = {VALUES + CODES[moved.values.dtype]: [] for moved in delta.moved.values()}
     data = dict(sorted(data.items())) | {POSITIONS: [], UNMOVED: []}
     for name, moved in sorted(delta.moved.items()):
         coding, places, still = WHOLE, torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
-        if isinstance(moved.places, SeededPositions):
-            coding, mask = SEED, moved.places.mask
-        elif moved.places is not None:
-            coding, places = position_codec.encode(moved.places, moved.shape)
+        if mask is not None and isinstance(moved.places, SeededPositions):
+            coding = SEED
+        elif moved.kept is not None:
+            coding, places = position_codec.encode(moved.kept, moved.shape)
         if moved.unmoved is not None:
             _, still = position_codec.encode(moved.unmoved, (moved.count,), most=0)
         unmoved = moved.count - len(moved.values)
@@ -100,6 +100,19 @@ def _content_parts(delta: Content) -> tuple[DeltaHeader, dict[str, list[Tensor]]
         data[POSITIONS].append(places)
         data[UNMOVED].append(still)
     return DeltaHeader(delta.base, entries, delta.removed, delta.tied, mask), data
+
+
+def _seed_mask(delta: Content) -> SeedMask | None:
+    """Return the mask whose seed can stand for positions in a file: all that it drew, by the names that it knows.
+
+    After a chain of deltas some tensors may have the positions of one mask, and others those of another.
+    """
+    seeded = {name: p for name, moved in delta.moved.items() if isinstance(p := moved.places, SeededPositions)}
+    known = delta.base.keys() | delta.moved.keys()
+    for mask in (places.mask for places in seeded.values()):
+        if seeded.keys() == mask.counts.keys() and known >= {parameter.name for parameter in mask.order}:
+            return mask
+    return None
 
 
 def _value_vectors(name: str, parts: Sequence[Tensor]) -> Mapping[str, Sequence[Tensor]]:

@@ -118,6 +118,30 @@ def test_two_that_follow_on_each_other_are_one(whole: bool, tmp_path: Path) -> N
         assert same_bits(target, model)
 
 
+def test_chained_random_masks_of_which_each_is_alone_in_a_tensor_come_back(tmp_path: Path) -> None:
+    """A file holds a seed only for all that it drew: of each mask a bias is left that the other does not have."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10))
+    before, deltas = snapshot(model), []
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    for seed in (1, 30):
+        sparse = sparsify(model, top_k(random_scores(shapes, seed), 0.02))
+        move(sparse, 1, seed)
+        deltas.append(sparse.delta())
+        sparse.restore()
+    assert all(isinstance(moved.places, SeededPositions) for delta in deltas for moved in delta.moved.values())
+    assert deltas[0].moved.keys() ^ deltas[1].moved.keys() == {"0.bias", "1.bias"}
+    both = Delta.of(chain(deltas))
+    both.save(tmp_path / "d")
+    deltas[1].save(tmp_path / "second")
+    renamed = Delta.of(deltas[1].named_as({name: f"net.{name}" for name in shapes}))
+    renamed.save(tmp_path / "renamed")
+    Delta.load(tmp_path / "d").apply_(target := dict(before))
+    assert same_bits(target, model)
+    assert Delta.load(tmp_path / "renamed").positions("net.1.bias").tolist() == deltas[1].positions("1.bias").tolist()
+    assert isinstance(Delta.load(tmp_path / "second").moved["1.bias"].places, SeededPositions)
+
+
 def test_they_collide_with_nothing() -> None:
     """A merge never counted them; on a stack, they leave alone what another delta gave them."""
     base = linear()
