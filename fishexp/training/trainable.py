@@ -131,7 +131,8 @@ def transfer_optimizer_state(old: Optimizer, before: Trainable, new: Optimizer, 
         new.load_state_dict(old.state_dict())
         return
     earlier = before.entries()
-    like = next((q for q, _ in earlier.values() if q in old.state), None)
+    # of a scalar, what is counted per tensor has the shape of what there is per entry
+    like = max((q for q, _ in earlier.values() if q in old.state), key=Tensor.dim, default=None)
     if like is None:
         return
     for name, (p, positions) in after.entries().items():

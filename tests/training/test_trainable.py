@@ -95,6 +95,31 @@ def test_a_new_mask_trains_as_a_masked_dense_loop_that_forgets_what_leaves() -> 
         torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12, msg=name)
 
 
+def test_a_first_weight_that_is_a_scalar_lends_a_new_tensor_no_state_of_its_shape() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    network.register_parameter("scale", nn.Parameter(torch.tensor(1.5)))
+    mask = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in network.named_parameters()}
+    mask["scale"].fill_(True)
+    first, second = (
+        {**mask, f"{layer}.weight": torch.eye(*shape).bool()} for layer, shape in ((0, (5, 4)), (1, (3, 5)))
+    )
+    assert next(iter(mask)) == "scale"
+
+    def step(optimiser: torch.optim.Optimizer) -> None:
+        (network(torch.ones(2, 4)) * network.scale).square().sum().backward()
+        optimiser.step()
+
+    before = Trainable(network, first, "kept")
+    old = torch.optim.AdamW(before.parameters, fused=True)
+    step(old)
+    after = Trainable(network, second, "kept")
+    new = torch.optim.AdamW(after.parameters, fused=True)
+    transfer_optimizer_state(old, before, new, after)
+    steps = {name: new.state[p]["step"].tolist() for name, (p, _) in after.entries().items()}
+    assert steps == {"scale": 1, "1.weight": 0}
+    step(new)
+
+
 def test_where_all_moves_all_is_carried() -> None:
     network, (first, second) = model(), masks()
     before = Trainable(network, first, "all")
