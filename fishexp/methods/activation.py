@@ -1,5 +1,6 @@
 """Activation: weights matter by their size and by what comes in (Sun et al., 2024, arXiv:2306.11695)."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from fishexp.masks.topk import Scores
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
 from fishexp.training.scoring import SCORING_BATCH, sum_over_examples
+
+log = logging.getLogger(__name__)
 
 # keys of the yaml that are used after `scores` is called
 RUN_SETTINGS = SelectionSettings
@@ -57,6 +60,8 @@ def scores(problem: Problem, *, samples: Annotated[int, Ge(1)]) -> Scores:
 def squared_inputs(model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
     """Sum up the squares of what comes in at linear layers and convolutions, in the forward passes of the block.
 
+    A warning tells of layers that are not called, such as ``out_proj`` of torch's attention, which reads its weight.
+
     Yields:
         name of a weight -> for each of its entries, the sum of squares of the inputs that it is multiplied by.
 
@@ -68,10 +73,12 @@ def squared_inputs(model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
     if not layers:
         raise FishexpError("method=activation scores linear layers and convolutions, and this model has neither")
     found = {name: torch.zeros_like(p) for p, name in names.items() if any(layer.weight is p for layer in layers)}
+    missed = set(found)
 
     def add(layer: Any, inputs: tuple[Tensor]) -> None:
         x = inputs[0].detach().to(layer.weight.dtype)
         device = x.device.type
+        missed.discard(names[layer.weight])
         with torch.enable_grad(), torch.autocast(device, enabled=False):
             # with a gradient of ones, an entry's gradient is the sum of what it is multiplied by
             outputs = layer.forward(x.square())
@@ -84,3 +91,10 @@ def squared_inputs(model: nn.Module) -> Iterator[Mapping[str, Tensor]]:
         finally:
             for handle in handles:
                 handle.remove()
+    if missed:
+        first = next(name for name in found if name in missed)
+        log.warning(
+            "no input is seen of %d of %d linear layers and convolutions, such as %s, which the model does not call; "
+            "their weights score 0",
+            len(missed), len(found), first.removesuffix(".weight"),
+        )  # fmt: skip

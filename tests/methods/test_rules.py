@@ -140,6 +140,21 @@ def test_activation_scores_are_norms_of_what_each_entry_is_multiplied_by(case: s
     assert not any(module._forward_pre_hooks for module in ours.model.modules())
 
 
+def test_a_layer_whose_weight_is_read_past_it_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    ours = problem(nn.Sequential(layer, nn.Flatten(), nn.Linear(12, CLASSES)).double(), (3, 4))
+    found = activation.scores(ours, samples=SAMPLES)
+    unscored = [name for name, score in found.items() if name.endswith("weight") and not score.any()]
+    assert [name for name in unscored if "norm" not in name] == [
+        "0.self_attn.in_proj_weight",
+        "0.self_attn.out_proj.weight",
+    ]
+    assert caplog.messages == [
+        "no input is seen of 1 of 4 linear layers and convolutions, such as 0.self_attn.out_proj, which the model does "
+        "not call; their weights score 0"
+    ]
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(40, 12), (12, 40), (9, 9), (1, 5)])
 def test_the_low_rank_part_is_that_of_the_singular_value_decomposition(rows: int, columns: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).double()
