@@ -208,11 +208,9 @@ def _sparse_part(tensors: _Tensors, name: str, modules: Mapping[str, nn.Module])
     """Return the entries of a weight that move, if it is one that Super-Tuning can change."""
     owner, _, own = name.rpartition(".")
     module, parent = modules[owner], modules[owner.rpartition(".")[0]]
-    uses = type(parent).__module__.startswith("torch.nn.") and not isinstance(parent, _TRANSPARENT)
     moved, before = tensors.moved(name), tensors.before(name)
     assert moved is not None
-    # torch's own attention and encoder read the weight itself, and never call the module
-    if type(module) is not nn.Linear or own != "weight" or not owner or uses:
+    if type(module) is not nn.Linear or own != "weight" or not owner or reads_weights(parent):
         return None
     if before is None or before.kind != moved.kind or moved.positions is None:
         return None
@@ -223,6 +221,11 @@ def _sparse_part(tensors: _Tensors, name: str, modules: Mapping[str, nn.Module])
     missed = int((bits(old + values.to(old.dtype)) != bits(new)).sum())
     size = sum(tensor.numel() * new.element_size() for tensor in module.state_dict(keep_vars=True).values())
     return _Sparse(moved.positions, values, moved.after.entries, missed, size)
+
+
+def reads_weights(module: nn.Module) -> bool:
+    """Tell whether a module reads weights of its Linears and does not call them, as torch's attention and encoder."""
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _TRANSPARENT)
 
 
 def _replaceable(owner: str, modules: Mapping[str, nn.Module]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Gt
 from torch import nn
 
+from fishexp.delta.peft_export import reads_weights
 from fishexp.errors import FishexpError
 from fishexp.masks.budget import budget
 from fishexp.methods import Outline
@@ -91,14 +92,15 @@ def _paid_rank(
 
 
 def linear_layers(model: nn.Module, head: Collection[str]) -> dict[str, nn.Linear]:
-    """Return the Linears outside the head by their names.
+    """Return the Linears outside the head by their names, without those of which only the weight is read.
 
     Args:
         head: Names of the head's parameters.
     """
     heads = {name.rpartition(".")[0] for name in head}
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name: layer for name, layer in found.items() if name not in heads}
+    modules = dict(model.named_modules())
+    found = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and name not in heads}
+    return {name: layer for name, layer in found.items() if not reads_weights(modules[name.rpartition(".")[0]])}
 
 
 def count_each_rank(layers: Mapping[str, nn.Linear]) -> int:

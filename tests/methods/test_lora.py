@@ -17,7 +17,7 @@ from fishexp.masks.budget import budget
 from fishexp.methods import lora
 from fishexp.training.problem import Problem
 from fishexp.training.streams import seed_torch
-from tests.support.cases import sentences, tiny_bert
+from tests.support.cases import CLASSES, sentences, tiny_bert
 from tests.support.cli import QUICK, fishexp, records
 from tests.support.resuming import Cut, assert_alike, cut_after, run_folder
 from tests.support.training import mlp, problem
@@ -87,6 +87,26 @@ def steps(adapted: Any, model: nn.Module, count: int = 4) -> None:
         F.cross_entropy(model(**inputs).logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_a_layer_whose_weight_is_read_past_it_has_no_adapter() -> None:
+    """One would not train: torch's attention and, as it evaluates, its encoder compute with the weight itself."""
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
+    ours = problem(model, (3, 4))
+    ours.head = ("4.weight", "4.bias")
+    adapted = adapt(ours, 0.8)
+    inputs, labels = next(ours.batches(8))
+    ours.loss(ours.logits(inputs), labels).backward()
+    assert all(p.grad is not None for p in adapted.parameters)
+    torch.optim.SGD(adapted.parameters, 0.1).step()
+    ours.model.eval()
+    with torch.no_grad():
+        evaluated = ours.logits(inputs)
+    torch.testing.assert_close(evaluated, ours.logits(inputs))
+    assert {name for name, p in ours.model.named_parameters() if p.requires_grad} == {
+        "2.lora_A.default.weight", "2.lora_B.default.weight", *ours.head
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("fresh", [(), HEAD])
