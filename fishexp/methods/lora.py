@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
@@ -92,15 +93,23 @@ def _paid_rank(
 
 
 def linear_layers(model: nn.Module, head: Collection[str]) -> dict[str, nn.Linear]:
-    """Return the Linears outside the head by their names, without those of which only the weight is read.
+    """Return the Linears outside the head by their names, of those that compute as adapters let them.
+
+    That is without those of which only the weight is read, and those whose weight has a second name in the model: the
+    product that is merged into it would change more than what was trained.
 
     Args:
         head: Names of the head's parameters.
     """
     heads = {name.rpartition(".")[0] for name in head}
+    names = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
     found = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and name not in heads}
-    return {name: layer for name, layer in found.items() if not reads_weights(modules[name.rpartition(".")[0]])}
+    return {
+        name: layer
+        for name, layer in found.items()
+        if names[layer.weight] == 1 and not reads_weights(modules[name.rpartition(".")[0]])
+    }
 
 
 def count_each_rank(layers: Mapping[str, nn.Linear]) -> int:

@@ -109,6 +109,36 @@ def test_a_layer_whose_weight_is_read_past_it_has_no_adapter() -> None:
     }  # fmt: skip
 
 
+class Shared(nn.Module):
+    """Have a Linear of its own, and one whose weight something else has as well."""
+
+    def __init__(self, with_what: str) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+        self.other = self.second if with_what == "module" else nn.Linear(5, 5)
+        if with_what == "weight":
+            self.other.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.other(self.second(self.first(x)).tanh()).tanh())
+
+
+@pytest.mark.parametrize("with_what", ["module", "weight"])
+def test_a_weight_with_two_names_has_no_adapter_so_that_merging_changes_no_output(with_what: str) -> None:
+    ours = problem(Shared(with_what).double(), (5,))
+    ours.head = ("head.weight", "head.bias")
+    adapted = adapt(ours, 0.9)
+    inputs, labels = next(ours.batches(8))
+    for _ in range(2):  # first the one factor of a product moves, then the other as well
+        ours.loss(ours.logits(inputs), labels).backward()
+        torch.optim.SGD(adapted.parameters, 0.5).step()
+    trains = {name.partition(".")[0] for name, p in ours.model.named_parameters() if p.requires_grad}
+    before = ours.logits(inputs)
+    adapted.finish(())
+    torch.testing.assert_close(ours.logits(inputs), before)
+    assert trains == {"first", "head"}
+
+
 @pytest.mark.parametrize("fresh", [(), HEAD])
 def test_merged_weights_are_those_that_the_adapters_say_and_the_delta_has_them(fresh: tuple[str, ...]) -> None:
     """W + scale B A, entry by entry; embeddings and biases stay to the bit."""
