@@ -208,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     merger.add_argument(
         "--keep-heads", action="store_true", help="one backbone, and a head for each delta in OUT/heads"
     )
-    merger.add_argument("--how", choices=get_args(MergeRule), default="sum", help="of entries that several change")
+    merger.add_argument(
+        "--how",
+        choices=get_args(MergeRule),
+        default="sum",
+        help="of entries that several change, but running statistics, which are averaged",
+    )
     export = command("export", _export, "a delta in a form of others", "an adapter's folder, or a file", "--base")
     export.add_argument("file", metavar="FILE", type=Path, help="a delta")
     export.add_argument("--to", choices=["peft", "patches"], required=True, help="apply writes the whole model")

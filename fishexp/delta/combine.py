@@ -21,6 +21,9 @@ from fishexp.errors import DeltaError
 
 MergeRule: TypeAlias = Literal["sum", "mean"]
 
+# last parts of the names of running statistics
+_STATISTICS = {"running_mean", "running_var"}
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -161,7 +164,8 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
 
     A delta moves an entry if it gives it other bits than the base has. An entry that a single delta moves gets that
     delta's value. One that several move gets the base's value plus the sum, or the mean over these deltas, of their
-    differences to it, computed in 64 bits.
+    differences to it, computed in 64 bits. Running statistics of normalisation are averaged in any case: what several
+    tasks took from a variance may be more than all of it.
 
     Args:
         deltas: For the same base.
@@ -195,8 +199,9 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
             _check_result(name, tensors.get(name), moved)
         if name in removed and here:
             raise DeltaError(f"{name} has new values in one delta and is removed by another")
+        rule = "mean" if name.rpartition(".")[2] in _STATISTICS else how
         try:
-            return _merged(tensors.get(name), here, how)
+            return _merged(tensors.get(name), here, rule)
         except DeltaError as error:
             raise DeltaError(f"{name}: {error}") from None
 

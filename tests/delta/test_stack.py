@@ -215,6 +215,23 @@ def test_a_merge_adds_differences_and_leaves_what_one_delta_moves(dtype: torch.d
     assert merged.before == Delta.diff(base, base).before
 
 
+def test_running_statistics_are_averaged_so_that_no_variance_is_less_than_nothing() -> None:
+    norm = nn.BatchNorm1d(3).train()
+    tasks = [copy.deepcopy(norm) for _ in range(2)]
+    for seed, task in enumerate(tasks):
+        for _ in range(20):
+            task(0.1 * torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)))
+    with torch.no_grad():
+        tasks[0].weight += 1
+        tasks[1].weight += 2
+    merged, _ = merge([Delta.diff(norm, task) for task in tasks], norm)
+    merged.apply_(norm)
+    for name in ("running_mean", "running_var"):
+        first, second = (task.get_buffer(name) for task in tasks)
+        torch.testing.assert_close(norm.get_buffer(name), (first + second) / 2)
+    assert norm.weight.tolist() == [4, 4, 4]
+
+
 def test_a_merge_is_for_the_base_of_its_deltas() -> None:
     base = tiny_bert()
     a, b = tuned(base, 1), tuned(base, 2)
