@@ -17,6 +17,7 @@ from fishexp.errors import FishexpError
 from fishexp.masks.started import Started
 from fishexp.sparse.parameter import weights
 from fishexp.training.apart import Passes, draw_seed, train_apart
+from fishexp.training.data_parallel import take_stream_of_first
 from fishexp.training.problem import Problem
 from fishexp.training.streams import stream
 from fishexp.training.trainer import linear_factor
@@ -151,13 +152,15 @@ def scores(
         )
     seed = draw_seed(problem)
     shared = deepcopy(problem.model, {id(p): p for p in problem.model.parameters()})  # its buffers are to stay
-    model = GatedModel(shared, problem.head, _gate_stream(seed, problem.device), structured=structured)
+    gates = _gate_stream(seed, problem.device)
+    model = GatedModel(shared, problem.head, gates, structured=structured)
     passes = Passes(stage1_epochs, stage1_batch_size, stage1_accumulate, stage1_drop_last)
     optimizer = _optimizer(model, stage1_lr, penalty, penalty_weight)
     steps = passes.epoch_steps(problem) * stage1_epochs
     schedule = LambdaLR(optimizer, [linear_factor(steps, 0), lambda step: 1.0])
     names = {"prefix": "method.stage1_", "what": "learning gates"}
     train_apart(problem, model, optimizer, schedule, passes, clip=None, seed=seed, **names)
+    take_stream_of_first(problem, gates)
     with torch.no_grad():
         changes = {name: model.change(name).abs() for name in model.base}
         return Started(changes, {name: p + model.changes[name] for name, p in model.base.items()})

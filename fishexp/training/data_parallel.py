@@ -119,6 +119,12 @@ def check_same_weights(problem: Problem, trainable: Trainable | Adapted, when: s
             raise AllFailed(f"process {rank} has {what} than process 0 {when}; all need the same kind of machine")
 
 
+def take_stream_of_first(problem: Problem, generator: torch.Generator) -> None:
+    """Bring a generator to where the first process's is: another has drawn less where it had no share of a batch."""
+    if problem.data_parallel:
+        generator.set_state(problem.collectives.all_gather([generator.get_state()])[0].clone())
+
+
 def begin_own_streams(problem: Problem) -> None:
     """Have torch draw other numbers in each process, for dropout; those of the first are a single process's."""
     if problem.rank:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fishexp.delta import Delta
 from fishexp.errors import FishexpError, RunFailed
 from fishexp.masks.topk import Mask, top_k
-from fishexp.methods import fish, gradient, largest_change
+from fishexp.methods import diff_pruning, fish, gradient, largest_change
 from fishexp.regimes import transfer
 from fishexp.run.record import read
 from fishexp.sparse.parameter import weights
@@ -109,6 +109,11 @@ def every_case(collectives: Collectives | None, folder: Path) -> None:
     options |= {key: OPTIONS[key] for key in ("warmup", "clip", "drop_last")}
     ours = together(collectives, mlp())
     found["change"] = dict(largest_change.scores(ours, **{f"full_{key}": value for key, value in options.items()}))
+    stage_1 = {f"stage1_{key}": OPTIONS[key] for key in ("epochs", "lr", "batch_size", "accumulate", "drop_last")}
+    learned = diff_pruning.scores(
+        together(collectives, mlp()), structured=True, penalty="code", penalty_weight=1e-3, **stage_1
+    )
+    found["gates"] = dict(learned) | {f"start of {name}": start for name, start in learned.start.items()}
     torch.save(found, folder / f"{ours.rank}.pt")
 
 
@@ -118,6 +123,8 @@ def test_processes_end_as_one_does(tmp_path: Path) -> None:
     with Workers(3, tmp_path, every_case, tmp_path) as workers:
         workers.results()
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    _, *gates = (found.pop("gates") for found in (expected, *results))  # one process alone draws others
+    assert all(torch.equal(own[name], score) for own in gates for name, score in gates[0].items())
     for found in results:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
         for name in CASES:  # the same bits in every process
