@@ -1,5 +1,6 @@
 """Bit-Fit: every bias and the head (Ben Zaken, Ravfogel & Goldberg, 2022)."""
 
+import re
 from collections.abc import Collection
 
 import torch
@@ -10,9 +11,12 @@ from fishexp.methods import Outline
 from fishexp.sparse.parameter import weights
 from fishexp.training.problem import Problem
 
+# last part of a bias's name: also ``in_proj_bias`` of torch's attention, ``bias_ih_l0`` of its recurrent layers
+_BIAS = re.compile(r"(.*_)?bias|bias_[ih]h(_l\d+(_reverse)?)?")
+
 
 def mask(problem: Problem) -> Mask:
-    """Choose the head and all parameters named ``bias``, the shifts of normalisation layers among them."""
+    """Choose the head and all biases, the shifts of normalisation layers among them."""
     return {
         name: torch.full_like(p, _is_chosen(name, problem.head), dtype=torch.bool)
         for name, p in weights(problem.model).items()
@@ -26,4 +30,4 @@ def outline(network: nn.Module, head: Collection[str], keep: float | None) -> Ou
 
 
 def _is_chosen(name: str, head: Collection[str]) -> bool:
-    return name.rpartition(".")[2] == "bias" or name in head
+    return _BIAS.fullmatch(name.rpartition(".")[2]) is not None or name in head
