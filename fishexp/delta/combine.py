@@ -21,8 +21,10 @@ from fishexp.errors import DeltaError
 
 MergeRule: TypeAlias = Literal["sum", "mean"]
 
-# last parts of the names of running statistics
-_STATISTICS = {"running_mean", "running_var"}
+# how entries of any model become one that several tasks have moved
+_Rule: TypeAlias = Literal["sum", "mean", "largest"]
+# last part of the name of a running statistic -> its rule
+_STATISTICS: Mapping[str, _Rule] = {"running_mean": "mean", "running_var": "mean", "num_batches_tracked": "largest"}
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
 
     A delta moves an entry if it gives it other bits than the base has. An entry that a single delta moves gets that
     delta's value. One that several move gets the base's value plus the sum, or the mean over these deltas, of their
-    differences to it, computed in 64 bits. Running statistics of normalisation are averaged in any case: what several
-    tasks took from a variance may be more than all of it.
+    differences to it, computed in 64 bits. Running statistics of normalisation are averaged in any case, since what
+    several tasks took from a variance may be more than all of it; of their counts of batches the largest is taken.
 
     Args:
         deltas: For the same base.
@@ -199,7 +201,7 @@ def merge(deltas: Sequence[Content], base: Tensors | Source, how: MergeRule = "s
             _check_result(name, tensors.get(name), moved)
         if name in removed and here:
             raise DeltaError(f"{name} has new values in one delta and is removed by another")
-        rule = "mean" if name.rpartition(".")[2] in _STATISTICS else how
+        rule = _STATISTICS.get(name.rpartition(".")[2], how)
         try:
             return _merged(tensors.get(name), here, rule)
         except DeltaError as error:
@@ -257,7 +259,7 @@ def _on_common_base(
     return moved
 
 
-def _merged(base: TensorReader | None, deltas: Sequence[TensorDelta], how: MergeRule) -> tuple[TensorDelta | None, int]:
+def _merged(base: TensorReader | None, deltas: Sequence[TensorDelta], how: _Rule) -> tuple[TensorDelta | None, int]:
     """Return what several deltas make of a tensor, and how many entries more than one of them moves."""
     new = deltas[0].values[:0] if base is None else base.read()
     shapes = {moved.shape for moved in deltas if base is None or moved.after.entries > len(new)}
@@ -291,7 +293,7 @@ def _moves(old: Tensor, moved: TensorDelta) -> tuple[Tensor, Tensor]:
     return positions[moves], values[moves]
 
 
-def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, values: Tensor, how: MergeRule) -> Tensor:
+def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, values: Tensor, how: _Rule) -> Tensor:
     """Compute the bits that entries get of which several deltas move some.
 
     Args:
@@ -300,10 +302,12 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
         which: For each value, the number of its position among ``entries``.
         counts: (n,) deltas that move each.
         values: Bits, one behind the other for all deltas.
-        how: As for :func:`merge`.
+        how: As for :func:`merge`, or ``largest``, of numbers that are not negative.
     """
     any_of = values.new_empty(len(entries))
     any_of[which] = values
+    if how == "largest":
+        return any_of.scatter_reduce(0, which, values, "amax")
     differ = torch.zeros(len(entries), dtype=torch.bool)
     differ[which[values != any_of[which]]] = True
     known = entries < len(old)

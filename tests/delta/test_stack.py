@@ -219,7 +219,7 @@ def test_running_statistics_are_averaged_so_that_no_variance_is_less_than_nothin
     norm = nn.BatchNorm1d(3).train()
     tasks = [copy.deepcopy(norm) for _ in range(2)]
     for seed, task in enumerate(tasks):
-        for _ in range(20):
+        for _ in range(20 + seed):
             task(0.1 * torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)))
     with torch.no_grad():
         tasks[0].weight += 1
@@ -229,6 +229,7 @@ def test_running_statistics_are_averaged_so_that_no_variance_is_less_than_nothin
     for name in ("running_mean", "running_var"):
         first, second = (task.get_buffer(name) for task in tasks)
         torch.testing.assert_close(norm.get_buffer(name), (first + second) / 2)
+    assert norm.get_buffer("num_batches_tracked") == 21
     assert norm.weight.tolist() == [4, 4, 4]
 
 
