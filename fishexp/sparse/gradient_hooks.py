@@ -13,6 +13,8 @@ from fishexp.errors import FishexpError
 _GRADIENT_HOOKS: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
 # weight that no gradient may reach -> handle
 _ALARMS: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
+# what trains, until its first gradient -> handle
+_WATCHES: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
 
 
 def add_gradient_hook(weight: Tensor, hook: Callable[[Tensor], None]) -> None:
@@ -77,7 +79,19 @@ def _refuse_use(name: str, gradient: Tensor | None) -> None:
     )
 
 
+def add_watch(parameter: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Call ``hook`` when a gradient of what trains has been formed, in the place of an earlier watch."""
+    remove_watch(parameter)
+    _WATCHES[parameter] = parameter.register_post_accumulate_grad_hook(hook)
+
+
+def remove_watch(parameter: Tensor) -> None:
+    """Undo :func:`add_watch`."""
+    if (handle := _WATCHES.pop(parameter, None)) is not None:
+        handle.remove()
+
+
 def has_other_hooks(weight: Tensor) -> bool:
     """Tell whether someone else has a hook on the weight's gradient."""
     hooks = len(weight._backward_hooks or ()) + len(weight._post_accumulate_grad_hooks or ())
-    return hooks > (weight in _GRADIENT_HOOKS) + (weight in _ALARMS)
+    return hooks > (weight in _GRADIENT_HOOKS) + (weight in _ALARMS) + (weight in _WATCHES)

@@ -14,7 +14,7 @@ from fishexp.delta.diff import Original, by_seed, trained
 from fishexp.delta.fingerprint import kind
 from fishexp.errors import DeltaError, FishexpError
 from fishexp.sparse import together
-from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook
+from fishexp.sparse.gradient_hooks import refuse_gradient, remove_gradient_hook, remove_watch
 from fishexp.sparse.modules import detach, unwatch
 from fishexp.sparse.parameter import GradientMethod, SparseParameter, weights
 from fishexp.sparse.ranks import positions_digest
@@ -308,6 +308,7 @@ def restore(model: nn.Module) -> None:
             retire(parameter)
     for weight in model.parameters():
         remove_gradient_hook(weight)
+        remove_watch(weight)
     for module in reversed(list(model.modules())):  # what was before a mask of the whole counts, not of a part later
         state = vars(module).pop(STATE, None)
         if state is not None:

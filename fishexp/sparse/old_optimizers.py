@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from fishexp.sparse.gradient_hooks import add_watch, remove_watch
 from fishexp.sparse.handle import SparseState
 
 # references to a frozen weight in the model's SparseState
@@ -38,12 +39,13 @@ class _FirstGradient:
 
     def __init__(self, state: SparseState) -> None:
         self._state = ref(state)  # what trains holds this object
-        self._handles = [p.register_post_accumulate_grad_hook(self) for p in state.parameters.values()]
+        for parameter in state.parameters.values():
+            add_watch(parameter, self)
 
     def __call__(self, parameter: Tensor) -> None:
-        for handle in self._handles:
-            handle.remove()
         state = self._state()
+        for watched in [parameter] if state is None else state.parameters.values():
+            remove_watch(watched)
         if state is None:
             return
         grouped = _in_parameter_groups([*state.frozen.values(), *state.parameters.values()])

@@ -149,6 +149,22 @@ def test_an_optimiser_of_other_whole_weights_is_said_too() -> None:
     optimizer.step()
 
 
+def test_a_mask_that_gives_way_before_the_first_gradient_leaves_no_hook(recwarn: pytest.WarningsRecorder) -> None:
+    """Else a weight that it kept whole could not be kept in part, for a hook that nobody else has heard of."""
+    model, inputs = built("linear on sequences")
+    before = optim.SGD(model.parameters(), 0.1)
+    names = {name: torch.full_like(p, name == "2.bias").bool() for name, p in weights(model).items()}
+    sparsify(model, names).restore()
+    assert not model.get_parameter("2.bias")._post_accumulate_grad_hooks
+    sparsify(model, names)
+    names["2.bias"][0] = False
+    optimizer = optim.SGD(sparsify(model, names).parameters(), 0.1)
+    objective(model, inputs).backward()
+    optimizer.step()
+    assert before.param_groups
+    assert not recwarn.list
+
+
 def two_optimizers(model: nn.Module, sparse: Sparse) -> object:
     return optim.AdamW(sparse.parameters())
 
