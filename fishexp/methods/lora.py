@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from annotated_types import Gt
-from torch import nn
+from torch import Tensor, nn
 
 from fishexp.delta.peft_export import reads_weights
 from fishexp.errors import FishexpError
@@ -102,7 +102,7 @@ def linear_layers(model: nn.Module, head: Collection[str]) -> dict[str, nn.Linea
         head: Names of the head's parameters.
     """
     heads = {name.rpartition(".")[0] for name in head}
-    names = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
+    names: Counter[Tensor] = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
     found = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and name not in heads}
     return {

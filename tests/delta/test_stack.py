@@ -222,8 +222,8 @@ def test_running_statistics_are_averaged_so_that_no_variance_is_less_than_nothin
         for _ in range(20 + seed):
             task(0.1 * torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)))
     with torch.no_grad():
-        tasks[0].weight += 1
-        tasks[1].weight += 2
+        tasks[0].weight.add_(1)
+        tasks[1].weight.add_(2)
     merged, _ = merge([Delta.diff(norm, task) for task in tasks], norm)
     merged.apply_(norm)
     for name in ("running_mean", "running_var"):
