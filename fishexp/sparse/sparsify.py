@@ -1,6 +1,6 @@
 """Make the kept entries of a model the only weights that train: :func:`sparsify`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from torch import Tensor, nn
@@ -117,6 +117,14 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
         FishexpError: If the mask does not fit the model, or such a weight is reached otherwise than by its name.
     """
     parameters = weights(model)
+    _check_fit(parameters, mask)
+    partly = {name: p for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
+    check_reach(model, parameters, mask)
+    return partly
+
+
+def _check_fit(parameters: Mapping[str, nn.Parameter], mask: Mask) -> None:
+    """Refuse a mask that keeps nothing, or does not fit the model."""
     for name in sorted(parameters.keys() ^ mask.keys()):
         where = "the mask" if name in mask else "the model"
         raise FishexpError(f"{name} is in {where} only; a mask names every parameter of its model")
@@ -125,9 +133,6 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
             raise FishexpError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(mask[name].shape)}")
     if not any(bool(kept.any()) for kept in mask.values()):
         raise FishexpError("the mask keeps no weight, so nothing could train")
-    partly = {name: p for name, p in parameters.items() if mask[name].any() and not mask[name].all()}
-    check_reach(model, parameters, mask)
-    return partly
 
 
 def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
@@ -136,11 +141,16 @@ def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
     Returns:
         All parameters, for an optimiser with dense state.
 
+    Raises:
+        FishexpError: If ``mask`` keeps nothing, or does not fit the model.
+
     Source:
         The CIFAR-10 code of the paper (varunnair18/FISH, b5bff1e), which adds weight decay after masking.
     """
+    parameters = weights(model)
+    _check_fit(parameters, mask)
     restore(model)
-    for name, weight in weights(model).items():
+    for name, weight in parameters.items():
         weight.requires_grad_(True)
         add_gradient_hook(weight, _zero_outside(mask[name].to(weight)))
     return list(model.parameters())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fishexp.delta import Delta, planes
 from fishexp.delta.fingerprint import CODES, DTYPES, raw
-from fishexp.errors import RunFailed
+from fishexp.errors import FishexpError, RunFailed
 from fishexp.system import signals
 from fishexp.system.atomic import sync
 from fishexp.training.collectives import Collectives, InProcessCollectives
@@ -162,13 +162,24 @@ class Snapshots:
 
 
 def _read_or_remove(folder: Path) -> Snapshot | None:
-    """Read a snapshot; remove it if it is damaged, as it would count as the newest, and return None."""
+    """Read a snapshot; remove it if it is damaged, as it would count as the newest, and return None.
+
+    Raises:
+        FishexpError: If its files are there and cannot be opened: it may be whole.
+    """
     try:
+        for file in (STATE, DELTA):  # safetensors says of any that it cannot open that it is missing
+            (folder / file).open("rb").close()
         return _read(folder)
-    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, LookupError, TypeError, SafetensorError) as error:
         log.warning("%s cannot be used (%s); an older one is tried", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    except OSError as error:
+        raise FishexpError(
+            f"the snapshot {folder} cannot be read ({error.strerror or error}); it is left as it is: mend that, or "
+            "begin anew with resume=false"
+        ) from None
 
 
 def _read(folder: Path) -> Snapshot:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from fishexp import Delta
 from fishexp.delta.fingerprint import bits
 from fishexp.training.snapshots import STATE, Snapshot, Snapshots
+from tests.support.checks import refusal
 from tests.support.delta_cases import TYPES, noise
 
 
@@ -35,6 +36,21 @@ def test_tensors_come_back_to_the_bit_in_fewer_bytes(snapshot: Snapshot, tmp_pat
         size = sum(nbytes for key, nbytes in stored.items() if key.startswith(f"{name}/"))
         assert 0 < size <= share * snapshot.tensors[name].nbytes
     assert {"step", "random torch.float32"} < stored.keys()
+
+
+def test_a_snapshot_that_cannot_be_opened_is_left_as_it_is(snapshot: Snapshot, tmp_path: Path) -> None:
+    """It may be whole: only the way to it is not."""
+    snapshots = Snapshots(tmp_path, 1)
+    snapshots.save(1, snapshot)
+    path = tmp_path / "000000001" / STATE
+    whole = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(path)
+    line = refusal(snapshots.load)
+    assert line.startswith(f"the snapshot {path.parent} cannot be read (Too many levels of symbolic links); it is left")
+    path.unlink()
+    whole.rename(path)
+    (found,) = snapshots.load()
+    assert torch.equal(found.tensors["exp_avg"], snapshot.tensors["exp_avg"])
 
 
 def test_a_plane_that_is_not_what_was_written_is_seen(snapshot: Snapshot, tmp_path: Path) -> None:
