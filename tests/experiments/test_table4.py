@@ -417,7 +417,7 @@ def test_the_differences_of_each_variant(write) -> None:
     for variant, ahead in ((KEPT, 0.1), (ALL, 0.2)):
         fish = Cell("fish", 0.005, "fixed", variant)
         scores = {fish: 0.5, replace(fish, method="random"): 0.5 - ahead, replace(fish, schedule="every_epoch"): 0.55}
-        profile = replace(profile, sources=profile.sources | {cell: cell for cell in scores})
+        profile = replace(profile, sources={**profile.sources, **{cell: cell for cell in scores}})
         for cell, mean in scores.items():
             lines += reported(profile, cell, 0.1, [mean, mean + 0.01])
     profile = replace(profile, known=dict.fromkeys(profile.sources, 0.1))
