@@ -45,4 +45,7 @@ def leads(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]], 
 
 
 def _range(gaps: Sequence[float]) -> str:
-    return f" (by {min(map(abs, gaps)):.1f} to {max(map(abs, gaps)):.1f} points)" if gaps else ""
+    """Write how far apart two are in points, from the least to the most; nothing of no gaps."""
+    sizes = sorted(map(abs, gaps))
+    ends = dict.fromkeys(f"{size:.1f}" for size in (*sizes[:1], *sizes[-1:]))
+    return f" (by {' to '.join(ends)} points)" if ends else ""
