@@ -1,6 +1,6 @@
 """Code shared by the experiments with ``regime=distributed``: bytes sent, tables and sentences."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -82,15 +82,13 @@ def _share_of_dense(result: Result[C], dense: Mapping[C, Group | None]) -> float
     return bytes_sent(result.group) / bytes_sent(other) if result.group and other else None
 
 
-def findings(section: Section[C], setting: Callable[[C], Any], dense: Mapping[C, Group | None]) -> str:
+def findings(section: Section[C], pairs: Iterable[tuple[Group, Group]], dense: Mapping[C, Group | None]) -> str:
     """Say in sentences what the results tell of the methods.
 
     Args:
-        setting: Equal for cells of different methods that are compared with each other.
+        pairs: Runs of FISH, and those of random masks that they are compared with.
         dense: Cell -> the runs of dense training that it is compared with.
     """
-    groups = {(result.cell.method, setting(result.cell)): result.group for result in section.results if result.group}
-    pairs = [(group, groups.get(("random", key))) for (method, key), group in groups.items() if method == "fish"]
     parts = [progress(section.results, len(section.study.seeds)), *leads("FISH", "random", pairs, section.predicted)]
     of_fish = [_share_of_dense(result, dense) for result in section.results if result.cell.method == "fish"]
     if shares := [share for share in of_fish if share is not None]:

@@ -1,6 +1,6 @@
 """Sentences made from the numbers of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.lib.results import Result
@@ -20,7 +20,7 @@ def progress(results: Sequence[Result[Any]], seeds: int) -> str:
     return f"{len(runs)} of the {len(results) * seeds} runs of this table are on record; they took {hours:.1f} hours."
 
 
-def leads(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]], predicted: Predicted) -> list[str]:
+def leads(first: str, second: str, pairs: Iterable[tuple[Group, Group]], predicted: Predicted) -> list[str]:
     """Say how often which of two is ahead, counting only differences that are clear of chance.
 
     Args:
@@ -29,7 +29,7 @@ def leads(first: str, second: str, pairs: Sequence[tuple[Group, Group | None]], 
         pairs: Groups that differ in this alone.
         predicted: Predictions of their runs, as far as they are on record.
     """
-    found = [one for one in compare([(a, b) for a, b in pairs if b is not None], predicted) if one is not None]
+    found = [one for one in compare(list(pairs), predicted) if one is not None]
     tested = sum(one.p is not None for one in found)
     if not tested:
         why = "no pair of cells has three seeds that tell"

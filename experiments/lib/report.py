@@ -105,7 +105,8 @@ def signs(results: Sequence[Result[Any]], beside: Iterable[Group] = ()) -> list[
     """
     groups = [result.group for result in results if result.group]
     for group in beside:
-        groups += [] if group in groups else [group]
+        if group not in groups:
+            groups.append(group)
     return footnotes(groups)
 
 

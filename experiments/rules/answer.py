@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from experiments.figure2.profiles import PROFILES as FIGURE_2
 from experiments.figure2.report import USUAL, beside_usual
@@ -30,6 +31,9 @@ does one cover the choice of a rule's learning rate, by one seed on 500 examples
 have given on SST-2. Figure 2 and Table 1 are made of these records and share runs of FISH with the rules: they are no
 independent evidence. What this does not show: other models than one of 22.7 million weights, other tasks, more training
 examples, longer training."""
+
+# title of a study -> its results
+Results: TypeAlias = Mapping[str, Sequence[Result[Cell]]]
 
 
 @dataclass(frozen=True)
@@ -60,36 +64,38 @@ def answer(
         comparisons: Those of the sections.
         title: Section -> its title.
     """
-    runs = [section.runs for section in sections[:1]]  # the same of all sections
-    figure = [one for each in runs for one in _of_figure_2(each)]
-    table = [one for each in runs for one in _of_table_1(each)]
-    predicted = runs[0].predicted if runs else {}
-    parts = [*_differences([*comparisons, *figure, *table], predicted), *_price(runs), *_leads(sections, title)]
+    if not sections:
+        return []
+    runs = sections[0].runs  # the same of all sections
+    table_1 = _results("Table 1", TABLE_1, runs)
+    told = [*comparisons, *_of_figure_2(_results("Figure 2", FIGURE_2, runs)), *_of_table_1(table_1)]
+    parts = [*_differences(told, runs.predicted), *_price(table_1), *_leads(sections, title)]
     return ["## The answer", *parts, _LIMITS] if parts else []
 
 
-def _of_figure_2(runs: RecordedRuns) -> Iterator[Comparison]:
+def _results(name: str, profiles: Mapping[str, Sequence[Study[Cell]]], runs: RecordedRuns) -> Results:
+    """Look up the results of each study of another experiment that shares these records."""
+    return {
+        f"{name}, {study.name}" + (f", profile {profile}" if profile != "cpu" else ""): [
+            result_of(study, cell, runs) for cell in study.cells
+        ]
+        for profile, studies in profiles.items()
+        for study in studies
+    }
+
+
+def _of_figure_2(found: Results) -> Iterator[Comparison]:
     """Yield what the examples scored and their labels change, by the runs of Figure 2."""
-    for title, results in _results("Figure 2", FIGURE_2, runs):
+    for title, results in found.items():
         yield Comparison(title, USUAL, beside_usual(results), lambda cell: f"{cell.samples:,} {cell.labels}")
 
 
-def _of_table_1(runs: RecordedRuns) -> Iterator[Comparison]:
+def _of_table_1(found: Results) -> Iterator[Comparison]:
     """Yield how methods that are no mask rule compare with FISH, by the runs of Table 1."""
-    for title, results in _results("Table 1", TABLE_1, runs):
+    for title, results in found.items():
         pairs = beside_fish(results)
         rules = [cell for cell in pairs if cell.rule in RULES]
         yield Comparison(title, "fish at 0.005", pairs, lambda cell: METHOD_NAMES[cell.rule], rules)
-
-
-def _results(
-    name: str, profiles: Mapping[str, Sequence[Study[Cell]]], runs: RecordedRuns
-) -> Iterator[tuple[str, list[Result[Cell]]]]:
-    """Yield the title of each study of another experiment that shares these records, and its results."""
-    for profile, studies in profiles.items():
-        for study in studies:
-            title = f"{name}, {study.name}" + (f", profile {profile}" if profile != "cpu" else "")
-            yield title, [result_of(study, cell, runs) for cell in study.cells]
 
 
 def _differences(comparisons: Sequence[Comparison], predicted: Predicted) -> list[str]:
@@ -124,11 +130,11 @@ def _clear(one: Told, names: Sequence[str]) -> str:
     return ", ".join(names) or ("none" if one.comparisons else "–")
 
 
-def _price(runs: Sequence[RecordedRuns]) -> list[str]:
-    """Say how much longer a run of Diff Pruning takes than one of FISH."""
+def _price(table_1: Results) -> list[str]:
+    """Say how much longer a run of Diff Pruning takes than one of FISH, by the runs of Table 1."""
     cell = Cell("diff_pruning")
-    found = [(title, times_of_fish(results)) for each in runs for title, results in _results("Table 1", TABLE_1, each)]
-    times = [f"{of_fish[cell]:.2g} runs of FISH ({title})" for title, of_fish in found if cell in of_fish]
+    found = {title: times_of_fish(results) for title, results in table_1.items()}
+    times = [f"{of_fish[cell]:.2g} runs of FISH ({title})" for title, of_fish in found.items() if cell in of_fish]
     about = "A run of Diff Pruning, which trains all weights to find the changes that it keeps, takes as long as"
     return [f"{about} {' or '.join(times)}."] if times else []
 

@@ -60,9 +60,9 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
             save(fig, folder / picture)
             parts.append(f"![{task}: score against bytes sent]({picture})")
     dense = dense_runs(section.results, lambda cell: replace(cell, method="full"))
-    parts += [_table(section, dense), *_second(section), findings(section, lambda cell: (cell.task, cell.sync), dense)]
-    parts += signs(section.results)
     pairs = pairs_of(section.results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+    parts += [_table(section, dense), *_second(section), findings(section, pairs.values(), dense)]
+    parts += signs(section.results)
     compared = differences(pairs, section.predicted, name="random", columns=_columns)
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *compared, *_rates(section)]
 

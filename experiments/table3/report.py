@@ -48,9 +48,9 @@ def _parts(section: Section[Cell], folder: Path) -> list[str]:
         save(fig, folder / picture)
         parts.append(f"![Accuracy against bytes sent]({picture})")
     dense = dense_runs(section.results, lambda cell: Cell("full", 1.0, cell.sync))
-    parts += [*_tables(section, dense), findings(section, lambda cell: (cell.keep, cell.sync), dense)]
-    parts += signs(section.results)
     pairs = pairs_of(section.results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+    parts += [*_tables(section, dense), findings(section, pairs.values(), dense)]
+    parts += signs(section.results)
     compared = differences(pairs, section.predicted, name="random", columns=_columns)
     return [*parts, *([about_logs(LOGS)] if _logs(section) else []), *compared, *_rates(section)]
 
@@ -140,7 +140,7 @@ def _rates(section: Section[Cell]) -> list[str]:
     return rates_tried(
         section,
         score=f"Accuracy in % on {chosen_on(section, 'images')}",
-        columns=lambda cell: {"method": cell.method, "keep": f"{cell.keep:g}", "merge every": f"{cell.sync} steps"},
+        columns=_columns,
         name=lambda cell: f"{METHOD_NAMES[cell.method]} at {cell.keep:g}, {cell.sync} steps",
         shared="Every cell takes the rate of its method here." if others else "",
     )

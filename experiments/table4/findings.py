@@ -1,8 +1,10 @@
 """Sentences made from the numbers of the table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 
+from experiments.lib.differences import pairs_of
 from experiments.lib.findings import leads, progress
 from experiments.lib.report import METHOD_NAMES
 from experiments.lib.results import Result
@@ -24,21 +26,26 @@ def sizes(group: Group) -> tuple[float, int]:
     return mean(run["bytes"]["delta"] for run in group.runs), group.runs[0]["bytes"]["dense"]
 
 
+def beside_random(results: Sequence[Result[Cell]]) -> dict[Cell, tuple[Group, Group]]:
+    """Pair the runs of FISH with those of random masks."""
+    return pairs_of(results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
+
+
+def beside_fixed(results: Sequence[Result[Cell]]) -> dict[Cell, tuple[Group, Group]]:
+    """Pair the runs with a new mask every epoch with those of the same method with one fixed mask."""
+    return pairs_of(results, lambda cell: replace(cell, schedule="fixed"))
+
+
 def findings(results: Sequence[Result[Cell]], seeds: int, predicted: Predicted) -> list[str]:
     """Return sentences about the cells of one table, each of which should have so many seeds.
 
     Args:
         predicted: Predictions of their runs, as far as they are on record.
     """
-    groups = {
-        (result.cell.method, result.cell.keep, result.cell.schedule): result.group for result in results if result.group
-    }
-    methods = [(group, groups.get(("random", k, s))) for (m, k, s), group in groups.items() if m == "fish"]
-    schedules = [(group, groups.get((m, k, "fixed"))) for (m, k, s), group in groups.items() if s == "every_epoch"]
     return [
         progress(results, seeds),
-        *leads("FISH", "random", methods, predicted),
-        *leads(SCHEDULE_NAMES["every_epoch"], SCHEDULE_NAMES["fixed"], schedules, predicted),
+        *leads("FISH", "random", beside_random(results).values(), predicted),
+        *leads(SCHEDULE_NAMES["every_epoch"], SCHEDULE_NAMES["fixed"], beside_fixed(results).values(), predicted),
         *_dense(results),
     ]
 

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TypeAlias
 
 from scipy.stats import t
 
-from experiments.lib.differences import differences, pairs_of
+from experiments.lib.differences import differences
 from experiments.lib.findings import sentence
 from experiments.lib.learning_rates import chosen_on, rates_tried
 from experiments.lib.report import (
@@ -26,7 +25,7 @@ from experiments.lib.report import (
 from experiments.lib.results import Result, Section
 from experiments.lib.settings import agrees
 from experiments.table4.cells import Cell, Variant
-from experiments.table4.findings import SCHEDULE_NAMES, findings, sizes, variant_name
+from experiments.table4.findings import SCHEDULE_NAMES, beside_fixed, beside_random, findings, sizes, variant_name
 from experiments.table4.plot import draw
 from experiments.table4.profiles import LOGS
 from fishexp.report.differences import FEWEST_SEEDS
@@ -78,10 +77,8 @@ def _compared(section: Section[Cell]) -> list[str]:
     parts, variants = [], _variants(section)
     for variant in variants:
         results = [result for result in section.results if result.cell.variant == variant]
-        methods = pairs_of(results, lambda cell: replace(cell, method="random") if cell.method == "fish" else None)
-        schedules = pairs_of(results, lambda cell: replace(cell, schedule="fixed"))
         about = f" ({variant_name(variant)})" if len(variants) > 1 else ""
-        for name, pairs in (("random", methods), (SCHEDULE_NAMES["fixed"], schedules)):
+        for name, pairs in (("random", beside_random(results)), (SCHEDULE_NAMES["fixed"], beside_fixed(results))):
             parts += differences(pairs, section.predicted, name=f"{name}{about}", columns=_cell_columns)
     return parts
 
