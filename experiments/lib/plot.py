@@ -13,6 +13,7 @@ from experiments.lib.report import METHOD_NAMES
 from fishexp.report.colours import COLOURS
 from fishexp.report.group import Group
 from fishexp.report.majority import majority_of
+from fishexp.report.marks import signs_behind
 from fishexp.report.style import GRID, QUIET, STYLE, canvas
 
 # group -> bytes
@@ -154,3 +155,6 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         elinewidth=1.2,
         capsize=3,
     )
+    for (place, group), mean in zip(curve.points, means, strict=True):
+        if text := signs_behind(group, group.headline).strip():
+            axes.annotate(text, (place, mean), (6, 8), textcoords="offset points", size=9, color=curve.colour)

@@ -19,7 +19,12 @@ def marked_score(group: Group, metric: str) -> str:
     Where only some of the runs predicted a single class, their number follows: ``71.2 ± 1.3 ‡ (1 of 3)``.
     """
     scores = group.scores(metric)
-    return f"{scores.text}{one_class_sign(scores)}{f' {DAGGER}' if group.uncommitted else ''}"
+    return f"{scores.text}{signs_behind(group, scores)}"
+
+
+def signs_behind(group: Group, scores: Scores) -> str:
+    """Write the signs of a group's runs by their values of a metric, with a space before each; nothing for none."""
+    return f"{one_class_sign(scores)}{f' {DAGGER}' if group.uncommitted else ''}"
 
 
 def one_class_sign(scores: Scores) -> str:
