@@ -5,8 +5,9 @@ by what fishexp/sparse/calibration.py measured on this machine. The last line sa
 the fastest single method.
 """
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -64,7 +65,13 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], nn.Module
             yield label, (out, width, 3, 3), module, form
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the methods, which takes minutes; there are no options but ``--help``."""
+    argparse.ArgumentParser(prog="python -m benchmarks.ways", description=__doc__).parse_args(arguments)
+    return carry_out("benchmarks.ways", time_methods)
+
+
+def time_methods() -> None:
     """Print a line for each layer and mask, then how much time the cost model's choices lose, with one thread."""
     hardware.keep_freed_memory()
     costs = calibrated()
@@ -104,4 +111,4 @@ def _form(kept: SparseParameter, form: Callable[[SparseParameter], Tensor], meth
 
 
 if __name__ == "__main__":
-    sys.exit(carry_out("benchmarks.ways", main))
+    sys.exit(main())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page
+from benchmarks import page, ways
 from benchmarks.__main__ import HOME, print_warnings, run
 from benchmarks.records import read
 from benchmarks.registry import BENCHMARKS
@@ -49,3 +49,13 @@ def test_a_missing_package_and_a_busy_machine_are_said(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning: the load is 7.0")
     assert lines[1:] == [f"{name} is left out: pip install peft" for name in ("LoRA", "SHiRA", "Super-Tuning")]
+
+
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("quick", 2)])
+def test_asking_for_help_or_what_there_is_not_times_nothing(
+    word: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "time_methods", lambda: pytest.fail("began to time"))
+    with pytest.raises(SystemExit) as stopped:
+        ways.main([word])
+    assert stopped.value.code == status
