@@ -3,9 +3,10 @@
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -13,6 +14,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import HydraContext, RunMode
@@ -23,11 +26,15 @@ from yaml import YAMLError
 from fishexp.errors import FishexpError, first_line, nearest
 from fishexp.run.identity import run_name
 from fishexp.run.overrides import EXPERIMENT, TOP, Chosen, Components, Runs, runs_of
-from fishexp.run.settings import ABOUT, GROUPS, Config, check_settings
+from fishexp.run.settings import ABOUT, GROUPS, Config, Settings, check_settings
 from fishexp.run.yamls import CONF, check_choice, check_primary, homes_of, options_in
 
 # end of the message about a file of experiment=NAME whose settings Hydra would put below the key experiment
 _NO_PACKAGE = ".yaml: settings of a run begin with the line # @package _global_"
+# overrides that Hydra composes -> what they make, which is remembered and must not be changed
+Composed: TypeAlias = Callable[[tuple[str, ...]], DictConfig]
+# gives a key a value, and chooses no yaml
+_VALUE = re.compile(rf"\+{{0,2}}(({'|'.join(Settings.model_fields)})|({'|'.join((*GROUPS, 'recipes'))})\.[^/@=]*)=")
 
 
 def resolved(cfg: DictConfig) -> Config:
@@ -97,27 +104,25 @@ def read_command(args: Namespace) -> Command:
     hydra, name = _hydra(args.config_dir), (args.config_name or "config").removesuffix(".yaml")
     check_primary(name, args.config_dir)
 
-    if args.config_dir is None:
-        components = partial(_components_of_conf, name)
-    else:
-        components = cache(partial(_components, hydra, name, args.config_dir))
+    composed = partial(_composed_of_conf, name) if args.config_dir is None else cache(partial(_composed, hydra, name))
+    components = cache(partial(_components, composed, args.config_dir))
     homes = partial(homes_of, config_dir=args.config_dir)
     runs = runs_of(args.overrides, args.multirun, hydra.config_loader, components, homes)
-    return Command(hydra, name, runs, [_config(hydra, name, [*runs.hydra, *run]) for run in runs.overrides])
+    return Command(hydra, name, runs, [_config(composed, [*runs.hydra, *run]) for run in runs.overrides])
 
 
 @cache
-def _components_of_conf(name: str, overrides: tuple[str, ...]) -> Components:
-    """Return what is chosen from conf/ alone, which does not change while a process runs."""
-    return _components(_hydra(None), name, None, overrides)
+def _composed_of_conf(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Compose a run of conf/ alone, which does not change while a process runs."""
+    return _composed(_hydra(None), name, overrides)
 
 
-def _components(hydra: Hydra, name: str, config_dir: str | None, overrides: tuple[str, ...]) -> Components:
+def _components(composed: Composed, config_dir: str | None, overrides: tuple[str, ...]) -> Components:
     """Compose the components that overrides choose, to tell their options."""
     for group, _, choice in (override.partition("=") for override in overrides):
         if group in GROUPS:
             check_choice(group, choice, config_dir)
-    cfg = _composed(hydra, name, overrides)
+    cfg = composed(overrides)
     return {group: Chosen(cfg.hydra.runtime.choices[group], list(_keys(cfg, group))) for group in GROUPS}
 
 
@@ -210,11 +215,17 @@ def _composed(hydra: Hydra, name: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _config(hydra: Hydra, name: str, overrides: Sequence[str]) -> Config:
-    """Compose a run, resolve it, and check its keys and scalars."""
-    cfg = _composed(hydra, name, overrides)
-    _check_keys(cfg)
+def _config(composed: Composed, overrides: Sequence[str]) -> Config:
+    """Compose a run, resolve it, and check its keys and scalars.
+
+    Hydra takes a tenth of a second to compose the yamls that a run chooses, and runs of a sweep share a few choices;
+    then it gives keys the values that they were told, as is done here for each run.
+    """
+    values = [text for text in overrides if _VALUE.match(text)]
+    cfg = deepcopy(composed(tuple(text for text in overrides if not _VALUE.match(text))))
     try:
+        ConfigLoaderImpl._apply_overrides_to_config([_parsed(text) for text in values], cfg)
+        _check_keys(cfg)
         config = resolved(cfg)
     except FishexpError:
         raise
@@ -222,6 +233,11 @@ def _config(hydra: Hydra, name: str, overrides: Sequence[str]) -> Config:
         raise _readable(error) from None
     check_settings(config)
     return config
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _check_keys(cfg: DictConfig) -> None:

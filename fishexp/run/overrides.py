@@ -77,7 +77,8 @@ def runs_of(
         FishexpError: If an argument cannot be read, or a key is unknown.
     """
     rest, gpus = _without_gpus(typed)
-    parsed = [_expanded(_parse(text, loader)) for text in rest]
+    parser = OverridesParser.create(loader)
+    parsed = [_expanded(_parse(text, parser)) for text in rest]
     for override in parsed:
         _check_form(override, multirun, loader)
     runs = Runs([str(o.input_line) for o in parsed if o.is_hydra_override()], gpus=gpus)
@@ -90,11 +91,11 @@ def runs_of(
     return runs
 
 
-def _parse(text: str, loader: ConfigLoader) -> Override:
+def _parse(text: str, parser: OverridesParser) -> Override:
     if not text.partition("=")[0].strip("~+ "):
         raise FishexpError(f"{text} is not key=value: the key is missing")
     try:
-        return OverridesParser.create(loader).parse_overrides([text])[0]
+        return parser.parse_overrides([text])[0]
     except HydraException:
         raise FishexpError(_why_unreadable(text)) from None
 
