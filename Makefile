@@ -53,7 +53,7 @@ report: setup  ## one HTML page of all experiments' records, outputs/report.html
 
 test: setup  ## all but the slow tests, on all cores; then those that need the machine for themselves
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone and not cuda'
-	$(BIN)/python -m pytest -m 'alone and not slow'
+	$(BIN)/python -m pytest -m 'alone and not slow' $$(grep -rl --include='*.py' mark.alone tests)
 
 test-quick: setup  ## the tests of the library and of training in one process, in a minute
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not alone' tests/masks tests/delta tests/sparse tests/fisher tests/data tests/training
