@@ -161,16 +161,14 @@ def _loss_of(trainer: Trainer, inputs: dict[str, Any]) -> tuple[Loss | None, boo
         )
     model: Any = trainer.model
     name = _label_name(trainer, inputs)
-    labels, metrics = inputs[name], copy.deepcopy(vars(trainer).get("_metrics"))
+    labels, value = inputs[name], _own_loss(trainer, inputs)
     with torch.no_grad(), evaluating(model), attributes_kept(model):
-        value: Any = trainer.compute_loss(model, dict(inputs))
         logits = logits_of(model, _without_labels(model, inputs, name))
     tolerance = TOLERANCES[logits.dtype]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if metrics is not None:
-        vars(trainer)["_metrics"] = metrics  # in which TRL's trainers collect what compute_loss finds
     of_classes = not labels.is_floating_point()
     tried = [(None, False), (None, True)] if of_classes else [(_binary, False), (_squared_error, False)]
+    found: list[tuple[Loss | None, bool]] = []
     for loss, shifts in tried:
         if shifts and (labels.dim() < 2 or logits.dim() < 3):
             continue
@@ -180,11 +178,36 @@ def _loss_of(trainer: Trainer, inputs: dict[str, Any]) -> tuple[Loss | None, boo
         count = int((wanted != IGNORED).sum()) if of_classes else labels.numel()
         mean = example_losses(loss, logits, wanted).sum() / count
         if abs(mean - value) <= tolerance * abs(value):
-            return loss, shifts
+            found.append((loss, shifts))
+    if found:
+        return (None, _labels_next(trainer, inputs)) if len(found) > 1 and of_classes else found[0]
     raise FishexpError(
         f"the trainer's loss is {float(value):.4g}, which is neither the cross-entropy nor the squared error of its "
         "logits and labels; give loss=, a function of these"
     )
+
+
+def _own_loss(trainer: Trainer, inputs: dict[str, Any]) -> Any:
+    """Compute the trainer's own loss of a batch, with its model in evaluation mode."""
+    model: Any = trainer.model
+    metrics = copy.deepcopy(vars(trainer).get("_metrics"))
+    with torch.no_grad(), evaluating(model), attributes_kept(model):
+        value = trainer.compute_loss(model, dict(inputs))
+    if metrics is not None:
+        vars(trainer)["_metrics"] = metrics  # in which TRL's trainers collect what compute_loss finds
+    return value
+
+
+def _labels_next(trainer: Trainer, inputs: dict[str, Any]) -> bool:
+    """Tell whether tokens are labelled by the next ones: a label of the first token alone counts for nothing then.
+
+    To a new model all labels are about as likely, so that the loss itself does not tell.
+    """
+    name = _label_name(trainer, inputs)
+    labels = inputs[name]
+    first = torch.full_like(labels, IGNORED)
+    first[:, 0] = labels[labels != IGNORED][0]
+    return not _own_loss(trainer, {**inputs, name: first}) > 0  # a mean over no labels is zero or NaN
 
 
 def _binary(logits: Tensor, labels: Tensor) -> Tensor:

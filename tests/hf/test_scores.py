@@ -20,6 +20,22 @@ from fishexp import hf
 from tests.support.checks import refusal
 from tests.support.trainers import WORDS, Examples, bert, columns, gpt2, llama, same, token_bert, trainer_of
 
+
+def new_llama() -> nn.Module:
+    """Build a language model to which all tokens are as likely, so that its loss does not tell what its labels are."""
+    return unsure(llama(), "lm_head")
+
+
+def new_token_bert() -> nn.Module:
+    return unsure(token_bert(), "classifier")
+
+
+def unsure(model: nn.Module, head: str) -> nn.Module:
+    with torch.no_grad():
+        model.get_submodule(head).weight *= 1e-4  # type: ignore[operator]
+    return model
+
+
 # what a model is made of, the kind of labels, and how many labels a mean over an example has
 CASES: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Tensor], int]]] = {
     "classes": (bert, "class", Tensor.numel),
@@ -28,8 +44,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Callable[[Tensor], int]]] =
     "a number": (partial(bert, num_labels=1), "number", Tensor.numel),
     "several numbers": (partial(bert, problem_type="regression"), "several", Tensor.numel),
     "tokens": (token_bert, "tokens", lambda labels: int((labels != -100).sum())),
+    "tokens, new": (new_token_bert, "tokens", lambda labels: int((labels != -100).sum())),
     "GPT-2": (gpt2, "next", lambda labels: int((labels[:, 1:] != -100).sum())),
     "Llama": (llama, "next", lambda labels: int((labels[:, 1:] != -100).sum())),
+    "Llama, new": (new_llama, "next", lambda labels: int((labels[:, 1:] != -100).sum())),
     "Llama, tied": (partial(llama, tied=True), "next", lambda labels: int((labels[:, 1:] != -100).sum())),
 }
 
