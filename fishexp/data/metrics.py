@@ -9,12 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from fishexp.data.datasets import Metrics
+from fishexp.data.directions import LESS_IS_BETTER
 from fishexp.errors import FishexpError
-
-# metrics of which less is better; of all others more is
-LESS_IS_BETTER = frozenset(
-    "loss error error_rate mse rmse mae nll cross_entropy perplexity brier ece wer cer".split()  # noqa: SIM905
-)
 
 
 def check_headline(names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fishexp.data.directions import less_is_better
 from fishexp.report.group import Group, number, seeds_text
 from fishexp.report.pool import Pool
 
@@ -39,9 +40,10 @@ def families(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def best_of(family: Sequence[Group]) -> list[Group]:
-    """Return the groups of the highest mean; none if all means are undefined."""
-    highest = max((group.mean for group in family if group.mean is not None), default=None)
-    return [group for group in family if highest is not None and group.mean == highest]
+    """Return the groups of the best mean, which is the lowest of an error; none if all means are undefined."""
+    best = min if less_is_better(family[0].metric, family[0].runs[0]["metrics"]) else max
+    mean = best((group.mean for group in family if group.mean is not None), default=None)
+    return [group for group in family if mean is not None and group.mean == mean]
 
 
 def passed_over(pooled: Pool) -> Passed:

@@ -16,7 +16,7 @@ _HELD_OUT = "_holdout"
 
 @dataclass(frozen=True)
 class Scores:
-    """Hold a metric of several runs, of which more is better.
+    """Hold a metric of several runs.
 
     Attributes:
         metric: Name of the metric.

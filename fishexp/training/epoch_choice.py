@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fishexp.data.datasets import Examples, Metrics
-from fishexp.data.metrics import LESS_IS_BETTER
+from fishexp.data.directions import LESS_IS_BETTER
 from fishexp.errors import FishexpError, nearest
 from fishexp.training.data_parallel import value_of_first
 from fishexp.training.problem import Problem

@@ -245,6 +245,14 @@ def test_another_metric_can_be_drawn():
         picture.figure(pool([*records, record(method="full")]), "f1")
 
 
+@pytest.mark.parametrize(("metric", "passed"), [("mse", 0.4), ("mse_matched", 0.4), ("error_reduction", 0.1)])
+def test_of_an_error_the_rate_with_the_least_is_filled(metric: str, passed: float) -> None:
+    more = {"loss_matched": 0.1}
+    records = [record(regime__lr=lr, more=more | {metric: value}) for lr, value in ((0.1, 0.2), (0.4, 0.9))]
+    drawn = pool(records).measured_by(metric)
+    assert [group.lr for group in passed_over(drawn).reported] == [passed]
+
+
 def test_a_hundred_seeds_and_names_that_the_font_lacks_are_drawn():
     records = [
         record(0.8 + seed / 1000, seed=seed, method=name) for name in ("魚 $x^2$", "n" * 99) for seed in range(100)
