@@ -82,8 +82,9 @@ class Group:
 
     @property
     def share(self) -> float | None:
-        """Return the fraction of the weights that moved, on average; None if it is unknown."""
-        return mean(self.kept) / self.runs[0]["total"] if self.kept else None
+        """Return the fraction of the weights that moved, the mean over the seeds; None if it is unknown."""
+        counts = [run["kept"] for run in self.runs if run.get("kept") is not None]
+        return mean(counts) / self.runs[0]["total"] if counts else None
 
     @property
     def seconds(self) -> float:

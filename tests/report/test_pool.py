@@ -91,3 +91,9 @@ def test_uncommitted_code_is_no_matter_once_it_ran_again_or_did_not_finish():
         [record(0.7, commit=None)],
     ):
         assert pool(records).reported[0].score == "70.0"
+
+
+def test_the_share_of_the_weights_is_the_mean_over_the_seeds() -> None:
+    (group,) = pool([record(seed=seed, kept=kept) for seed, kept in enumerate((100, 100, 400))]).reported
+    assert group.kept == [100, 400]
+    assert group.share == pytest.approx(200 / 307466)
