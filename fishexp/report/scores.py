@@ -79,7 +79,8 @@ def _largest(what: str, metric: str, run: Mapping[str, Any]) -> float | None:
     """Return the share of the largest class or prediction among the examples on which ``metric`` was measured."""
     stem = f"largest_{what}"
     ends = [name.removeprefix(stem) for name in run["metrics"] if name.startswith(stem)]
-    return next((run["metrics"][stem + end] for end in ends if metric.endswith(end)), None)
+    fitting = [end for end in ends if metric.endswith(end)]  # of accuracy_ood_test also that of accuracy_test
+    return run["metrics"][stem + max(fitting, key=len)] if fitting else None
 
 
 def _unit(metric: str) -> str | None:

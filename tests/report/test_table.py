@@ -289,6 +289,10 @@ def test_each_set_of_examples_has_a_mark_of_its_own():
     records = [record(0.6, metric="accuracy_matched", more=more)]
     assert column(records, "accuracy_matched, %") == ["60.0"]
     assert column(records, "accuracy_mismatched, %") == ["40.0 ‡"]
+    more = {"accuracy_ood_test": 0.4, "largest_predicted_test": 0.5, "largest_predicted_ood_test": 1.0}
+    records = [record(0.6, metric="accuracy_test", more=more)]
+    assert column(records, "accuracy_test, %") == ["60.0"]
+    assert column(records, "accuracy_ood_test, %") == ["40.0 ‡"]
 
 
 def test_runs_of_different_code_are_said_to_stand_together() -> None:
