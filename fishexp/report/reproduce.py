@@ -15,6 +15,8 @@ _GROUPS = ("data", "model", "method", "regime")
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 # words that would not be texts without quotes
 _WORDS = {"null", "true", "false", "nan", "inf"}
+# backslashes before a quote, also the one that ends a text: only there do they escape
+_BEFORE_QUOTE = re.compile(r"(\\+)(?='|\Z)")
 # what a record has of a file or a folder in place of its path: a name, if any, and a digest
 _DIGEST = re.compile(r"(.*)@([0-9a-f]{12})")
 
@@ -85,7 +87,8 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
             return value
-        return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+        doubled = _BEFORE_QUOTE.sub(r"\1\1", value)
+        return "'" + doubled.replace("'", "\\'") + "'"
     if isinstance(value, list):
         return f"[{','.join(map(_value, value))}]"
     if isinstance(value, Mapping):

@@ -86,7 +86,10 @@ def test_what_a_command_cannot_say_is_said_beside_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["a b", "$(touch x)", "it's", 'say "no"', "1,2", "null", "a;rm -rf b", "[1]", "a\\'b"])
+TEXTS = ["a b", "$(touch x)", "it's", 'say "no"', "1,2", "null", "a;rm -rf b", "[1]", "a\\'b", "a\\\\'b", "\\", "a\\\\"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_no_text_of_a_record_is_a_command_of_the_shell_or_of_hydra(text: str) -> None:
     command = command_of(single(record(model__path=text)))
     (word,) = [word for word in shlex.split(command.text) if word.startswith("model.path=")]
