@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from fishexp.errors import FishexpError
 from fishexp.report.bootstrap import CONFIDENCE, METRICS, RESAMPLES, Interval, bootstrap, measure
 from fishexp.report.group import Group
@@ -150,34 +152,56 @@ def _over_examples(
     metric: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predicted: Predicted
 ) -> tuple[Interval | None, list[Interval | None]]:
     """Return the bootstrap's interval of the mean difference, and that of each pair, in the unit shown."""
-    base, known = metric.partition("_")[0], _predictions(metric, pairs, predicted)
+    known = _predictions(metric, pairs, predicted)
     if not known:
         return None, []
-    for pair, found in zip(pairs, known, strict=True):
-        for run, one in zip(pair, found, strict=True):
-            _check(run, metric, measure(METRICS[base], one))
-    overall, each = bootstrap(METRICS[base], known)
+    overall, each = bootstrap(METRICS[metric.partition("_")[0]], known)
     return _shown(overall), [_shown(one) for one in each]
 
 
 def _predictions(
     metric: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], predicted: Predicted
 ) -> list[tuple[Predictions, Predictions]]:
-    """Return the predictions of each pair of runs; none if some are missing, or the metric is none of METRICS."""
+    """Return the predictions of each pair of runs; none if some are missing, or the metric is none of METRICS.
+
+    Raises:
+        FishexpError: If some are not those of the record.
+    """
     base, _, name = metric.partition("_")
     sets = [[predicted.get(run["run_id"], {}).get(name) for run in pair] for pair in pairs]
     known = [(first, second) for first, second in sets if first is not None and second is not None]
-    return known if base in METRICS and len(known) == len(pairs) else []
+    if base not in METRICS or len(known) < len(pairs):
+        return []
+    runs = [(run, one) for pair, found in zip(pairs, known, strict=True) for run, one in zip(pair, found, strict=True)]
+    return known if all(_is_metric_of(run, metric, one) for run, one in runs) else []
 
 
-def _check(run: Mapping[str, Any], metric: str, found: float) -> None:
-    """Refuse predictions that do not give the metric that is on record."""
-    recorded = run["metrics"][metric]
-    if not math.isclose(found, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
-        raise FishexpError(
-            f"the predictions of run {run['run_id']} give {metric} {found:.6g}, its record says {recorded:.6g}: "
-            "they are of another attempt; run it again"
-        )
+def _is_metric_of(run: Mapping[str, Any], metric: str, one: Predictions) -> bool:
+    """Tell whether the metric on record is ours; one of the same name may be another, such as F1 over all classes.
+
+    Raises:
+        FishexpError: If the predictions are not those of the record.
+    """
+    base, _, name = metric.partition("_")
+    recorded, found = run["metrics"].get(metric), measure(METRICS[base], one)
+    if recorded is None or not math.isfinite(recorded) or _is_close(found, recorded):
+        return True
+    share = run["metrics"].get(f"largest_predicted_{name}" if name else "largest_predicted")
+    if one.classes > 1 and share is not None and _is_close(_largest_share(one.predicted), share):
+        return False
+    raise FishexpError(
+        f"the predictions of run {run['run_id']} give {metric} {found:.6g}, its record says {recorded:.6g}: "
+        "they are of another attempt; run it again"
+    )
+
+
+def _is_close(found: float, recorded: float) -> bool:
+    return math.isclose(found, recorded, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+def _largest_share(predicted: np.ndarray) -> float:
+    """Compute the share of the most frequent prediction."""
+    return float(np.unique(predicted, return_counts=True)[1].max()) / len(predicted)
 
 
 def _shown(interval: Interval | None) -> Interval | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, f1_score
 
 from fishexp.errors import FishexpError
 from fishexp.report.bootstrap import METRICS, Interval, bootstrap
@@ -167,6 +167,25 @@ def test_predictions_of_another_attempt_are_refused() -> None:
     wrong = {**predicted, "fish1": {"": predictions(300, 5)}}
     with pytest.raises(FishexpError, match=r"the predictions of run fish1 give accuracy 0\.6, its record says 0\.91"):
         compare([(groups["fish"], groups["random"])], wrong)
+
+
+def test_another_metric_of_the_same_name_has_no_interval_over_examples() -> None:
+    """Such as a user's own F1 over all classes; the predictions are known to be of the run by their largest share."""
+    lines, predicted = [], {}
+    for method, rights in (("fish", FISH), ("random", RANDOM)):
+        for seed, right in enumerate(rights):
+            one = predictions(right, seed)
+            f1 = float(f1_score(one.labels, one.predicted, average="macro"))
+            share = max(one.predicted.mean(), 1 - one.predicted.mean())
+            run_id = f"{method}{seed}"
+            more = {"largest_predicted": float(share)}
+            lines.append(record(f1, metric="f1", method=method, seed=seed, run_id=run_id, more=more))
+            predicted[run_id] = {"": one}
+    groups = {group.method: group for group in pool(lines).reported}
+    (one,) = compare([(groups["fish"], groups["random"])], predicted)
+    assert one is not None
+    assert one.over_seeds is not None
+    assert (one.over_examples, one.within) == (None, [])
 
 
 def test_metrics_that_differ_and_examples_that_differ_are_refused() -> None:
