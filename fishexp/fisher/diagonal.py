@@ -15,7 +15,7 @@ from fishexp.fisher.batches import Batches, Inputs, has_examples, logits_of, map
 from fishexp.fisher.cuda_graphs import TOLERANCE, GraphedPasses, uncached_autocast
 from fishexp.fisher.eval_mode import evaluation_mode, forked_random_streams, gradients_kept
 from fishexp.fisher.layouts import Unbatchable
-from fishexp.fisher.losses import Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
+from fishexp.fisher.losses import IGNORED, Labels, Loss, check_loss, example_losses, expected_terms, sampled_term
 from fishexp.fisher.powers import Power, add_power
 from fishexp.fisher.shared_inputs import DEPENDS, difference_alone, inputs_shared_by_examples
 from fishexp.fisher.tf32 import without_tf32
@@ -80,7 +80,7 @@ def diagonal_fisher(
         that is used more than once in a pass.
 
     Raises:
-        FishexpError: If there is no example, the logits and labels do not tell which dimension has the classes,
+        FishexpError: If there is no example that counts, logits and labels do not tell which dimension has the classes,
             ``expected`` or ``sampled`` is asked of a model with one output, ``loss`` divides by a sum over the batch,
             no weight has a part in the logits, or a parameter is complex.
     """
@@ -94,8 +94,6 @@ def diagonal_fisher(
             estimator.graphs = _graphs(model, estimator.totals, estimator.run_alone)
         estimator.batched = False if as_is else None
         estimator.add_all(scored, advance)
-    if estimator.count == 0:
-        raise FishexpError("the Fisher information needs at least one example, got no batch")
     return {name: estimator.totals[p].div_(estimator.count) for name, p in parameters.items()}
 
 
@@ -118,6 +116,7 @@ class Estimator:
     generator: torch.Generator
     first: tuple[Tensor, Tensor] | None = None  # logits and labels, to look at the loss of more than one example
     count: int = 0  # examples scored
+    labelled: Tensor | bool = False  # whether any label is not that of what is ignored
     warned: bool = False
     shared: frozenset[int | str] = frozenset()  # inputs known to have no part for each example
     batched: bool | None = None  # whether a batch may take one pass; None until two examples were looked at
@@ -131,10 +130,15 @@ class Estimator:
                 advance(len(targets))
         finally:
             self.graphs = None
+        if self.count == 0:
+            raise FishexpError("the Fisher information needs at least one example, got no batch")
+        if self.labels != "true_label" and not self.labelled:
+            raise FishexpError(f"all labels are {IGNORED}, of what does not count; give what counts any other label")
 
     def add(self, inputs: Inputs, targets: Tensor) -> None:
         """Score all examples in one pass, or each in its own if this batch's cannot be told apart."""
         count = len(targets)
+        self.labelled = (targets != IGNORED).any() | self.labelled
         if self.batched is None and count > 1:
             self.batched = self.can_batch(inputs, targets)
         if self.batched and count > 1:

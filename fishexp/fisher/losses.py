@@ -122,7 +122,7 @@ def _log_probs(logits: Tensor, labels: Tensor, kind: Labels) -> tuple[Tensor, Te
         raise FishexpError(f"labels={kind} needs classes to draw from, but the model has one output; use true_label")
     log_probs = classes_last(logits, labels).log_softmax(-1)
     log_probs = log_probs.reshape(len(logits), -1, log_probs.shape[-1])
-    if logits.dim() == 2:
+    if logits.dim() == 2 and labels.numel() != len(logits):  # no classes but their probabilities, none of which is read
         return log_probs, log_probs.new_ones(len(logits), 1, 1)
     return log_probs, (labels != IGNORED).reshape(len(logits), -1, 1).to(log_probs.dtype)
 

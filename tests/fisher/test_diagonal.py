@@ -187,6 +187,22 @@ def test_the_expectation_over_the_labels_of_several_tokens(last: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["true_label", "expected", "sampled"])
+def test_an_example_that_is_ignored_counts_for_nothing_whatever_its_shape(kind: Labels) -> None:
+    """As the tokens of padding do, of sentences that were flattened to tokens."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, CLASSES).double()
+    x, y = torch.randn(5, 4).double(), torch.tensor([0, 1, -100, 2, -100])
+    found = diagonal_fisher(model, [(x, y)], kind)
+    torch.testing.assert_close(found, diagonal_fisher(model, [(x[:, None], y[:, None])], kind))
+    if kind != "sampled":
+        counted = diagonal_fisher(model, [(x[y >= 0], y[y >= 0])], kind)
+        torch.testing.assert_close(found["weight"], counted["weight"] * 3 / 5)
+    if kind != "true_label":
+        with pytest.raises(FishexpError, match="all labels are -100"):
+            diagonal_fisher(model, [(x, torch.full_like(y, -100))], kind)
+
+
+@pytest.mark.parametrize("kind", ["true_label", "expected", "sampled"])
 @pytest.mark.parametrize(
     ("shape", "labels", "message"),
     [
