@@ -39,7 +39,7 @@ def fisher_scores(
 
     Args:
         samples: How many examples; all of them if there are fewer.
-        labels: As for :func:`fishexp.diagonal_fisher`: ``true_label``, ``expected`` or ``sampled``.
+        labels: As for :func:`fishexp.diagonal_fisher`: ``true_label``, or of classes ``expected`` or ``sampled``.
         loss: (logits, labels) -> mean over the batch or the loss of each example, with the labels as the collator
             gives them.
 
@@ -48,7 +48,8 @@ def fisher_scores(
 
     Raises:
         FishexpError: If there is no example, the batches have not exactly one of the trainer's labels, its loss is none
-            of those above, or it is one of several processes, whose examples differ.
+            of those above, or none of classes though ``labels`` are drawn, or it is one of several processes, whose
+            examples differ.
     """
     if trainer.accelerator.num_processes > 1:
         raise FishexpError(
@@ -65,6 +66,10 @@ def fisher_scores(
             shifts = False
             if loss is None:
                 loss, shifts = _loss_of(trainer, first)
+                if loss is not None and labels != "true_label":
+                    what = "the binary one of several labels" if loss is _binary else "a squared error"
+                    about = f"labels={labels} draws one of a model's classes, and the trainer's loss is {what}"
+                    raise FishexpError(f"{about}; use true_label")
             pairs = _pairs(model, chain([first], batches), _label_name(trainer, first), shifts=shifts)
             with trainer.accelerator.autocast():
                 return diagonal_fisher(model, pairs, labels, loss=loss)

@@ -159,6 +159,15 @@ def test_another_loss_is_refused_and_can_be_given(tmp_path: Path) -> None:
     assert not torch.allclose(given["classifier.weight"], expected["classifier.weight"])
 
 
+def test_labels_are_drawn_of_classes_only(tmp_path: Path) -> None:
+    """Not of several labels, or numbers, as if they were classes of which one is right."""
+    for case, what in (("several labels", "the binary one"), ("several numbers", "a squared error")):
+        build, kind, _ = CASES[case]
+        trainer = trainer_of(build(), tmp_path, kind, count=4)
+        refused = refusal(hf.fisher_scores, trainer, labels="expected")
+        assert f"labels=expected draws one of a model's classes, and the trainer's loss is {what}" in refused
+
+
 def test_wrong_turns_get_a_line(tmp_path: Path) -> None:
     trainer = trainer_of(bert(), tmp_path)
     assert "no example" in refusal(hf.fisher_scores, trainer, samples=0)
