@@ -92,7 +92,7 @@ def expected_terms(logits: Tensor, labels: Tensor, power: Power) -> list[Tensor]
 def sampled_term(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """Return (examples,) the log-likelihood of labels drawn from the model."""
     log_probs, counted = _log_probs(logits, labels, "sampled")
-    probs = log_probs.detach().exp().to(generator.device)
+    probs = log_probs.detach().exp().nan_to_num(1.0).to(generator.device)  # any label will do where scores become NaN
     drawn = torch.stack([torch.multinomial(p, 1, generator=generator) for p in probs]).to(logits.device)
     return (log_probs.gather(2, drawn) * counted).sum((1, 2))
 

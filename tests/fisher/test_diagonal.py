@@ -187,6 +187,14 @@ def test_the_expectation_over_the_labels_of_several_tokens(last: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["true_label", "expected", "sampled"])
+def test_a_model_that_returns_nan_has_scores_of_nan(kind: Labels) -> None:
+    model = nn.Linear(4, CLASSES)
+    with torch.no_grad():
+        model.bias[0] = torch.nan
+    assert diagonal_fisher(model, [(torch.ones(3, 4), torch.tensor([0, 1, 2]))], kind)["bias"].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["true_label", "expected", "sampled"])
 def test_an_example_that_is_ignored_counts_for_nothing_whatever_its_shape(kind: Labels) -> None:
     """As the tokens of padding do, of sentences that were flattened to tokens."""
     torch.manual_seed(0)
