@@ -87,6 +87,8 @@ def is_placeholder(names: Sequence[str]) -> bool:
 
 def _order(found: Sequence[str], names: Sequence[str]) -> list[int] | None:
     """Return at which place of ``found`` each of ``names`` is; None if they are not the same names."""
+    if sorted(found) == sorted(names):  # to the letter, also where no more than signs tell them apart: + and -
+        return [found.index(name) for name in names]
     known = {alias: i for i in range(len(names)) for alias in (f"label {i}", str(i))}
     known |= {_folded(name): i for i, name in enumerate(names)}
     numbers = [known.get(_folded(name), -1) for name in found]

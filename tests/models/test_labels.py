@@ -48,6 +48,16 @@ def test_case_and_placeholders(found: tuple[str, ...], order: list[int]) -> None
     assert torch.equal(model.network(inputs), before[:, order])
 
 
+@pytest.mark.parametrize("names", [("+", "-"), ("C", "C#", "C++"), ("\U0001f600", "\U0001f622")])
+def test_signs_alone_tell_classes_apart_where_names_are_the_same_to_the_letter(names: tuple[str, ...]) -> None:
+    model = classifier(len(names))
+    before = model.network.get_parameter("classifier.2.bias").clone()
+    align_classes_(model, names, names, "there")
+    assert torch.equal(model.network.get_parameter("classifier.2.bias"), before)
+    align_classes_(model, names[::-1], names, "there")
+    assert torch.equal(model.network.get_parameter("classifier.2.bias"), before.flip(0))
+
+
 @pytest.mark.parametrize("found", ["not entailment", "NOT-ENTAILMENT", "not_entailment", "Not  Entailment"])
 def test_punctuation(found: str) -> None:
     model = classifier(2)
