@@ -143,8 +143,9 @@ class Trainer:
             rises = f"the learning rate rises for {self._warmup}"
             logger.say(f"regime.warmup={recipe['warmup']} is over {quarter}: {rises}")
         patience = (recipe["patience"] or 0) if choice else 0
-        if patience >= epochs:
-            logger.say(f"regime.patience={patience} stops nothing in {epochs} epochs; it is for more than {patience}")
+        if 0 < patience >= epochs - 1:  # the first epoch is the best so far
+            more = patience + 1
+            logger.say(f"regime.patience={patience} stops nothing in {epochs} epochs; it is for more than {more}")
 
     def _epoch_start(self, epoch: int, steps: int) -> Progress:
         return Progress(torch.zeros((), device=self._problem.device), self._problem.order.get_state(), epoch, steps)

@@ -138,12 +138,12 @@ def test_training_stops_after_so_many_epochs_without_a_better_one(
 
 def test_a_patience_for_which_there_are_too_few_epochs_is_said(tmp_path: Path) -> None:
     """The best of three that is the last has nothing to be recommended over it."""
-    for patience, said in ((3, True), (2, False)):
+    for patience, said in ((3, True), (2, True), (1, False)):
         folder = tmp_path / str(patience)
         folder.mkdir()
         chosen(folder, [0.1, 0.2, 0.3], patience=patience, epochs=3)
-        log = (folder / "log.txt").read_text()
-        assert (f"regime.patience={patience} stops nothing in 3 epochs; it is for more than" in log) == said
+        log, line = (folder / "log.txt").read_text(), f"patience={patience} stops nothing in 3 epochs; it is for more"
+        assert (f"regime.{line} than {patience + 1}\n" in log) == said
         assert "epoch 3 is the best by score on 7 held-out training examples, 0.3; its weights are taken\n" in log
 
 
