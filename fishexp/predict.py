@@ -77,7 +77,7 @@ def _work(options: argparse.Namespace) -> None:
     writer.writerow([*columns, *added])
     for row, outputs in enumerate(predicted.outputs.tolist()):
         cells = [_cell(values[row]) for values in columns.values()]
-        writer.writerow([*cells, _cell(answers[row]), *(map(_cell, outputs) if predicted.names else ())])
+        writer.writerow([*cells, _answer(answers[row]), *(map(_answer, outputs) if predicted.names else ())])
     _write(text.getvalue(), out, len(answers))
 
 
@@ -99,12 +99,15 @@ def _image_files(options: argparse.Namespace) -> list[Path]:
 
 
 def _cell(value: Any) -> str:
-    """Write a value of a column; numbers that a model computed have six digits."""
+    """Write a value of a column of the file as it is: a number with all its digits, a date without quotes."""
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return json.dumps(value, default=str) if isinstance(value, bool | list | dict) else str(value)
+
+
+def _answer(value: str | float) -> str:
+    """Write what a model says: a name, or a number with six digits."""
+    return value if isinstance(value, str) else f"{value:.6g}"
 
 
 def _check_out(out: Path, file: Path) -> None:

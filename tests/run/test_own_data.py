@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_pairs_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(line.split("\t")[3]) == pytest.approx(number[0], rel=1e-5)
     (answer,) = library.load_pipeline(folder)([{"text": "a cat", "text_pair": "the dog runs"}])
     assert answer["score"] == pytest.approx(number[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1700000000.25, "1700000000.25"), (2**60, str(2**60)), (date(2026, 1, 31), "2026-01-31"), (None, ""),
+        (True, "true"), ({"at": date(2026, 1, 31)}, '{"at": "2026-01-31"}'), ("1.50", "1.50"),
+    ],
+)  # fmt: skip
+def test_what_stands_in_a_file_is_written_as_it_is(value: object, text: str) -> None:
+    assert predict._cell(value) == text
 
 
 def test_the_identity_of_a_run_is_what_its_files_hold() -> None:
