@@ -341,6 +341,23 @@ def load_run(
     return model.network, tokenise
 
 
+def check_finished(folder: Path) -> None:
+    """Refuse what is not the folder of a finished run.
+
+    Raises:
+        FishexpError: With what is missing; if it is the folder, with the names of others that are like it.
+    """
+    for file in (folder / PREPROCESSING, folder / "config.yaml"):
+        if file.is_file():
+            continue
+        missing = f"{file} is missing"
+        if not folder.exists() and folder.parent.is_dir():  # the last part of its name is what one mistypes
+            beside = [path.name for path in folder.parent.iterdir()]
+            close = get_close_matches(folder.name, beside, n=_MOST_NAMES, cutoff=0.5)
+            missing = f"there is none{nearest(folder.name, beside if len(beside) <= _MOST_NAMES else close)}"
+        raise FishexpError(f"{folder} is not the folder of a finished run: {missing}")
+
+
 def load_trained(
     folder: Path, epoch: int | None = None, allow_code: bool = False, allow_download: bool = False
 ) -> tuple[Model, dict[str, Any]]:
@@ -348,19 +365,12 @@ def load_trained(
 
     Args and errors are those of :func:`load_run`.
     """
+    check_finished(folder)
     try:
-        (folder / PREPROCESSING).stat()
         options = _read_config(folder / "config.yaml")
-    except OSError as error:
-        missing = f"{error.filename} is missing"
-        if not folder.exists() and folder.parent.is_dir():  # the last part of its name is what one mistypes
-            beside = [path.name for path in folder.parent.iterdir()]
-            close = get_close_matches(folder.name, beside, n=_MOST_NAMES, cutoff=0.5)
-            missing = f"there is none{nearest(folder.name, beside if len(beside) <= _MOST_NAMES else close)}"
-        raise FishexpError(f"{folder} is not the folder of a finished run: {missing}") from None
     except FishexpError:
         raise
-    except (YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (OSError, YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
     about = preprocessing(folder)
     _check_options(folder, options, about)

@@ -17,7 +17,7 @@ from fishexp.data.text import Sentences
 from fishexp.errors import FishexpError
 from fishexp.fisher.batches import logits_of
 from fishexp.models import Model
-from fishexp.run.artifacts import PREPROCESSING, load_run, load_trained, preprocessing
+from fishexp.run.artifacts import PREPROCESSING, check_finished, load_run, load_trained, preprocessing
 from fishexp.system import hardware
 
 log = logging.getLogger(__name__)
@@ -189,5 +189,10 @@ def _check_text(folder: str | Path, model: Model) -> None:
 
 
 def is_on_images(folder: Path) -> bool:
-    """Tell whether a run was on images, before its model is read."""
+    """Tell whether a finished run was on images, before its model is read.
+
+    Raises:
+        FishexpError: If there is no such run.
+    """
+    check_finished(folder)
     return "mean" in preprocessing(folder)

@@ -255,6 +255,7 @@ def test_mistakes_in_predicting_of_images_get_a_line(digits: Path, capsys: pytes
     assert mistake(capsys, str(digits), "none") == "none is missing; name an image, or a folder of images"
     Path("empty").mkdir()
     assert mistake(capsys, str(digits), "empty").startswith("empty holds no images (.bmp, ")
+    assert mistake(capsys, f"{digits}x", "empty").startswith(f"{digits}x is not the folder of a finished run: there ")
     Path("empty/torn.png").write_bytes(b"\x89PNG and no more")
     assert mistake(capsys, str(digits), "empty").startswith("empty/torn.png is no image that can be read (")
     assert mistake(capsys, str(digits), "empty", "--text", "a").startswith("--text a: ")
