@@ -145,7 +145,7 @@ def _run(args: Namespace) -> int:
             f"hydra/launcher={_launcher(args)} begins a job again when its time is up; add resume=true, so that its "
             "runs go on instead"
         )
-    _use_gpus(command.runs.gpus)
+    use_gpus(command.runs.gpus)
     if minutes := min((run["minutes"] for run in command.configs if run["minutes"] is not None), default=None):
         signals.stop_after(60 * minutes)
     _prepare(command.configs, args.multirun)
@@ -210,7 +210,7 @@ def _launcher(args: Namespace) -> str:
     return asked[-1].partition("=")[2] if asked else ""
 
 
-def _use_gpus(gpus: str | None) -> None:
+def use_gpus(gpus: str | None) -> None:
     """Let torch see only the GPUs that ``gpu=`` names, before it is imported."""
     if gpus is None:
         return

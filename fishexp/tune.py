@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fishexp.__main__ import main as run
+from fishexp.__main__ import use_gpus
 from fishexp.errors import FishexpError
 from fishexp.report.pool import load, pool
 from fishexp.report.table import markdown
@@ -72,6 +73,7 @@ class Tuner:
                 others.append(text)
         self._config_dir = config_dir
         command = self._read(others)
+        use_gpus(command.runs.gpus)  # once: the overrides below say no more than device=cuda
         self._shared = [*command.runs.hydra, "resume=true"]
         if any(config["plan"] for config in command.configs):
             raise FishexpError("plan=true foretells runs, whose rates are known; take python -m fishexp -m")

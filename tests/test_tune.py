@@ -1,5 +1,6 @@
 """`python -m fishexp.tune`: which rates are tried, which is taken, what then runs, and what cannot be asked for."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,16 @@ def test_where_no_rate_has_a_score_nothing_more_runs(
     assert tune.main([*QUICK, "lr=0.1,0.2", "data.holdout=64"]) == 1
     assert "no score at any rate (0.1: none, 0.2: none)" in capsys.readouterr().out
     assert len(commands) == 1
+
+
+def test_all_runs_have_the_gpu_that_is_named(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are visible: the second of 3, 5 and 7; said once, as runs see no other from then on."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setattr(tune, "_score", lambda config: config["regime"]["lr"] == 0.2)
+    assert tune.main([*QUICK, "gpu=1", "lr=0.1,0.2,0.4", "data.holdout=64"]) == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert len(commands) == 2
 
 
 @pytest.mark.parametrize(
