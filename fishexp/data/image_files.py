@@ -28,7 +28,7 @@ def read_images(files: Sequence[Path], size: tuple[int, int], channels: int = 3)
         channels: 3 for colours, 1 for shades of gray.
 
     Raises:
-        FishexpError: If one cannot be read; names it.
+        FishexpError: If one cannot be read, or has more than 8 bits for a value; names it.
     """
     pixels = torch.empty(len(files), channels, *size, dtype=torch.uint8)
 
@@ -49,7 +49,11 @@ def _image(file: Path, size: tuple[int, int], channels: int) -> Tensor:
     height, width = size
     try:
         with Image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):  # of 16 or 32 bits, which Pillow would cut off at 255
+                raise FishexpError(f"{file} has more than 8 bits for a value (mode {opened.mode}); save it with 8")
             image = ImageOps.fit(opened.convert(CHANNELS[channels]), (width, height), Image.Resampling.BILINEAR)
+    except FishexpError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FishexpError(f"{file} is no image that can be read ({first_line(error)}); remove it") from None
     return torch.from_numpy(np.array(image)).view(height, width, channels).permute(2, 0, 1)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fishexp.data.image_files import image_files, read_images
+from tests.support.checks import refusal
 
 
 def test_the_centre_is_read_and_a_gray_image_has_three_equal_colours(tmp_path: Path) -> None:
@@ -28,6 +29,15 @@ def test_a_larger_image_is_resized(tmp_path: Path) -> None:
     corners = read[:, ::3, ::3].permute(1, 2, 0).numpy()
     assert corners == pytest.approx(colours, abs=10)
     assert read.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(("dtype", "ending"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tiff")])
+def test_values_of_more_than_8_bits_are_refused_and_not_cut_off(dtype: type, ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x-ray.{ending}"
+    Image.fromarray(np.arange(100, 500, 4, dtype=dtype).reshape(10, 10)).save(file)
+    for channels in (1, 3):
+        line = refusal(read_images, [file], (4, 4), channels)
+        assert line.startswith(f"{file} has more than 8 bits for a value (mode ")
 
 
 def test_images_are_listed_by_name_and_nothing_else_is(tmp_path: Path) -> None:
