@@ -1,6 +1,7 @@
 """Folders of images, one for each class, as torchvision's ImageFolder reads them; held in memory in one size."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # folder of the images to train on, and those to report on, the first that is there
 _TRAIN, _VALID = "train", ("val", "valid", "validation", "dev", "test")
+# words of names that such folders have elsewhere
+_TRAINS, _REPORTS = {_TRAIN, "training"}, {*_VALID, "testing"}
 # share of the free memory that images may take up
 _SHARE = 0.8
 # images that are counted together for mean and standard deviation
@@ -94,13 +97,15 @@ def _listed(root: Path, valid_fraction: float) -> tuple[_Files, _Files, tuple[st
         raise FishexpError(
             f"data.root={root} is not a folder; it holds train/CLASS/... and val/CLASS/..., or CLASS/..."
         )
-    train = root / _TRAIN if (root / _TRAIN).is_dir() else root
+    train = _part(root, (_TRAIN,)) or root
     names = _classes(train)
+    if train == root:
+        _check_no_parts(root, names)
     if len(names) < 2:
         found = f"holds one class, {names[0]}" if names else "holds no folders, one for each class"
         raise FishexpError(f"{train} {found}; two classes are needed")
     files = _files_of(train, names)
-    valid = next((root / name for name in _VALID if (root / name).is_dir()), None) if train != root else None
+    valid = _part(root, _VALID) if train != root else None
     log.info("%s: %d images of %d classes (%s)", train, len(files), len(names), ", ".join(names[:10]))
     if valid is None:
         return *split_off(files, valid_fraction, str(train)), names
@@ -110,6 +115,26 @@ def _listed(root: Path, valid_fraction: float) -> tuple[_Files, _Files, tuple[st
     reported = _files_of(valid, others, names)
     log.info("%s: %d images to report on", valid, len(reported))
     return files, reported, names
+
+
+def _part(root: Path, names: Sequence[str]) -> Path | None:
+    """Find the first of these folders that is there, however its name is capitalised, as some systems do not care."""
+    there = {name.casefold(): root / name for name in _classes(root)}
+    return next((there[name] for name in names if name in there), None)
+
+
+def _check_no_parts(root: Path, names: Sequence[str]) -> None:
+    """Refuse parts of a data set that would be taken for its classes: Training and Testing, or val beside classes."""
+    words = [set(re.split(r"[\W_]+", name.casefold())) for name in names]
+    parts = [name for name in names if name.casefold() in _REPORTS]
+    if all(each & (_TRAINS | _REPORTS) for each in words) and any(each & _TRAINS for each in words):
+        parts = list(names)
+    if parts:
+        found = " and ".join(parts)
+        raise FishexpError(
+            f"{root} holds no folder train, and {found} would be taken for a class; call the folder of the images to "
+            "train on train, and that of those to report on val"
+        )
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -101,6 +101,37 @@ def test_what_cannot_be_read_gets_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+def test_train_and_val_may_be_capitalised() -> None:
+    for part, count in (("Train", 3), ("Val", 2)):
+        write(f"root/{part}/red", count)
+        write(f"root/{part}/blue", count, 2)
+    data = load()
+    assert (data.names, len(data.train), len(data.valid[""])) == (("blue", "red"), 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("folders", "refused"),
+    [
+        (("Testing", "Training"), "Testing and Training"),
+        (("seg_test", "seg_train"), "seg_test and seg_train"),
+        (("blue", "red", "test"), "test"),
+        (("test-negative", "test-positive"), ""),
+        (("boots", "trainers"), ""),
+    ],
+)
+def test_parts_of_a_data_set_are_not_taken_for_its_classes(folders: tuple[str, ...], refused: str) -> None:
+    for folder in folders:
+        write(f"root/{folder}/red", 2)
+        write(f"root/{folder}/blue", 2, 2)
+    if not refused:
+        assert load().names == folders
+        return
+    assert refusal(load) == (
+        f"root holds no folder train, and {refused} would be taken for a class; call the folder of the images to train "
+        "on train, and that of those to report on val"
+    )
+
+
 def test_a_class_that_only_the_reported_images_have() -> None:
     write("root/train/red", 3)
     write("root/train/blue", 3)
