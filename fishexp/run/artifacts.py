@@ -74,6 +74,8 @@ def build_model(
     else:
         model = component("model", options).function(classes, channels)
     about = {} if folder is None else preprocessing(folder)
+    if len(about.get("mean") or ()) == channels > 0:  # whatever other images there are now: it has learned on those
+        model = replace(model, normalisation=(tuple(about["mean"]), tuple(about["std"])))
     found = about.get("names") if about else model.classes  # older runs name none: they have their data set's order
     if found:
         align_classes_(model, found, names, options["path"])

@@ -257,6 +257,17 @@ def test_a_run_is_reordered_for_data_of_another_order(images: tuple[Path, Model,
         assert same_weights(load_run(folder)[0], model.network)
 
 
+def test_a_run_goes_on_with_images_normalised_as_they_were(images: tuple[Path, Model, Dataset]) -> None:
+    """Whatever the mean of those is on which it goes on."""
+    folder, model, data = images
+    options: dict[str, Any] = {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model), "path": folder}  # type: ignore[dict-item]
+    options["path"] = str(folder)
+    for leave in (save_run, leave_a_change):
+        leave(folder, model, data)
+        assert build_model(options, 10, data.channels).normalisation == (data.train.mean, data.train.std)
+    assert build_model({**options, "path": None}, 10, data.channels).normalisation is None
+
+
 def test_a_run_of_an_older_version_has_its_data_sets_order(images: tuple[Path, Model, Dataset]) -> None:
     folder, model, data = images
     about = json.loads((folder / "preprocessing.json").read_text())
