@@ -360,6 +360,17 @@ def check_finished(folder: Path) -> None:
         raise FishexpError(f"{folder} is not the folder of a finished run: {missing}")
 
 
+def read_options(folder: Path) -> Any:
+    """Read the configuration of a finished run, whatever it is; refuse a folder that has none, or a damaged one."""
+    check_finished(folder)
+    try:
+        return _read_config(folder / "config.yaml")
+    except FishexpError:
+        raise
+    except (OSError, YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
+
+
 def load_trained(
     folder: Path, epoch: int | None = None, allow_code: bool = False, allow_download: bool = False
 ) -> tuple[Model, dict[str, Any]]:
@@ -367,14 +378,7 @@ def load_trained(
 
     Args and errors are those of :func:`load_run`.
     """
-    check_finished(folder)
-    try:
-        options = _read_config(folder / "config.yaml")
-    except FishexpError:
-        raise
-    except (OSError, YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise FishexpError(f"{folder / 'config.yaml'} is damaged: {first_line(error)}") from None
-    about = preprocessing(folder)
+    options, about = read_options(folder), preprocessing(folder)
     _check_options(folder, options, about)
     name = options["model"].get("module", options["model"]["name"])
     if not allow_code and not is_ours("model", name):

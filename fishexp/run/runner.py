@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,7 +21,16 @@ from fishexp.distributed.failures import Facts
 from fishexp.errors import BusyError, FishexpError, RunFailed
 from fishexp.models import WEIGHTS, Model
 from fishexp.regimes import Outcome
-from fishexp.run.artifacts import DELTA, build_model, check_saved, forget, save_predictions, save_run
+from fishexp.run.artifacts import (
+    DELTA,
+    PREPROCESSING,
+    build_model,
+    check_saved,
+    forget,
+    read_options,
+    save_predictions,
+    save_run,
+)
 from fishexp.run.choose import make_choose
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
@@ -264,6 +273,23 @@ def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Sn
         logger.say(f"{lost}begun anew, as there was no snapshot")
 
 
+def check_goes_on(options: Mapping[str, Any]) -> None:
+    """Refuse a model that goes on from a run without an option that this run had, such as the size of its images.
+
+    Raises:
+        FishexpError: With the option that is missing, or if the run's configuration is damaged.
+    """
+    folder = None if options.get("path") is None else Path(options["path"])
+    if folder is None or not (folder / PREPROCESSING).exists():
+        return
+    run = read_options(folder)
+    theirs = run.get("model") if isinstance(run, dict) else None
+    for key, value in theirs.items() if isinstance(theirs, dict) else ():
+        if value is not None and key in options and options[key] is None:
+            told = str(value).partition("@")[0]  # without the digest of a file
+            raise FishexpError(f"model.path={folder} was trained with model.{key}={told}; give it here too")
+
+
 def build(
     config: Config,
     load: Callable[[], Dataset],
@@ -273,6 +299,7 @@ def build(
     context: Context,
 ) -> tuple[Model, Dataset]:
     """Load the data, build the model with its initial weights, and prepare the data for it."""
+    check_goes_on(config["model"])
     with logger.clock("data"), context.local_main_first():
         data = load()
         if chooses_epoch(config["regime"]):

@@ -16,6 +16,7 @@ from fishexp import predict
 from fishexp.data import imagefolder
 from fishexp.models.torchvision import IMAGENET
 from fishexp.run.predictions import read_predictions
+from fishexp.run.record import read
 from tests.support.checks import refusal
 from tests.support.classifiers import FAMILIES, write_classifier
 from tests.support.cli import QUICK, Result, fishexp, records
@@ -214,6 +215,17 @@ def test_images_in_folders_and_a_network_of_torchvision(weights: bool, capsys: p
     loss = torch.nn.functional.cross_entropy(logits, data.valid[""].labels).item()
     assert loss == pytest.approx(record["metrics"]["loss"], rel=1e-4)
     assert about["names"] == ["blue", "green", "red"]
+    if weights:  # whoever goes on from the run has to read images as it did
+        again = ("data=imagefolder", "root=photos", "data.size=32", "arch=shufflenet_v2_x0_5", "epochs=0", "threads=1")
+        again += (f"model.path={folder}", "outputs=again")
+        assert fishexp(*again).mistake() == (
+            f"model.path={folder} was trained with model.weights=published.pth; give it here too"
+        )
+        refused = fishexp(*again, "model.weights=published.pth").mistake()
+        assert refused.endswith(" was trained with model.size=40; give it here too")
+        assert fishexp(*again, *more).status == 0
+        (gone_on,) = [line for line in read(Path("again/records.jsonl")) if line["status"] == "finished"]
+        assert gone_on["metrics"] == pytest.approx(record["metrics"])
     assert predict.main([str(folder), "photos/val", "--batch-size", "4"]) == 0
     found = rows(capsys.readouterr().out)
     assert [row["file"] for row in found] == sorted(map(str, Path("photos/val").rglob("*.png")))
