@@ -71,7 +71,8 @@ class Dataset:
         metrics: (logits, labels) of all examples of a reported set -> metrics, the headline first,
             of which more has to be better.
         names: Names of the classes in the order of their numbers; empty for a regression, or if they have none.
-        columns: Names of the columns that its sentences were in, if it was a table of the user's.
+        columns: Names of the columns that its sentences are in, of a table of the user's or on the hub; empty if it has
+            none.
         validation: Training examples that are held out to choose the epoch by; None where it is not chosen.
     """
 

@@ -115,7 +115,9 @@ def load(
     else:
         train, valid = _from_hub(task, layout, max_length)
     classes = len(layout.names) or 1
-    dataset = Dataset(train, valid, classes, channels=0, metrics=layout.metrics, names=layout.classes)
+    dataset = Dataset(
+        train, valid, classes, channels=0, metrics=layout.metrics, names=layout.classes, columns=layout.hub
+    )
     return dataset.limited(train_limit, valid_limit, holdout)
 
 

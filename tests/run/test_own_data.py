@@ -20,6 +20,7 @@ from fishexp.run.record import read
 from tests.support.checks import refusal
 from tests.support.classifiers import FAMILIES, write_classifier
 from tests.support.cli import QUICK, Result, fishexp, records
+from tests.support.glue_files import LAYOUTS, write_task
 
 TRAIN, VALID = 40, 12  # examples
 
@@ -113,6 +114,20 @@ def test_pairs_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
 )  # fmt: skip
 def test_what_stands_in_a_file_is_written_as_it_is(value: object, text: str) -> None:
     assert predict._cell(value) == text
+
+
+def test_a_run_on_glue_predicts_for_as_many_sentences_as_it_read(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("glue").mkdir()
+    write_task(Path("glue"), LAYOUTS["rte"])
+    more = ("data=glue", "task=rte", "root=glue", "max_length=16", "model=auto", "model.path=electra", "epochs=0")
+    write_classifier(Path("electra"), "electra")
+    folder = finished(fishexp(*more, "keep=0.5", "method=random", "threads=1"))
+    Path("pairs.csv").write_text("id,sentence1,sentence2\n1,a cat,the dog runs\n")
+    assert predict.main([str(folder), "pairs.csv"]) == 0
+    capsys.readouterr()
+    assert mistake(capsys, str(folder), "b.csv") == (
+        "b.csv: the run read sentence1 and sentence2, this is sentence; name others"
+    )
 
 
 def test_the_identity_of_a_run_is_what_its_files_hold() -> None:
