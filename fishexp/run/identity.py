@@ -77,7 +77,7 @@ def own_code(config: Config) -> dict[str, str]:
         name = config[group].get("module", config[group]["name"])
         spec = None if is_ours(group, name) else importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
-            found[name] = _digest(Path(spec.origin))
+            found[name] = _file_digest(Path(spec.origin))[:12]
     return found
 
 
@@ -115,7 +115,8 @@ def _shareable_text(text: str, outputs: Path, *, named: bool) -> str:
         exists = False
     if exists:
         path = Path(text)
-        return f"{path.resolve().name if named else ''}@{_digest(path, outputs)}"
+        digest = _file_digest(path)[:12] if path.is_file() else _digest_of(_files_in(path, outputs, named), path)
+        return f"{path.resolve().name if named else ''}@{digest}"
     return PurePath(text).name if text.startswith(("/", "~")) else without_credentials(text)
 
 
@@ -125,26 +126,26 @@ def _takes_text(function: Any) -> frozenset[str]:
     return frozenset(key for key, (hint, _) in options_of(function).items() if hint is str or str in get_args(hint))
 
 
-def _digest(path: Path, outputs: Path | None = None) -> str:
-    """Hash a file, or all files in a folder that a run may read; not those in the folder of outputs."""
-    if path.is_file():
-        return _file_digest(path)[:12]
-    return _digest_of(_files_in(path, outputs), path)
-
-
 def _digest_of(files: Iterator[Path] | list[Path], folder: Path | None = None) -> str:
     """Hash files, each with its name, or with its path in ``folder``, in 12 digits."""
     lines = [[str(file.relative_to(folder)) if folder else file.name, _file_digest(file)] for file in files]
     return hashlib.sha256(json.dumps(sorted(lines)).encode()).hexdigest()[:12]
 
 
-def _files_in(folder: Path, outputs: Path | None) -> Iterator[Path]:
-    left_out = outputs and outputs.resolve()
-    for here, folders, files in os.walk(folder):
+def _files_in(folder: Path, outputs: Path, of_model: bool) -> Iterator[Path]:
+    """List the files in a folder that a run may read, also behind links; of data that is all but what is hidden.
+
+    Args:
+        outputs: Folder of the outputs, which is passed over.
+        of_model: It may be that of a model, or of a run, in which lies what no run reads.
+    """
+    for here, folders, files in os.walk(folder, followlinks=True):
+        above = {path.resolve() for path in (Path(here), *Path(here).parents)}  # a link there leads round and round
         for names in (folders, files):
-            names[:] = [name for name in names if not name.startswith(".") and name not in _REPORTS]
-        folders[:] = [name for name in folders if Path(here, name).resolve() != left_out]
-        yield from (file for name in files if (file := Path(here, name)).suffix not in _UNREAD)
+            names[:] = [name for name in names if not name.startswith(".") and not (of_model and name in _REPORTS)]
+        folders[:] = [name for name in folders if Path(here, name).resolve() not in {outputs.resolve(), *above}]
+        found = (Path(here, name) for name in files)
+        yield from (file for file in found if not (of_model and file.suffix in _UNREAD))
 
 
 def _file_digest(file: Path) -> str:

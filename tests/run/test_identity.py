@@ -13,7 +13,7 @@ import torch
 import fishexp as library
 from fishexp.delta.fingerprint import fingerprint
 from fishexp.run import record as recorded
-from fishexp.run.identity import run_id, shareable
+from fishexp.run.identity import _shareable_text, run_id, shareable
 from fishexp.training import trainer
 from tests.support.cli import QUICK, Result, fishexp, records
 from tests.support.resuming import SMALL, Cut, cut_after, run_folder
@@ -118,6 +118,29 @@ def test_a_file_that_an_option_of_ones_own_names_is_part_of_the_identity(tmp_pat
     (tmp_path / "numbers/table.txt").write_text("2")
     assert "is done already" not in fishexp(*own, "resume=true").out
     assert [record["config"]["data"]["table"][0] for record in records(tmp_path)] == ["@"] * 3
+
+
+def test_all_that_lies_in_a_folder_of_data_counts_behind_links_too(tmp_path: Path, own: tuple[str, ...]) -> None:
+    """Whatever it is called: a class of workers, and a card that says what the columns are."""
+    for file in ("pictures/workers/a.png", "pictures/README.md", "elsewhere/b.png", "elsewhere/more/c.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("one")
+    (tmp_path / "pictures/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/more/back").symlink_to(tmp_path / "pictures")
+    (tmp_path / "elsewhere/round").symlink_to(tmp_path / "elsewhere")
+
+    def identity() -> str:
+        return _shareable_text("pictures", Path("pictures/outputs"), named=False)
+
+    seen = {identity()}
+    for file in ("workers/a.png", "README.md", "link/b.png", "link/more/c.png"):
+        (tmp_path / "pictures" / file).write_text("another")
+        seen.add(identity())
+    assert len(seen) == 5
+    for name in (".hidden", "outputs/of_a_run"):
+        (tmp_path / "pictures" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "pictures" / name).write_text("not read")
+    assert identity() in seen
 
 
 def test_examples_that_changed_unseen_are_not_gone_on_with(
