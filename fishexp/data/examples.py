@@ -147,7 +147,10 @@ def _integer(value: Any) -> str | None:
     """Write a number that is an integer, however it is written, as one; return None for anything else."""
     if not is_number(value) or not float(value).is_integer():
         return None
-    return str(int(float(value)))
+    try:
+        return str(int(value))  # a number of more than 53 bits too, which a float would round
+    except ValueError:
+        return str(int(float(value)))
 
 
 def _sentences(table: Table, found: Found, labels: Labels, max_length: int, source: str) -> Sentences:

@@ -168,6 +168,15 @@ def test_numbers_with_a_fraction_are_a_regression() -> None:
     assert load("text,score\na,1.5\nb,2\nc,3\n", kind="classes").names == ("1.5", "2", "3")
 
 
+def test_integers_that_no_float_holds_are_classes_of_their_own() -> None:
+    rows = [{"text": f"film {i}", "label": 2**53 + i % 2} for i in range(4)]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"valid_fraction": 0.1, "text": None, "label": None, "kind": None, "max_length": 16}
+    data = csv.load(train="a.jsonl", valid="a.jsonl", train_limit=None, valid_limit=None, holdout=0, **options)  # type: ignore[arg-type]
+    assert data.names == ("9007199254740992", "9007199254740993")
+    assert data.train.labels.tolist() == [0, 1, 0, 1]
+
+
 def test_names_that_a_file_has_for_its_numbers() -> None:
     import datasets
 
