@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fishexp.errors import FishexpError, first_line
+from fishexp.system.folders import walk
 
 # endings of files that torchvision takes for images
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -16,8 +17,9 @@ CHANNELS = {1: "L", 3: "RGB"}
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the images in a folder and the folders in it, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    """List the images in a folder and the folders in it, behind links too, by name."""
+    found = (here / name for here, _, files in walk(folder) for name in files)
+    return sorted(path for path in found if path.suffix.lower() in ENDINGS)
 
 
 def read_images(files: Sequence[Path], size: tuple[int, int], channels: int = 3) -> Tensor:

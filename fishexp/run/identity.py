@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any, get_args
 
 from fishexp.run.record import STREAMS
 from fishexp.run.settings import EPOCH_CHOICE, GROUPS, Config, chooses_epoch, component_module, is_ours, options_of
+from fishexp.system.folders import walk
 
 # settings that change neither the numbers nor their meaning, so that a run keeps its identity
 NOT_IDENTITY = (
@@ -139,13 +139,11 @@ def _files_in(folder: Path, outputs: Path, of_model: bool) -> Iterator[Path]:
         outputs: Folder of the outputs, which is passed over.
         of_model: It may be that of a model, or of a run, in which lies what no run reads.
     """
-    for here, folders, files in os.walk(folder, followlinks=True):
-        above = {path.resolve() for path in (Path(here), *Path(here).parents)}  # a link there leads round and round
+    for here, folders, files in walk(folder):
         for names in (folders, files):
             names[:] = [name for name in names if not name.startswith(".") and not (of_model and name in _REPORTS)]
-        folders[:] = [name for name in folders if Path(here, name).resolve() not in {outputs.resolve(), *above}]
-        found = (Path(here, name) for name in files)
-        yield from (file for file in found if not (of_model and file.suffix in _UNREAD))
+        folders[:] = [name for name in folders if (here / name).resolve() != outputs.resolve()]
+        yield from (here / name for name in files if not (of_model and Path(name).suffix in _UNREAD))
 
 
 def _file_digest(file: Path) -> str:

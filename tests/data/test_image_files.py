@@ -42,6 +42,10 @@ def test_values_of_more_than_8_bits_are_refused_and_not_cut_off(dtype: type, end
 
 def test_images_are_listed_by_name_and_nothing_else_is(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
+    (tmp_path / "more/d.png").mkdir()
     for name in ("b.PNG", "a.jpg", "notes.txt", "more/c.webp", "png"):
         (tmp_path / name).write_bytes(b"")
     assert [str(file.relative_to(tmp_path)) for file in image_files(tmp_path)] == ["a.jpg", "b.PNG", "more/c.webp"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/link").symlink_to(tmp_path / "more")
+    assert image_files(tmp_path / "elsewhere") == [tmp_path / "elsewhere/link/c.webp"]
