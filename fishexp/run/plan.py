@@ -9,8 +9,9 @@ from statistics import median
 from typing import Any
 
 from fishexp.run.forecast import Delta, Forecast, Outlines, forecast
-from fishexp.run.identity import canonical, run_id, settings_name, shareable
+from fishexp.run.identity import canonical, run_id, run_name, settings_name, shareable
 from fishexp.run.record import finished
+from fishexp.run.resume import changes_since_done
 from fishexp.run.settings import GROUPS, Config
 from fishexp.run.sweep import differing, duration
 from fishexp.system.text_table import aligned_text, write_bytes
@@ -100,8 +101,11 @@ class Past:
         return [sum(seconds.values()) for seconds in found if seconds]
 
     def has(self, run: Config) -> bool:
-        """Tell whether a run is on record as finished."""
-        return bool(self._finished) and run_id(run) in self._finished
+        """Tell whether a run is on record as finished, with ``resume=strict`` by the code of today."""
+        record = self._finished.get(run_id(run)) if self._finished else None
+        if record is None or run["resume"] is True:
+            return record is not None
+        return not changes_since_done(record, run, Path(run["outputs"], run_name(run)))
 
 
 def rows_of(runs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[Row]:
@@ -115,7 +119,9 @@ def rows_of(runs: Sequence[Config], overrides: Sequence[Sequence[str]]) -> list[
     pasts, outlines = dict[str, Past](), Outlines()
     for run, name in zip(runs, differing(unseeded) if len(runs) > 1 else [""], strict=True):
         key = json.dumps({**run, "seed": None}, sort_keys=True)
-        rows.setdefault(key, Row(name or settings_name(run), [])).runs.append(run)
+        row = rows.setdefault(key, Row(name or settings_name(run), []))
+        if run not in row.runs:  # as where keep is swept and a method ignores it: it is carried out once
+            row.runs.append(run)
     for row in rows.values():
         first = row.runs[0]
         past = pasts.setdefault(first["records"], Past(Path(first["records"])))

@@ -32,10 +32,14 @@ def done_already(config: Config, folder: Path) -> tuple[bool, str]:
     record = finished(Path(config["records"])).get(run_id(config)) if config["resume"] else None
     if record is None:
         return False, ""
-    changes = code_changes(record, commit(), versions() | own_code(config))
-    if not (folder / RECORD).exists():
-        changes.append(f"{folder} is gone")
+    changes = changes_since_done(record, config, folder)
     return config["resume"] is True or not changes, ", ".join(changes)
+
+
+def changes_since_done(record: dict[str, Any], config: Config, folder: Path) -> list[str]:
+    """List what is no longer as it was when a run finished: code, packages, its folder."""
+    gone = [] if (folder / RECORD).exists() else [f"{folder} is gone"]
+    return code_changes(record, commit(), versions() | own_code(config)) + gone
 
 
 def _complete(folder: Path, records: Path, run_id: str) -> None:

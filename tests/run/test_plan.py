@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fishexp.masks import top_k
 from fishexp.models import resnet
+from fishexp.run import plan
 from fishexp.run.config import read_command, register_resolvers
 from fishexp.run.forecast import Forecast, Outlines, forecast
 from fishexp.run.identity import run_id
@@ -78,7 +79,15 @@ def test_a_keep_that_does_not_pay_for_the_head_gets_the_line_that_a_run_gets() -
     assert "\nkeep=0.001  refused\n" in sweep.out
 
 
-def test_time_is_that_of_finished_runs_with_other_seeds_and_rates(tmp_path: Path) -> None:
+def test_a_run_that_a_sweep_names_twice_is_counted_once() -> None:
+    sweep = fishexp("-m", "method=random,full", "keep=0.005,0.01", "seed=0-1", "plan=true").out
+    assert [row["runs"] for row in table(sweep)] == ["2", "2", "2"]
+    assert "\n6 runs; " in sweep
+
+
+def test_time_is_that_of_finished_runs_with_other_seeds_and_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fishexp("-m", *QUICK, "seed=0,1")
     lines = [record | {"seconds": {"train": 100.0 * record["seed"] + 100}} for record in records(tmp_path)]
     Path("outputs/records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -86,7 +95,10 @@ def test_time_is_that_of_finished_runs_with_other_seeds_and_rates(tmp_path: Path
     assert [row["time a run"] for row in table(sweep.out)] == ["2 min", "not measured"] * 2  # 150 s
     assert "16 runs: 20 min one after another, by 4 finished of these settings" in sweep.out
     assert "and 8 runs of which none is" in sweep.out
-    assert "4 runs, 2 of them done already: 5 min" in fishexp("-m", *QUICK, "seed=0-3", "resume=true", "plan=true").out
+    again = ("-m", *QUICK, "seed=0-3", "plan=true")
+    assert "4 runs, 2 of them done already: 5 min" in fishexp(*again, "resume=true").out
+    monkeypatch.setattr(plan, "changes_since_done", lambda record, config, folder: ["commit"] * record["seed"])
+    assert "4 runs, 1 of them done already: 8 min" in fishexp(*again, "resume=strict").out
     assert len(records(tmp_path)) == 2
 
 
