@@ -72,6 +72,10 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
         FishexpError: If a scalar is unknown, missing, of the wrong type or out of range.
     """
     settings = _checked(Settings, {key: value for key, value in config.items() if key not in GROUPS}, "")
+    if empty := [key for key in ("outputs", "records") if not getattr(settings, key).strip()]:
+        raise FishexpError(f"{empty[0]}= is empty, as with a variable that is not set; give a path, or leave it away")
+    for group in GROUPS:
+        _check_name(group, config[group]["name"])
     if settings.keep is not None:
         check_keep(settings.keep)
     elif not config["method"].get("ignores_keep"):
@@ -85,6 +89,14 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
             f"threads={settings.threads}: this machine has {cores} cores; give at most {MAX_THREADS * cores}"
         )
     return settings
+
+
+def _check_name(group: str, name: Any) -> None:
+    """Refuse a name of a component that names no folder of runs."""
+    if not isinstance(name, str):
+        raise FishexpError(f"{group}.name={name} should be a text; quote it: '{group}.name=\"{name}\"'")
+    if not name.strip() or name.startswith((".", "/")):
+        raise FishexpError(f"{group}.name={name} is a part of the run's folder, and does not begin with . or /")
 
 
 class Component(NamedTuple):
