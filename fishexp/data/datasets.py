@@ -118,13 +118,9 @@ class Dataset:
         Raises:
             FishexpError: If nothing is left to train on.
         """
-        size, count = len(self.train), count_share(len(self.train), fraction)
-        if count >= size:
-            raise FishexpError(
-                f"regime.validation_fraction={fraction} leaves nothing to train on: there are {size} training examples"
-            )
-        log.info("%s of %s training examples are held out to choose the epoch by", f"{count:,}", f"{size:,}")
-        order = _permutation(size)
+        count = count_validation(len(self.train), fraction)
+        log.info("%s of %s training examples are held out to choose the epoch by", f"{count:,}", f"{len(self.train):,}")
+        order = _permutation(len(self.train))
         return replace(self, train=self.train.subset(order[:-count]), validation=self.train.subset(order[-count:]))
 
     def metric_names(self, labels: Tensor) -> list[str]:
@@ -150,6 +146,20 @@ def count_trained(size: int, train_limit: int | None, holdout: int) -> int:
     if holdout >= size:
         raise FishexpError(f"data.holdout={holdout} leaves nothing to train on: there are {size} training examples")
     return min(size - holdout, train_limit or size)
+
+
+def count_validation(size: int, fraction: float) -> int:
+    """Count those of ``size`` training examples that are held out to choose the epoch by.
+
+    Raises:
+        FishexpError: If nothing is left to train on.
+    """
+    count = count_share(size, fraction)
+    if count >= size:
+        raise FishexpError(
+            f"regime.validation_fraction={fraction} leaves nothing to train on: there are {size} training examples"
+        )
+    return count
 
 
 def count_share(size: int, fraction: float) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fishexp.data.datasets import Outline as DataOutline
-from fishexp.data.datasets import count_share, count_trained
+from fishexp.data.datasets import count_trained, count_validation
 from fishexp.distributed.cost import Cost, Link, merge_volume
 from fishexp.errors import FishexpError
 from fishexp.masks.allocation import check_per
@@ -232,7 +232,7 @@ def _steps(config: Config, examples: int | None) -> int | None:
         return None
     count = count_trained(examples, data.get("train_limit"), data.get("holdout") or 0)
     if chooses_epoch(regime):
-        count -= count_share(count, regime["validation_fraction"])
+        count -= count_validation(count, regime["validation_fraction"])
     if (workers := _workers(regime)) > count:
         raise FishexpError(f"regime.workers={workers}: there are only {count} training examples")
     if regime.get("shard"):

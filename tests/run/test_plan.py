@@ -79,6 +79,11 @@ def test_a_keep_that_does_not_pay_for_the_head_gets_the_line_that_a_run_gets() -
     assert "\nkeep=0.001  refused\n" in sweep.out
 
 
+def test_examples_that_are_all_held_out_are_no_matter_of_workers() -> None:
+    line = fishexp("best=true", "data.train_limit=1", "plan=true").mistake()
+    assert line == "regime.validation_fraction=0.1 leaves nothing to train on: there are 1 training examples"
+
+
 def test_a_run_that_a_sweep_names_twice_is_counted_once() -> None:
     sweep = fishexp("-m", "method=random,full", "keep=0.005,0.01", "seed=0-1", "plan=true").out
     assert [row["runs"] for row in table(sweep)] == ["2", "2", "2"]
