@@ -1,7 +1,6 @@
 """Run folders: the weights that a run leaves behind, and how to use them again or go on from them."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,7 +30,6 @@ from fishexp.run.settings import component, is_ours
 from fishexp.system.atomic import replacing, sync
 from fishexp.system.hub import cached_only
 from fishexp.training.checkpoints import BASE, Checkpoints, Weights
-from fishexp.training.tensorboard_run import TENSORBOARD
 
 DELTA, PREPROCESSING = "delta.safetensors", "preprocessing.json"
 # classes, or channels, that a run folder may claim
@@ -288,7 +286,6 @@ def forget(folder: Path) -> None:
     for name in (RECORD, PREDICTIONS, PREPROCESSING, DELTA, WEIGHTS, BASE):
         (folder / name).unlink(missing_ok=True)
     Checkpoints(folder).clear()
-    shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
 
 
 def load_run(

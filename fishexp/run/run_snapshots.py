@@ -7,6 +7,7 @@ from typing import Any
 
 from fishexp.distributed.context import Context
 from fishexp.errors import FishexpError
+from fishexp.run.artifacts import forget
 from fishexp.run.record import Record
 from fishexp.run.resume import code_changes
 from fishexp.run.settings import Settings
@@ -77,3 +78,11 @@ def check_inputs(record: Record, resumed: list[Snapshot]) -> None:
             raise FishexpError(
                 f"the {name} of this run are other ones than when it was interrupted; resume=false begins anew"
             )
+
+
+def begin_anew(folder: Path, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
+    """Clear what an earlier attempt left if a run begins anew: once data and model are there, or it would be lost."""
+    if not resumed:
+        snapshots.clear()
+        if context.is_main:
+            forget(folder)

@@ -26,7 +26,6 @@ from fishexp.run.artifacts import (
     PREPROCESSING,
     build_model,
     check_saved,
-    forget,
     read_options,
     save_predictions,
     save_run,
@@ -35,7 +34,7 @@ from fishexp.run.choose import make_choose
 from fishexp.run.identity import own_code, run_id, run_name, shareable
 from fishexp.run.record import Record, versions
 from fishexp.run.run_folder import check_same, lock
-from fishexp.run.run_snapshots import changes_since, check_inputs, make_snapshots, resumable, snapshot_facts
+from fishexp.run.run_snapshots import begin_anew, changes_since, check_inputs, make_snapshots, resumable, snapshot_facts
 from fishexp.run.settings import GROUPS, Config, Settings, check_settings, chooses_epoch, component, is_data_parallel
 from fishexp.sparse.calibration import calibrated, known
 from fishexp.sparse.costs import Costs
@@ -46,7 +45,7 @@ from fishexp.training.checkpoints import drop_base, store_base
 from fishexp.training.collectives import Collectives
 from fishexp.training.logger import Logger
 from fishexp.training.problem import Problem
-from fishexp.training.snapshots import Snapshot, Snapshots
+from fishexp.training.snapshots import Snapshot
 from fishexp.training.streams import seed_torch, stream
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             snapshots = make_snapshots(folder / "snapshots", settings, collectives, context, facts, together=together)
             resumed = resumable(snapshots, record, settings, logger) if settings.resume else []
             context.check_same({"steps in the snapshots": resumed[0].about["steps"] if resumed else 0})
-            context.together(begin, record, logger, snapshots, resumed, context)
+            context.together(begin, record, logger, resumed, context)
             logger.say(_headline(config, settings, device, context))
             if (settings.precision, device.type) == ("bf16", "cpu") and (ratio := hardware.bf16_slowdown()) > 1:
                 logger.say(f"this CPU emulates bf16: a product takes {ratio:.1f} times as long as with precision=fp32")
@@ -96,6 +95,7 @@ def run(config: Config, folder: Path, context: Context = ALONE) -> Record:
             record.inputs = {"examples": data.digest(), "initial weights": _weights_digest(model)}
             context.check_same(record.inputs)
             context.together(check_inputs, record, resumed)
+            context.together(begin_anew, folder, snapshots, resumed, context)
             context.together(keep_base, model, folder, settings, context)
             costs = gradient_costs(resumed, device)
             problem = _problem(model, data, device, settings, logger, collectives, costs, together=together)
@@ -247,18 +247,14 @@ def facts_of(record: Record, settings: Settings) -> Facts:
     return code | {"resume": settings.resume, **record.config}
 
 
-def begin(record: Record, logger: Logger, snapshots: Snapshots, resumed: list[Snapshot], context: Context) -> None:
-    """Resume record and log from the snapshots, or clear what an earlier attempt left if there are none."""
+def begin(record: Record, logger: Logger, resumed: list[Snapshot], context: Context) -> None:
+    """Resume record and log from the snapshots, or begin them."""
     if context.is_main:
         file = logger.folder / "config.yaml"
         with writing(file), replacing(file) as new:
             new.write_text(OmegaConf.to_yaml(OmegaConf.create(record.config)))
         for left in logger.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
-    if not resumed:
-        snapshots.clear()
-        if context.is_main:
-            forget(logger.folder)
     about = resumed[0].about if resumed else {}
     logger.begin(about)
     lost = f"{context.resume_reason}; " if context.resume_reason else ""

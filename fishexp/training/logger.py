@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from fishexp.errors import FishexpError
 from fishexp.system import signals
 from fishexp.system.atomic import replacing, writing
-from fishexp.training.tensorboard_run import TensorBoardRun
+from fishexp.training.tensorboard_run import TENSORBOARD, TensorBoardRun
 from fishexp.training.wandb_run import WandbMode, WandbRun
 
 METRICS = "metrics.jsonl"  # of the epochs, a line each, in a run folder
@@ -118,6 +119,8 @@ class Logger:
             return
         if state and "metrics" not in state:
             raise FishexpError("the snapshots are of another version of fishexp; resume=false begins anew")
+        if not state:
+            shutil.rmtree(self.folder / TENSORBOARD, ignore_errors=True)
         self._metrics = list(state.get("metrics", ()))
         self._write_metrics()
         self._wandb_id = state.get("wandb")

@@ -14,8 +14,9 @@ import torch
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import fishexp as library
+from fishexp.data import digits
 from fishexp.distributed.context import Context
-from fishexp.errors import RunFailed
+from fishexp.errors import FishexpError, RunFailed
 from fishexp.run import record as record_module
 from fishexp.run.record import Record, read
 from fishexp.system.atomic import append
@@ -47,6 +48,33 @@ def assert_failed(result: Result, *said: str) -> None:
     record = recorded()[-1]
     assert record["status"] == "failed"
     assert record["error"] in result.err
+
+
+def test_a_run_whose_data_are_gone_leaves_what_is_there_of_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it finished, or cut with snapshots."""
+
+    def load(*, train_limit: int | None, valid_limit: int | None, holdout: int) -> None:
+        raise FishexpError("the data are gone")
+
+    assert fishexp(*QUICK, RECORDS).status == 0
+    folder = run_folder("outputs")
+    before = library.load_run(folder)[0].state_dict()
+    (folder / "snapshots/000000001").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(digits, "load", load)
+        assert_failed(fishexp(*QUICK, RECORDS), "the data are gone")
+    after = library.load_run(folder)[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (folder / "snapshots/000000001").is_dir()
+
+    def train(*_: object) -> None:
+        raise Cut
+
+    monkeypatch.setattr(Trainer, "run_epoch", train)
+    with pytest.raises(Cut):
+        fishexp(*QUICK, RECORDS)
+    assert not list(folder.glob("[dm]*.safetensors"))
+    assert not (folder / "snapshots").exists()
 
 
 @pytest.mark.parametrize("name", [".lock", "log.txt", "config.yaml", "metrics.jsonl"])
