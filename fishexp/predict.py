@@ -14,6 +14,8 @@ from fishexp.system.program import carry_out
 
 # endings of files that are written -> what separates their columns
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+# the column that is added, beside one for each class
+_PREDICTED = "predicted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,10 +69,11 @@ def _work(options: argparse.Namespace) -> None:
         from fishexp.data.tables import read_table
 
         table = read_table(options.file)
-        columns, predicted = table.columns, predict(options.run, table, text=options.text, **loading)
-    added = ["predicted", *(f"probability_{name}" for name in predicted.names)]
-    if double := [name for name in added if name in columns]:
-        raise FishexpError(f"{options.file} has a column {double[0]!r} already; rename it")
+        columns = table.columns
+        _check_columns(options.file, columns, [_PREDICTED])  # before what takes long
+        predicted = predict(options.run, table, text=options.text, **loading)
+    added = [_PREDICTED, *(f"probability_{name}" for name in predicted.names)]
+    _check_columns(options.file, columns, added)
     answers = predicted.answers()
     text = io.StringIO()
     writer = csv.writer(text, delimiter=_SEPARATORS[out.suffix.lower()] if out else ",", lineterminator="\n")
@@ -96,6 +99,12 @@ def _image_files(options: argparse.Namespace) -> list[Path]:
     if not files:
         raise FishexpError(f"{path} holds no images ({', '.join(ENDINGS)})")
     return files
+
+
+def _check_columns(file: Path, columns: Mapping[str, Sequence[Any]], added: Sequence[str]) -> None:
+    """Refuse a file that has a column of the name of one that is added."""
+    if double := [name for name in added if name in columns]:
+        raise FishexpError(f"{file} has a column {double[0]!r} already; rename it")
 
 
 def _cell(value: Any) -> str:

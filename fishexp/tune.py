@@ -77,6 +77,8 @@ class Tuner:
         self._shared = [*command.runs.hydra, "resume=true"]
         if any(config["plan"] for config in command.configs):
             raise FishexpError("plan=true foretells runs, whose rates are known; take python -m fishexp -m")
+        if without := [config["regime"]["name"] for config in command.configs if "lr" not in config["regime"]]:
+            raise FishexpError(f"regime={without[0]} has no lr to choose")
         names = differing(command.runs.overrides)
         self.cells = [
             Cell(name, tuple(overrides), config["regime"]["lr"])

@@ -114,3 +114,10 @@ def test_mistakes_are_a_line_and_nothing_runs(
     assert err.startswith(f"fishexp: {message}")
     assert err.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_regime_without_a_learning_rate_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine" / "regime").mkdir(parents=True)
+    (tmp_path / "mine" / "regime" / "free.yaml").write_text("name: free\n")
+    assert tune.main(["--config-dir", "mine", "regime=free", "keep=0.05"]) == 2
+    assert capsys.readouterr().err == "fishexp: regime=free has no lr to choose\n"

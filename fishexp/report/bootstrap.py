@@ -145,7 +145,8 @@ def _intervals(metric: Metric, values: bytes, columns: int, resamples: int) -> t
         values: Labels and predictions in float64, one column after the other.
     """
     table = np.frombuffer(values).reshape(columns, -1)
-    kinds, kind_of = np.unique(table, axis=1, return_inverse=True)
+    kinds, inverse = np.unique(table, axis=1, return_inverse=True)
+    kind_of = inverse.reshape(-1)  # of numpy 2.0.0 it has two dimensions
     labels, predicted = kinds[0], kinds[1:]
     found = [
         [metric(weights, labels, first) - metric(weights, labels, second) for first, second in _two_by_two(predicted)]

@@ -169,7 +169,7 @@ def test_mistakes_in_predicting_get_a_line(
 ) -> None:
     caplog.clear()
     Path("title.csv").write_text("title,body\na,b\n")
-    Path("done.csv").write_text("sentence,predicted\na,b\n")
+    Path("done.csv").write_text("title,body,predicted\na,b,c\n")  # said before a column is looked for
     Path("hole.csv").write_text("id,sentence\n1,a\n2,\n")
     assert mistake(capsys, str(run), "none.csv") == "none.csv is missing; name a file of examples"
     assert mistake(capsys, str(run), "title.csv").startswith("title.csv: which column holds the sentences? there are: ")
