@@ -89,13 +89,16 @@ def _exchanged(name: str, cut: str, add: str) -> str:
     return add + name.removeprefix(cut) if name.startswith(cut) else name
 
 
-def _prefix(own: Iterable[str], other: Collection[str]) -> tuple[str, str]:
-    """Return what to put before names, or to take away from their beginning, so that most of them are among others."""
-    mine, theirs = set(own), set(other)
+def _prefix(own: Iterable[str], other: Iterable[str]) -> tuple[str, str]:
+    """Return what to put before names, or to take away from their beginning, so that most of them are among others.
+
+    Of several such it is the first in the order of the names, in every process.
+    """
+    mine, theirs = dict.fromkeys(own), dict.fromkeys(other)
     longer = Counter(prefix for name in theirs for prefix, rest in _cuts(name) if rest in mine)
     shorter = Counter(prefix for name in mine for prefix, rest in _cuts(name) if rest in theirs)
     best = max([*longer.values(), *shorter.values(), 0])
-    if best <= len(mine & theirs):
+    if best <= len(mine.keys() & theirs.keys()):
         return "", ""
     add = next((prefix for prefix, count in longer.items() if count == best), "")
     return (add, "") if add else ("", next(prefix for prefix, count in shorter.items() if count == best))

@@ -248,3 +248,10 @@ def test_names_that_would_become_one_stay() -> None:
     assert plain(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
     assert match(["a.w", "a.b"], ["x.a.w", "x.a.b", "head"]).back("x.head") == "head"
     assert match(["x.a.w", "x.a.b"], ["a.w", "a.b", "head"]).back("head") == "x.head"
+
+
+def test_of_prefixes_that_fit_alike_the_first_is_taken() -> None:
+    towers = [f"tower{i}." for i in range(50)]  # the order of a set would have another first
+    many, one = [f"{tower}{name}" for tower in towers for name in ("w", "b")], ["w", "b"]
+    assert match(one, many).names == {"w": "tower0.w", "b": "tower0.b"}
+    assert match(many, one).names == {name: name.removeprefix("tower0.") for name in many}
