@@ -119,7 +119,8 @@ def _append(file: int, line: str) -> None:
 
 def _beside(path: Path) -> Path:
     """Return a hidden name beside ``path`` that nothing has yet."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    name = os.fsencode(path.name)[:100].decode(errors="ignore")  # a name has 255 bytes at most, not characters
+    return path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
 
 
 def sync(path: Path) -> None:

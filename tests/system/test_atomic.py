@@ -26,6 +26,15 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["\u6587" * 85, "x" * 255, os.fsdecode(b"\xff" * 255)], ids=["utf8", "ascii", "bytes"])
+def test_a_name_may_have_as_many_bytes_as_the_system_allows(name: str, tmp_path: Path) -> None:
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("first")
+    with new_folder(tmp_path / name[:-1]):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, name[:-1]])
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_an_error_leaves_the_old_file_and_nothing_else(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "file"
