@@ -129,11 +129,17 @@ def _add_best(
 
 
 def _warn_of_zeros(scores: Mapping[str, Tensor], mask: Mapping[str, Tensor], per: Per) -> None:
-    """Warn if entries that score 0 are selected, as their matrix or row has no better ones left."""
+    """Warn if entries that score 0 are selected, as their matrix or row has no better ones left; not if 0 is best."""
     selected = sum(int(entries.count_nonzero()) for entries in mask.values())
     zeros = sum(int((scores[name][entries] == 0).count_nonzero()) for name, entries in mask.items())
-    if zeros:
+    if zeros and not _is_zero_best(scores):
         log.warning(
             "%d of the %d entries selected score 0, the first of their %s (per=%s): it has too few that score more",
             zeros, selected, per, per,
         )  # fmt: skip
+
+
+def _is_zero_best(scores: Mapping[str, Tensor]) -> bool:
+    """Tell whether 0 is the highest of several scores, as where the smallest weights are to move."""
+    floats = [score.detach().float() for score in scores.values()]  # of some types torch compares nothing
+    return not any(bool((score > 0).any()) for score in floats) and any(bool((score < 0).any()) for score in floats)

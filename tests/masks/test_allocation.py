@@ -125,6 +125,9 @@ def test_entries_that_score_zero_are_told(per: Per, caplog: pytest.LogCaptureFix
         mask = top_k(scores, 0.5, per=per)
     assert mask["b"].sum() == 8
     assert f"8 of the 16 entries selected score 0, the first of their {per} (per={per})" in caplog.text
+    caplog.clear()
+    top_k({"a": -torch.arange(16.0).view(4, 4), "b": torch.zeros(4)}, 0.5, per=per)  # the smallest weights are zeros
+    assert not caplog.messages
 
 
 def test_what_has_no_meaning_is_refused() -> None:
