@@ -10,6 +10,7 @@ A delta replaces bits, an adapter adds: where base plus difference is rounded, t
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -325,6 +326,13 @@ def _config(
         "r": None,
         "save_precomputed_indices": True,
         "sparsity": sparsity,
-        "target_modules": list(targets),
+        "target_modules": _as_targets(targets, structure),
         "task_type": None,
     }
+
+
+def _as_targets(names: Sequence[str], structure: nn.Module) -> list[str] | str:
+    """Return names of modules as PEFT takes them, a pattern where it would take other modules by the end of theirs."""
+    ends = tuple(f".{name}" for name in names)
+    others = {name for name, _ in structure.named_modules(remove_duplicate=False) if name.endswith(ends)} - {*names}
+    return "|".join(map(re.escape, names)) if others else [*names]

@@ -130,6 +130,19 @@ def test_peft_loads_a_delta_and_computes_the_same(name: str, density: float, tmp
     assert same_bits(base, merged)
 
 
+def test_a_module_whose_name_ends_with_that_of_another_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    base.add_module("first", nn.Sequential(nn.Conv1d(1, 1, 1)))
+    after = copy.deepcopy(base)
+    with torch.no_grad():
+        after.get_parameter("0.weight")[0, :3] += 1
+    write_adapter(Delta.diff(base, after), base, base, tmp_path / "adapter")
+    model, images = loaded(base, tmp_path / "adapter"), torch.randn(2, 1, 8)
+    assert torch.equal(model(images), after(images))
+    assert same_bits(model.merge_and_unload(), after)
+
+
 def test_a_head_of_other_classes_and_a_mask_of_linears_alone(tmp_path: Path) -> None:
     """What a mask of Linear weights changes is stored by entries: the head is the only module that is whole."""
     base = tiny_bert(2).float()
