@@ -91,7 +91,7 @@ def pieces(tensor: Tensor) -> Sequence[Tensor]:
 
 def raw(tensor: Tensor) -> memoryview:
     """Return the bytes of :func:`flat`."""
-    return flat(tensor).view(torch.uint8).numpy().data
+    return flat(tensor).unsqueeze(1).view(torch.uint8).flatten().numpy().data  # (entries, 1), as one has any stride
 
 
 def hashed(vectors: Iterable[Tensor], digest: "hashlib._Hash") -> Iterator[Tensor]:

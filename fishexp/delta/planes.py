@@ -36,7 +36,8 @@ def split(values: Tensor) -> list[Tensor] | None:
     Args:
         values: (values,) of any type of :data:`fishexp.delta.fingerprint.CODES`, on the CPU.
     """
-    words = values.contiguous().view(torch.uint8).numpy().view(f"<u{width(values.dtype)}")
+    data = values.contiguous().unsqueeze(1).view(torch.uint8).numpy()  # (values, 1), as one has any stride
+    words = data.view(f"<u{width(values.dtype)}").ravel()
     planes = np.empty((words.itemsize, len(words)), np.uint8)
     for start in range(0, len(words), _PIECE):
         piece = words[start : start + _PIECE]

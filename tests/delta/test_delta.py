@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fishexp import Delta, sparsify
-from fishexp.delta import fingerprint, merge
+from fishexp.delta import fingerprint, merge, planes
 from fishexp.delta.content import TensorDelta
 from tests.support.cases import conv_net, tiny_bert
 from tests.support.checks import refusal
@@ -62,6 +62,20 @@ def test_a_diff_is_smaller_than_the_tensor_and_exact(
         places = delta.positions("x")
         assert len(places) == len(delta.values("x")) <= after.numel()
         assert (places.diff() > 0).all()
+
+
+@pytest.mark.parametrize("stride", [0, 2])
+def test_a_single_entry_may_have_any_stride(stride: int, tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    model.gain = nn.Parameter(torch.ones(2).as_strided((1,), (stride,)))
+    model.register_buffer("scale", torch.ones(2).as_strided((1, 1), (stride, stride)))
+    after = {name: value + 1 for name, value in model.state_dict().items()}
+    delta = Delta.diff(model, after)
+    undo = reloaded(delta, tmp_path).apply_(model)
+    assert same_bits(model, after)
+    assert planes.split(model.gain.detach()) is None
+    undo.revert_()
+    assert Delta.whole(model).after == delta.before
 
 
 def test_a_diff_keeps_the_bits_of_nan_and_of_minus_zero() -> None:
