@@ -41,7 +41,7 @@ It is refused on any other base than the one it was made of, and gives the tuned
 """
 
 
-def push_to_hub(file: Path, repo: str, *, base_model: str | None = None, private: bool = False) -> str:
+def push_to_hub(file: str | Path, repo: str, *, base_model: str | None = None, private: bool = False) -> str:
     """Push a delta to a repository of models, which is made if there is none, in one commit.
 
     Args:
@@ -57,6 +57,7 @@ def push_to_hub(file: Path, repo: str, *, base_model: str | None = None, private
         DeltaError: If ``file`` is no delta, or the hub cannot be reached, or refuses it.
         OSError: If a file cannot be read.
     """
+    file = Path(file)
     delta = Delta.load(file)
     files: dict[str, bytes | Path] = {path.name: path for path in own_files(file.parent)}
     files |= {DELTA: file, CARD: card(delta, repo, file.stat().st_size, base_model).encode()}

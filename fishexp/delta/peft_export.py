@@ -85,7 +85,7 @@ class _Sparse(NamedTuple):
 
 
 def write_adapter(
-    delta: Content, base: Tensors | Source, structure: nn.Module, folder: Path, base_name: str = ""
+    delta: Content, base: Tensors | Source, structure: nn.Module, folder: str | Path, base_name: str = ""
 ) -> Adapter:
     """Write ``delta`` as an adapter that PEFT loads on the same base, whole or not at all.
 
@@ -116,7 +116,7 @@ def write_adapter(
         filled += len(values) - len(part.values)
     kept = {name: tensors.result(name) for module in sorted(whole) for name in _names_in(structure, module)}
     config = _config(structure, base_name, sorted(sparse), sorted(whole), sparsity)
-    with new_folder(folder) as new:
+    with new_folder(Path(folder)) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         with replacing(new / WEIGHTS) as file:
             save_file(stored | {MODEL + name: tensor for name, tensor in kept.items()}, file, {"format": "pt"})

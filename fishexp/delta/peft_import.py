@@ -18,7 +18,7 @@ LONGEST = 10_000_000  # bytes of a configuration at most
 _TUNER = "supertuning_"  # what the names of a module's own tensors begin with
 
 
-def read_adapter(folder: Path, base: Tensors) -> Delta:
+def read_adapter(folder: str | Path, base: Tensors) -> Delta:
     """Make a delta of an adapter of Super-Tuning, with what PEFT's merge makes of the base, to the bit.
 
     Args:
@@ -29,6 +29,7 @@ def read_adapter(folder: Path, base: Tensors) -> Delta:
         DeltaError: If it is no such adapter, or for another base, or damaged.
         OSError: If a file cannot be read.
     """
+    folder = Path(folder)
     _check_config(folder)
     if not (folder / WEIGHTS).exists():
         raise DeltaError(f"{folder} has no {WEIGHTS}; save the adapter with safetensors")

@@ -119,8 +119,13 @@ def named(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a model's parameters and persistent buffers themselves, named as in ``state_dict()``; or a dict's tensors.
 
     Raises:
-        DeltaError: If there is something that is no tensor, or none that a delta can hold.
+        DeltaError: If it is neither, or there is something that is no tensor, or none that a delta can hold.
     """
+    if not isinstance(target, nn.Module | Mapping):
+        raise DeltaError(
+            f"a {type(target).__name__} is no model and no dict of tensors in memory; read one first, or apply a delta "
+            "to files by python -m fishexp.delta apply"
+        )
     found = dict(target) if isinstance(target, Mapping) else target.state_dict(keep_vars=True)
     if isinstance(target, nn.Module):
         found = {name: tensor for name, tensor in found.items() if name.rpartition(".")[2] != "_extra_state"}

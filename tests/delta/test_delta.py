@@ -456,6 +456,7 @@ def test_what_a_delta_cannot_hold_is_named() -> None:
     for name in ("", "a\nb", "a\x1b[2J", 7, "__metadata__", "a" * 4097):
         assert "cannot be the name of a tensor" in refusal(Delta.diff, {name: one}, {name: one})
     assert "has no values yet" in refusal(Delta.whole, nn.LazyLinear(3))
+    assert refusal(Delta.whole({"a": one}).apply_, "base").startswith("a str is no model and no dict of tensors")
 
 
 def test_whole_is_the_model_for_any_of_its_kind(tmp_path: Path) -> None:

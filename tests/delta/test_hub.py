@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from fishexp.delta import Delta, load_from_hub
+from fishexp.delta import Delta, load_from_hub, push_to_hub
 from tests.support.checks import refusal
 from tests.support.delta_cases import example, same_bits
 from tests.support.delta_commands import mistake, run
@@ -58,7 +58,7 @@ def test_a_delta_is_pushed_with_a_card_and_loaded_by_its_id(
 
 
 def test_what_was_fetched_is_had_without_a_network(hub: HubServer, file: Path) -> None:
-    assert run("push", file, "ann/rte") == 0
+    assert push_to_hub(str(file), "ann/rte").startswith(f"{hub.url}/ann/rte/commit/")
     assert "base_model" not in hub.files["ann/rte"]["README.md"].decode()
     first = load_from_hub("ann/rte")
     with mock.patch.object(constants, "HF_HUB_OFFLINE", True):

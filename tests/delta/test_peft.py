@@ -137,10 +137,11 @@ def test_a_module_whose_name_ends_with_that_of_another_is_left_alone(tmp_path: P
     after = copy.deepcopy(base)
     with torch.no_grad():
         after.get_parameter("0.weight")[0, :3] += 1
-    write_adapter(Delta.diff(base, after), base, base, tmp_path / "adapter")
+    write_adapter(Delta.diff(base, after), base, base, str(tmp_path / "adapter"))
     model, images = loaded(base, tmp_path / "adapter"), torch.randn(2, 1, 8)
     assert torch.equal(model(images), after(images))
     assert same_bits(model.merge_and_unload(), after)
+    assert read_adapter(str(tmp_path / "adapter"), base).after == Delta.whole(after).after
 
 
 def test_a_head_of_other_classes_and_a_mask_of_linears_alone(tmp_path: Path) -> None:
