@@ -20,6 +20,8 @@ _HEADS = (
     "AutoModelForImageClassification",
     "AutoModel",
 )
+# characters that a message has of what transformers says: it lists all types of models that it knows
+_LONGEST = 120
 
 
 def modules_of(config: str, names: Collection[str]) -> nn.Module:
@@ -30,27 +32,38 @@ def modules_of(config: str, names: Collection[str]) -> nn.Module:
         names: Of all tensors; tied ones may have one name or several.
 
     Raises:
-        DeltaError: If transformers has no such model.
+        DeltaError: If transformers has no such model, or the text is no configuration of one.
     """
     import transformers
 
     known: dict[str, Any] = json.loads(config)
     kind = known.pop("model_type", None)
-    architectures = known.get("architectures") or ()
-    classes = [getattr(transformers, str(name), None) for name in (*architectures, *_HEADS)]
+    architectures = known.get("architectures")
+    own = [getattr(transformers, str(name), None) for name in architectures] if isinstance(architectures, list) else []
+    models = [found for found in own if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)]
     try:
         about = transformers.AutoConfig.for_model(kind, **known)
-    except (ValueError, TypeError) as error:
-        raise DeltaError(f"transformers cannot use the model's config.json: {first_line(error)}") from None
-    for found in filter(None, classes):
+    except Exception as error:  # transformers raises many kinds
+        raise _unusable(error) from None
+    built, failure = False, None
+    for found in (*models, *(getattr(transformers, name) for name in _HEADS)):
         try:
             with torch.device("meta"):
-                auto = found.__name__.startswith("Auto")
-                model = found.from_config(about) if auto else found(about)
-        except (ValueError, TypeError):  # a family that has no model with such a head
+                model = found.from_config(about) if found.__name__ in _HEADS else found(about)
+        except Exception as error:  # a family that has no model with such a head, or a configuration that makes none
+            failure = failure or error
             continue
+        built = True
         tensors = model.state_dict(keep_vars=True)
         first = {id(tensor): name for name, tensor in reversed(tensors.items())}
         if {*names} <= tensors.keys() and {*first.values()} <= {*names}:
             return model
+    if failure is not None and not built:
+        raise _unusable(failure)
     raise DeltaError(f"transformers has no model of the type {str(kind)[:40]!r} with the tensors of the delta's result")
+
+
+def _unusable(error: Exception) -> DeltaError:
+    """Return the error that transformers makes no model of a configuration."""
+    why = f"{type(error).__name__}: {first_line(error)}"
+    return DeltaError(f"transformers cannot use the model's config.json: {why[:_LONGEST]}")

@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from fishexp.delta import Delta, read_adapter, write_adapter
+from fishexp.delta.architecture import modules_of
 from fishexp.delta.peft_export import _count, _sparsity
+from fishexp.errors import DeltaError
 from fishexp.masks import top_k
 from fishexp.masks.random_masks import random_scores
 from fishexp.models.bert import _minilm
@@ -207,7 +209,7 @@ def test_the_command_writes_an_adapter_that_peft_loads_by_itself(
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, delta, _ = folders(tmp_path)
+    base, delta, after = folders(tmp_path)
     out = tmp_path / "adapter"
     assert "needs --base BASE" in mistake(capsys, "export", delta, "--to", "peft", "-o", out)
     single = base / "model.safetensors"
@@ -218,6 +220,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, capsys: pytest.Captu
     message = mistake(capsys, "export", delta, "--to", "peft", "--base", base, "-o", out)
     assert "is for another base: bert.encoder.layer.0.output.dense.weight is not that" in message
     assert not out.exists()
+    config = json.loads((delta.parent / "config.json").read_text())
+    for key, value in {"hidden_act": "none", "attention_probs_dropout_prob": "0.1", "model_type": "bird"}.items():
+        with pytest.raises(DeltaError, match=r"^transformers cannot use the model's config.json: \w+: "):
+            modules_of(json.dumps(config | {key: value}), [])
+    assert isinstance(modules_of(json.dumps(config | {"architectures": ["Trainer"]}), after.state_dict()), type(after))
     model = tiny_bert().float()
     biased = copy.deepcopy(model)
     with torch.no_grad():
