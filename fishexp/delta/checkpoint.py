@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, piece_entries
+from fishexp.delta.fingerprint import CODES, DTYPES, Fingerprint, kind, piece_entries, raw
 from fishexp.delta.names import is_name, match
 from fishexp.errors import DeltaError
 
@@ -162,12 +162,25 @@ def header_bytes(kinds: Mapping[str, Fingerprint], metadata: dict[str, str], sor
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
-    for name, kind in kinds.items():
-        start, end = end, end + kind.nbytes
-        header[name] = {"dtype": CODES[kind.dtype], "shape": kind.shape, "data_offsets": [start, end]}
+    for name, tensor in kinds.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, sort_keys=sort_keys, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of eight
     return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(tensors: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write tensors into a safetensors file, those of wide types first, so that all lie at multiples of their size.
+
+    Raises:
+        OSError: If it cannot be written; safetensors would raise an error of its own.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    with path.open("wb") as file:
+        file.write(header_bytes({name: kind(tensor) for name, tensor in ordered.items()}, metadata, sort_keys=False))
+        for tensor in ordered.values():
+            file.write(raw(tensor))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from fishexp.delta.checkpoint import write_tensors
 from fishexp.delta.content import Content
 from fishexp.errors import DeltaError
 from fishexp.system.atomic import replacing
@@ -54,7 +54,7 @@ def write_patches(delta: Content, path: Path) -> None:
     """
     found = list(patches(delta))
     tensors = {f"{patch.name}.indices": patch.indices for patch in found}
-    tensors |= {f"{patch.name}.values": patch.values.clone() for patch in found}  # views of one vector in a file
+    tensors |= {f"{patch.name}.values": patch.values for patch in found}
     shapes = json.dumps({patch.name: patch.full_shape for patch in found})
     with replacing(path) as file:
-        save_file(tensors, file, {"format": "pt", SHAPES: shapes})
+        write_tensors(tensors, {"format": "pt", SHAPES: shapes}, file)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fishexp.delta.checkpoint import write_tensors
 from fishexp.delta.combine import whole_result
 from fishexp.delta.content import Content, TensorDelta
 from fishexp.delta.diff import by_common_name
@@ -119,7 +119,7 @@ def write_adapter(
     with new_folder(Path(folder)) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         with replacing(new / WEIGHTS) as file:
-            save_file(stored | {MODEL + name: tensor for name, tensor in kept.items()}, file, {"format": "pt"})
+            write_tensors(stored | {MODEL + name: t for name, t in kept.items()}, {"format": "pt"}, file)
     return Adapter(
         len(sparse),
         sum(len(part.values) for part in sparse.values()) + filled,

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 from fishexp.errors import RunFailed, first_line
 
+# of a disk, a quota and a limit on files, whose errors name no file
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -37,8 +40,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         temporary.unlink(missing_ok=True)  # two links to one file: the system leaves both
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name_(error, temporary, path)
         raise
     sync(path.parent)
 
@@ -79,8 +83,9 @@ def new_folder(path: Path) -> Iterator[Path]:
                 sync(Path(folder, file))
             sync(Path(folder))
         temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name_(error, temporary, path)
         raise
     sync(path.parent)
 
@@ -115,6 +120,14 @@ def _append(file: int, line: str) -> None:
     except OSError:  # a full disk, found at once or as it is written out: leave no half line behind
         os.ftruncate(file, size)
         raise
+
+
+def _name_(error: BaseException, temporary: Path, path: Path) -> None:
+    """Have an error of a full disk, or one that names what is gone by now, name what was to be written."""
+    if isinstance(error, OSError):
+        nameless = error.filename is None and error.errno in _FULL
+        if nameless or Path(str(error.filename)).is_relative_to(temporary):
+            error.filename = str(path)
 
 
 def _beside(path: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fishexp import Delta
+from fishexp.delta.patches import write_patches
 from fishexp.system.atomic import new_folder, replacing
 
 
@@ -102,8 +103,13 @@ def test_a_full_disk_leaves_the_last_delta(tmp_path: Path) -> None:
     old, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
-            Delta.diff(before, {"x": torch.ones(100_000)}).save(path)
+        large = Delta.diff(before, {"x": torch.ones(100_000)})
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
+            large.save(path)
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):  # as safetensors would not say it
+            write_patches(large, path)
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'new'}'"), new_folder(tmp_path / "new") as new:
+            large.save(new / "d")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == old
