@@ -304,11 +304,14 @@ class Undo:
         for tensor in (target if isinstance(target, dict) else found).values():
             _last_applied[tensor] = self._number
 
-    def write_originals_(self, name: str, tensor: Tensor) -> None:
-        """Write the original values of a tensor of the target into a copy of it."""
-        for own, moved, original, _ in self._originals:
+    def take_back_(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the target as it was; a copy of it is given, and written to where it had as many rows."""
+        for own, moved, original, exchanged in self._originals:
+            if own == name and exchanged:
+                return original.clone()
             if own == name:
                 moved.write_(tensor, original)
+        return tensor
 
     def revert_(self) -> None:
         """Bring the original values back, in place: all of them, or nothing if there is an error.

@@ -157,7 +157,7 @@ class Stack:
             if target.base is not None and any(target.names[0] in level.moved for level in above):
                 before = before.clone()
                 for level in reversed(above):
-                    level.undo.write_originals_(target.names[0], before)
+                    before = level.undo.take_back_(target.names[0], before)
             if target.moved.hashes(pieces(before), 0)[1] != target.moved.sha256:
                 raise contradiction(target.names[0])
 

@@ -154,6 +154,28 @@ def test_a_stack_on_tied_and_grown_models() -> None:
     assert "weight is neither" in refusal(stack.switch, Delta.diff(small, large))
 
 
+def test_a_change_of_a_head_lies_on_heads_of_other_numbers_of_classes() -> None:
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    bare = {name: value for name, value in snapshot(base).items() if name.startswith("0")}
+
+    def with_head(classes: int) -> Delta:
+        head = {"1.weight": torch.randn(classes, 4), "1.bias": torch.randn(classes)}
+        return Delta.diff(bare, bare | head)
+
+    after = copy.deepcopy(base)
+    with torch.no_grad():
+        after[1].get_parameter("weight")[0, 0] += 1
+    stack, before = Stack(base), snapshot(base)
+    heads = with_head(5), with_head(3)
+    for delta in (*heads, Delta.diff(base, after)):
+        stack.push(delta, "last")
+    expected = heads[1].values("1.weight").clone()
+    expected[0] = after[1].get_parameter("weight")[0, 0]
+    assert torch.equal(base[1].get_parameter("weight").flatten(), expected)
+    stack.switch(None)
+    assert same_bits(base, before)
+
+
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 5), max_size=10))
 @settings(max_examples=40)
 def test_any_sequence_on_a_stack_is_exact(seed: int, moves: list[int]) -> None:
