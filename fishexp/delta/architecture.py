@@ -40,7 +40,9 @@ def modules_of(config: str, names: Collection[str]) -> nn.Module:
     kind = known.pop("model_type", None)
     architectures = known.get("architectures")
     own = [getattr(transformers, str(name), None) for name in architectures] if isinstance(architectures, list) else []
-    models = [found for found in own if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)]
+    models: list[Any] = [
+        found for found in own if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    ]
     try:
         about = transformers.AutoConfig.for_model(kind, **known)
     except Exception as error:  # transformers raises many kinds
