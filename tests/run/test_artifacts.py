@@ -242,8 +242,8 @@ def test_a_checkpoint_of_other_classes_is_refused(
 def test_a_run_is_reordered_for_data_of_another_order(images: tuple[Path, Model, Dataset]) -> None:
     """A classifier of images has no configuration: the run says what its classes are."""
     folder, model, data = images
-    options: dict[str, Any] = {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model), "path": folder}  # type: ignore[dict-item]
-    options["path"] = str(folder)
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    options = {**config["model"], "path": str(folder)}
     inputs = data.train.batch(torch.arange(8))[0]
     names = tuple("jihgfedcba")
     for leave in (save_run, leave_a_change):
@@ -260,8 +260,8 @@ def test_a_run_is_reordered_for_data_of_another_order(images: tuple[Path, Model,
 def test_a_run_goes_on_with_images_normalised_as_they_were(images: tuple[Path, Model, Dataset]) -> None:
     """Whatever the mean of those is on which it goes on."""
     folder, model, data = images
-    options: dict[str, Any] = {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model), "path": folder}  # type: ignore[dict-item]
-    options["path"] = str(folder)
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    options = {**config["model"], "path": str(folder)}
     for leave in (save_run, leave_a_change):
         leave(folder, model, data)
         assert build_model(options, 10, data.channels).normalisation == (data.train.mean, data.train.std)
