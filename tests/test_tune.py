@@ -27,16 +27,21 @@ def test_rates_are_chosen_on_held_out_examples_and_the_best_runs_over_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tuning, "MOST_GROWN", 0)
-    command = [*QUICK[:3], "method=bitfit", "keep=0.05", "lr=0.1,0.4", "holdout=64", "seed=3,5"]
+    command = [*QUICK[:3], "method=random,bitfit", "keep=0.05", "lr=0.1,0.4", "holdout=64", "seed=3,5"]
     assert tune.main(command) == 0
     done, out = records(tmp_path), capsys.readouterr().out
-    assert list(map(asked, done[:2])) == [("bitfit", None, 64, 3, lr) for lr in (0.1, 0.4)]
-    small, large = (run["metrics"]["accuracy_holdout"] for run in done[:2])
-    best = 0.4 if large > small else 0.1
-    assert list(map(asked, done[2:])) == [("bitfit", None, 0, seed, best) for seed in (3, 5)]
-    assert f"lr={best:g} is best (0.1: {small:.4g}, 0.4: {large:.4g})" in out
+    tried = [(*one, 64, 3, lr) for one in (("random", 0.05), ("bitfit", None)) for lr in (0.1, 0.4)]
+    assert list(map(asked, done[:4])) == tried
+    scores = [run["metrics"]["accuracy_holdout"] for run in done[:4]]
+    best = [0.4 if large > small else 0.1 for small, large in (scores[:2], scores[2:])]
+    assert list(map(asked, done[4:])) == [
+        (*one, 0, seed, lr)
+        for one, lr in zip((("random", 0.05), ("bitfit", None)), best, strict=True)
+        for seed in (3, 5)
+    ]
+    assert f"method=random: lr={best[0]:g} is best (0.1: {scores[0]:.4g}, 0.4: {scores[1]:.4g})" in out
     table = [line for line in out[out.rindex("All rows") :].splitlines() if line.startswith("|")]
-    assert [line.split("|")[1].strip() for line in table] == ["method", "------", "bitfit"]
+    assert [line.split("|")[1].strip() for line in table] == ["method", "------", "random", "bitfit"]
     assert tune.main(command) == 0
     assert records(tmp_path) == done  # nothing runs twice
 
