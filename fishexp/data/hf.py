@@ -6,7 +6,7 @@ from typing import Annotated, Any, NewType
 
 from annotated_types import Ge, Gt, Lt
 
-from fishexp.data.columns import Column, Columns
+from fishexp.data.columns import Column, Columns, find_columns, is_missing
 from fishexp.data.datasets import Dataset, Outline
 from fishexp.data.examples import Kind, text_dataset, unread
 from fishexp.data.tables import Table, classes_in
@@ -46,7 +46,7 @@ def load(
         revision: Branch, tag or commit on the hub.
         train_split: Name of the split to train on.
         valid_split: Name of the split to report on; None: the first of validation, valid, val, dev and test that is
-            there, else ``valid_fraction`` of the examples to train on.
+            there and has labels, else ``valid_fraction`` of the examples to train on.
         text: Name of the column of sentences, or the two of pairs; None to find it.
         label: Name of the column of labels; None to find it.
         kind: What the labels are; None: numbers if any has a fraction, else classes.
@@ -56,10 +56,10 @@ def load(
         FishexpError: If it cannot be had, has no such split, or what is in it is not examples.
     """
     splits = _splits(path, config, revision)
-    chosen = valid_split or next((Name(name) for name in _VALID if name in splits and name != train_split), None)
-    train, valid = _table(path, splits, train_split), None if chosen is None else _table(path, splits, chosen)
-    if chosen is not None:
-        log.info("%s: trained on %s, reported on %s", path, train_split, chosen)
+    train = _table(path, splits, train_split)
+    column = str(find_columns(train, text, label).label)
+    valid = _table(path, splits, valid_split) if valid_split else _labelled(path, splits, train_split, column)
+    log.info("trained on %s, reported on %s", train.source, valid.source if valid else "a part of it")
     dataset = text_dataset(
         train, valid, text=text, label=label, kind=kind, valid_fraction=valid_fraction, max_length=max_length
     )
@@ -92,3 +92,14 @@ def _table(path: str, splits: Any, name: str) -> Table:
         raise FishexpError(f"data.path={path}: its split {name} holds no examples")
     columns = {column: list(split[column]) for column in split.column_names}
     return Table(f"{path} {name}", columns, classes=classes_in(split.features))
+
+
+def _labelled(path: str, splits: Any, train_split: str, column: str) -> Table | None:
+    """Return the first split to report on that has labels; those to predict for have none, or -1 everywhere."""
+    for name in _VALID:
+        if name in splits and name != train_split:
+            table = _table(path, splits, name)
+            if not all(is_missing(value) or value == -1 for value in table.columns.get(column, ())):
+                return table
+            log.info("%s has no labels, so that it is not reported on", table.source)
+    return None
