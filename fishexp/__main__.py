@@ -153,7 +153,10 @@ def _run(args: Namespace) -> int:
     shared = command.configs[0]["outputs"] if _launcher(args) else None
     with tempfile.NamedTemporaryFile(prefix=".fishexp-", dir=shared) as file:
         sweep = Sweep(
-            Path(file.name), differing(command.runs.overrides), args.multirun and os.environ.get("RANK", "0") == "0"
+            Path(file.name),
+            differing(command.runs.overrides),
+            [(run_id(run), run["outputs"], run["records"]) for run in command.configs],
+            args.multirun and os.environ.get("RANK", "0") == "0",
         )
         if sweep.shown:
             print("\n".join(command.runs.notes), end="\n" * bool(command.runs.notes))
@@ -253,9 +256,6 @@ def _check_folder(key: str, folder: Path) -> None:
         raise FishexpError(f"{key}={folder} cannot be written; choose another folder")
 
 
-_finished: set[str] = set()  # runs of this process: a sweep over keep names bitfit and full more than once
-
-
 def _job(cfg: DictConfig, sweep: Sweep) -> None:
     """Carry out one run of a sweep, or the only run, and note how it ended."""
     os.chdir(HydraConfig.get().runtime.cwd)  # which hydra.job.chdir left: paths are from where the user started
@@ -270,7 +270,8 @@ def _job(cfg: DictConfig, sweep: Sweep) -> None:
         start = time.monotonic()
         outcome = Outcome("interrupted", {})
         try:
-            outcome = _carry_out(resolved, name, Path(hydra.runtime.output_dir), label)
+            repeats = sweep.has_finished(number)  # a sweep over keep names bitfit and full more than once
+            outcome = _carry_out(resolved, name, Path(hydra.runtime.output_dir), label, repeats=repeats)
         except Exception as error:  # the other runs of a sweep go on
             outcome = _failed(error, name, resolved["debug"], multirun)
         finally:
@@ -288,12 +289,15 @@ def _failed(error: Exception, name: str, debug: bool, multirun: bool) -> Outcome
     return Outcome("failed", {}, status)
 
 
-def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome:
+def _carry_out(resolved: Config, name: str, folder: Path, label: str, *, repeats: bool) -> Outcome:
     """Carry out a run, unless it was done already.
 
     Torch is imported here, after all that needs none.
+
+    Args:
+        repeats: Whether the command has finished this run already.
     """
-    done, changes = done_already(resolved, folder) if name not in _finished else (True, "")
+    done, changes = (True, "") if repeats else done_already(resolved, folder)
     context = None
     if _of_torchrun():
         from fishexp.run.launch import torchrun
@@ -315,7 +319,6 @@ def _carry_out(resolved: Config, name: str, folder: Path, label: str) -> Outcome
 
         with signals.between_steps():
             metrics = run(resolved, folder, context or ALONE).metrics
-    _finished.add(name)
     return Outcome("finished", metrics)
 
 

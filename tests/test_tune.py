@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fishexp import __main__ as program
 from fishexp import tune
 from fishexp.run import tuning
 from tests.support.cli import QUICK, records
@@ -15,7 +14,6 @@ from tests.support.cli import QUICK, records
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(program, "_finished", set())
 
 
 def asked(run: dict[str, Any]) -> tuple[Any, ...]:

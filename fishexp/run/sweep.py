@@ -49,12 +49,14 @@ class Sweep:
     Attributes:
         file: Each run that ended adds a line here.
         settings: What tells each run from the others; empty for a single run.
+        results: What each run would leave, and where: runs that would leave the same are one run.
         shown: Tell the user about it.
         start: Seconds since the epoch at the start.
     """
 
     file: Path
     settings: Sequence[str]
+    results: Sequence[tuple[str, ...]]
     shown: bool
     start: float = field(default_factory=time.time)
 
@@ -83,6 +85,11 @@ class Sweep:
         lines = map(json.loads, self.file.read_text().splitlines())
         ended = {number: Ended(number, name, seconds, Outcome(*outcome)) for number, name, seconds, outcome in lines}
         return sorted(ended.values(), key=attrgetter("number"))
+
+    def has_finished(self, number: int) -> bool:
+        """Tell whether this command has finished a run already, as one of its others."""
+        finished = [end.number for end in self.ended() if end.outcome.status == "finished"]
+        return any(self.results[other - 1] == self.results[number - 1] for other in finished)
 
     def summary(self) -> str:
         """Write how all runs ended: a line, and a table."""

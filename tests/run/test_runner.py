@@ -167,6 +167,14 @@ def test_a_sweep_over_keep_runs_bitfit_once(tmp_path: Path) -> None:
     assert len(records(tmp_path)) == 1
 
 
+def test_a_sweep_over_folders_runs_in_each(tmp_path: Path) -> None:
+    result = fishexp("-m", *QUICK, "outputs=a,b")
+    assert result.status == 0
+    assert ": 2 finished\n" in result.out
+    assert [len(list(tmp_path.glob(f"{folder}/digits/resnet8/*/*/record.json"))) for folder in "ab"] == [1, 1]
+    assert [len(list(read(tmp_path / folder / "records.jsonl"))) for folder in "ab"] == [1, 1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     result = fishexp(*QUICK, "method=full", "regime.lr=1e12", "regime.batch_size=16")
     assert result.status == 1

@@ -55,14 +55,20 @@ def test_an_interrupted_sweep_says_what_is_left(monkeypatch: pytest.MonkeyPatch)
     assert " s: 1 interrupted; 3 did not begin, resume=true goes on\n" in result.out
 
 
+def sweep_of(folder: Path, *settings: str, start: float | None = None) -> Sweep:
+    """Begin a sweep over settings that all tell runs apart."""
+    (folder / "ended").touch()
+    results = [(setting,) for setting in settings]
+    return Sweep(folder / "ended", settings, results, shown=True, start=start or time.time())
+
+
 def ended(number: int, status: Status, metrics: Mapping[str, float | None]) -> Ended:
     return Ended(number, f"digits/seed{number}", 2.0, Outcome(status, metrics, 0))
 
 
 def test_the_time_left_is_that_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs that were done already say nothing about the time of one: two runs in 96 s, three are left."""
-    (tmp_path / "ended").touch()
-    sweep = Sweep(tmp_path / "ended", [f"seed={seed}" for seed in range(6)], shown=True, start=time.time() - 96)
+    sweep = sweep_of(tmp_path, *(f"seed={seed}" for seed in range(6)), start=time.time() - 96)
     sweep.begin(1)
     sweep.end(ended(1, "finished", {}))
     sweep.end(ended(3, "failed", {}))
@@ -73,8 +79,7 @@ def test_the_time_left_is_that_of_the_runs_so_far(tmp_path: Path, capsys: pytest
 
 
 def test_the_table_has_the_headline_of_each_run(tmp_path: Path) -> None:
-    (tmp_path / "ended").touch()
-    sweep = Sweep(tmp_path / "ended", ["seed=0", "seed=1"], shown=True)
+    sweep = sweep_of(tmp_path, "seed=0", "seed=1")
     sweep.end(ended(2, "finished", {"matthews": None, "loss": 1.0}))
     sweep.end(ended(1, "finished", {"accuracy": 0.51234, "loss": 2.0}))
     assert sweep.summary().splitlines() == [

@@ -32,7 +32,6 @@ class Result:
 def fishexp(*arguments: str) -> Result:
     """Run a command."""
     out, err = io.StringIO(), io.StringIO()
-    program._finished.clear()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = program.main(arguments)
     return Result(status, out.getvalue(), err.getvalue())
