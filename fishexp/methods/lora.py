@@ -5,7 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NewType
 
 from annotated_types import Gt
 from torch import Tensor, nn
@@ -21,8 +21,11 @@ from fishexp.training.streams import seed_torch
 
 log = logging.getLogger(__name__)
 
+# last part of a layer's name: another type than a text, which in a configuration may name a file
+LayerName = NewType("LayerName", str)
 
-def adapt(problem: Problem, keep: float, *, targets: list[str] | None, scale: Annotated[float, Gt(0)]) -> Adapted:
+
+def adapt(problem: Problem, keep: float, *, targets: list[LayerName] | None, scale: Annotated[float, Gt(0)]) -> Adapted:
     """Put LoRA adapters of one rank into Linears: the largest for which ``keep`` pays, with the head, which trains too.
 
     They have no dropout. What they draw to begin with follows from the stream of the method.
@@ -64,7 +67,7 @@ def adapt(problem: Problem, keep: float, *, targets: list[str] | None, scale: An
     return Adapted(model, {f"{name}.weight": layer.weight for name, layer in layers.items()}, adapters.merge_and_unload)
 
 
-def outline(network: nn.Module, head: Collection[str], keep: float, *, targets: list[str] | None) -> Outline:
+def outline(network: nn.Module, head: Collection[str], keep: float, *, targets: list[LayerName] | None) -> Outline:
     """Count the numbers that :func:`adapt` lets train, and the weights into which they are merged, by shapes alone.
 
     Raises:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from fishexp.run.record import STREAMS
 from fishexp.run.settings import EPOCH_CHOICE, GROUPS, Config, chooses_epoch, component_module, is_ours, options_of
@@ -27,6 +27,8 @@ FILES = "files"
 _REPORTS = {"config.yaml", "record.json", "metrics.jsonl", "log.txt", "snapshots", "workers", "wandb", "tensorboard"}
 # endings of files that no run reads: texts about a model, and its weights for other programs
 _UNREAD = {".md", ".h5", ".msgpack", ".onnx", ".ot", ".tflite"}
+# types that a text has, or may be in
+_HOLDS_TEXT = (str, Any, object, list, tuple, dict)
 # a name and a password in an address
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -102,9 +104,17 @@ def _shareable_options(group: str, options: Mapping[str, Any], outputs: Path) ->
         shared["root"] = f"@{_digest_of(files)}" if files else None
         texts -= {"root"}
     for key in texts & options.keys():
-        if isinstance(options[key], str):
-            shared[key] = _shareable_text(options[key], outputs, named=group != "data")
+        shared[key] = _shareable_value(options[key], outputs, named=group != "data")
     return shared
+
+
+def _shareable_value(value: Any, outputs: Path, *, named: bool) -> Any:
+    """Return what a record says of an option, of whose texts, also in lists, each may name a file."""
+    if isinstance(value, Mapping):
+        return {key: _shareable_value(item, outputs, named=named) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shareable_value(item, outputs, named=named) for item in value]
+    return _shareable_text(value, outputs, named=named) if isinstance(value, str) else value
 
 
 def _shareable_text(text: str, outputs: Path, *, named: bool) -> str:
@@ -122,8 +132,14 @@ def _shareable_text(text: str, outputs: Path, *, named: bool) -> str:
 
 @cache
 def _takes_text(function: Any) -> frozenset[str]:
-    """Return the options of a component that may be any text, and so may name a file."""
-    return frozenset(key for key, (hint, _) in options_of(function).items() if hint is str or str in get_args(hint))
+    """Return the options of a component that may be or hold any text, and so may name a file."""
+    return frozenset(key for key, (hint, _) in options_of(function).items() if _may_be_text(hint))
+
+
+def _may_be_text(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return hint in _HOLDS_TEXT or any(map(_may_be_text, get_args(hint)))
 
 
 def _digest_of(files: Iterator[Path] | list[Path], folder: Path | None = None) -> str:

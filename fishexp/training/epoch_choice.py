@@ -1,7 +1,7 @@
 """Which epoch of a run is the best, by held-out training examples; its weights are kept, and training may end early."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from fishexp.training.data_parallel import value_of_first
 from fishexp.training.problem import Problem
 
 SET = "validation"  # last part of the names of metrics on the examples that choose
+# name of a metric: another type than a text, which in a configuration may name a file
+MetricName = NewType("MetricName", str)
 BEST = "best."  # prefix of the best epoch's tensors in a snapshot
 
 

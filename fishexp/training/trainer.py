@@ -27,7 +27,7 @@ from fishexp.training.data_parallel import (
     shares,
     take_running_statistics,
 )
-from fishexp.training.epoch_choice import EpochChoice
+from fishexp.training.epoch_choice import EpochChoice, MetricName
 from fishexp.training.evaluate import Evaluation, evaluate
 from fishexp.training.last_batch import check_last_batch
 from fishexp.training.logger import Logger, ProgressBar
@@ -72,7 +72,7 @@ class Recipe(TypedDict):
     drop_last: bool
     patience: Annotated[int, Ge(1)] | None
     best: bool
-    metric: str | None
+    metric: MetricName | None
     validation_fraction: Annotated[float, Gt(0), Lt(1)]
     evaluation_batch_size: Annotated[int, Ge(1)]
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from hydra._internal.utils import get_args_parser
 
 import fishexp as library
 from fishexp.delta.fingerprint import fingerprint
 from fishexp.run import record as recorded
+from fishexp.run.config import read_command, register_resolvers
 from fishexp.run.identity import _shareable_text, run_id, shareable
 from fishexp.training import trainer
 from tests.support.cli import QUICK, Result, fishexp, records
@@ -23,13 +25,14 @@ EVERY_STEP = ("snapshot_minutes=0", "resume=true")
 OWN_DATA = '''
 import os
 from pathlib import Path
+from typing import Annotated
 import torch
 from fishexp.data.datasets import Dataset
 from fishexp.data.images import Images
 from fishexp.data.metrics import accuracy
 
 
-def load(*, table: str, other: str | None) -> Dataset:
+def load(*, table: str, other: str | None, more: list[Annotated[str, "x"]] = [], open=None) -> Dataset:
     """Make images of a file of numbers."""
     generator = torch.Generator().manual_seed(int(Path(table).read_text()) + int(os.environ.get("SHIFT", 0)))
     part = Images(torch.randint(0, 200, (64, 1, 8, 8), generator=generator, dtype=torch.uint8), torch.arange(64) % 2,
@@ -62,7 +65,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     for folder in ("conf/data", "conf/method", "numbers"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "own_table.py").write_text(OWN_DATA)
-    (tmp_path / "conf/data/own.yaml").write_text("name: own_table\ntable: ???\nother: null\n")
+    (tmp_path / "conf/data/own.yaml").write_text("name: own_table\ntable: ???\nother: null\nmore: []\nopen: null\n")
     (tmp_path / "numbers/table.txt").write_text("1")
     return ("--config-dir=conf", "data=own", "data.table=numbers/table.txt", "regime.epochs=1", "method=random")
 
@@ -118,6 +121,29 @@ def test_a_file_that_an_option_of_ones_own_names_is_part_of_the_identity(tmp_pat
     (tmp_path / "numbers/table.txt").write_text("2")
     assert "is done already" not in fishexp(*own, "resume=true").out
     assert [record["config"]["data"]["table"][0] for record in records(tmp_path)] == ["@"] * 3
+
+
+@pytest.mark.parametrize("option", ["more=[FILE,FILE]", "open={a:{b:FILE}}", "open=FILE"])
+def test_files_count_wherever_an_option_may_name_them(tmp_path: Path, own: tuple[str, ...], option: str) -> None:
+    """In lists, and in what has no annotation."""
+    file = tmp_path / "more.txt"
+    file.write_text("1")
+    options = (*own, f"data.{option.replace('FILE', str(file))}", "resume=true")
+    assert fishexp(*options).status == 0
+    assert "is done already" in fishexp(*options).out
+    assert str(tmp_path) not in json.dumps([record["config"] for record in records(tmp_path)])
+    file.write_text("2")
+    assert "is done already" not in fishexp(*options).out
+
+
+def test_names_of_layers_and_metrics_are_no_files(tmp_path: Path, bert_folder: Path) -> None:
+    options = (*on_glue(glue(tmp_path / "glue"), bert_folder), "method=lora", "method.targets=[query]")
+    register_resolvers()
+    command = get_args_parser().parse_args([*options, "regime.best=true", "regime.metric=accuracy"])
+    before = run_id(read_command(command).configs[0])
+    for folder in ("query", "accuracy"):
+        (tmp_path / folder).mkdir()
+    assert run_id(read_command(command).configs[0]) == before
 
 
 def test_all_that_lies_in_a_folder_of_data_counts_behind_links_too(tmp_path: Path, own: tuple[str, ...]) -> None:
