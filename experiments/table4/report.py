@@ -146,10 +146,9 @@ def _settings(section: Section[Cell]) -> str:
 def _rates(section: Section[Cell]) -> list[str]:
     """Say which learning rates were tried and which taken."""
     if section.chosen is None:
-        return [
-            "Learning rates are the best of the authors' logs, which they found with every weight decaying: "
-            f"nobody tuned the others. {_shared(section.results)}".rstrip()
-        ]
+        others = any(variant.decay != "all" for variant in _variants(section))
+        untuned = ", which they found with every weight decaying: nobody tuned the others" if others else ""
+        return [f"Learning rates are the best of the authors' logs{untuned}. {_shared(section.results)}".rstrip()]
     several = len(_variants(section)) > 1
 
     def columns(cell: Cell) -> dict[str, str]:

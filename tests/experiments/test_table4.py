@@ -367,6 +367,7 @@ def test_figures_of_the_logs_stand_beside_what_matches_only(write) -> None:
     assert not any("random" in header for header in original[0])
     assert "one seed, fp16" in gpu
     assert "Not the paper's Table 4" in gpu
+    assert "nobody tuned the others" in gpu  # those whose frozen weights stay
 
 
 def test_the_committed_report_is_that_of_the_committed_records(tmp_path: Path) -> None:
@@ -492,3 +493,8 @@ def test_a_run_of_theirs_is_inside_if_it_could_be_one_of_ours(write, scores: lis
     found = figures(written(write(reported(SHORT, cell, 0.08, scores))), "## Profile gpu")
     assert found[2][found[0].index("FISH: % in their log")] == "58.9"
     assert found[2][found[0].index("FISH: ours less theirs")] == said
+
+
+def test_where_all_cells_are_those_of_the_logs_no_others_are_untuned(write) -> None:
+    text = written(write(reported(SHORT, Cell("fish", 0.005, "fixed", ORIGINAL), 0.08, [0.6])))
+    assert text.rstrip().endswith("Learning rates are the best of the authors' logs.")
