@@ -25,7 +25,7 @@ from experiments.lib.study import Study
 from experiments.rules.findings import leads_by_rate
 from fishexp.delta import Delta
 from fishexp.run.identity import run_id
-from tests.support.tables import chosen, figures, reported, rows, words, write_records
+from tests.support.tables import chosen, reported, rows, words, write_records
 
 EXPERIMENTS: dict[str, Experiment[Cell]] = {
     "rules": rules.EXPERIMENT,
@@ -338,10 +338,16 @@ def test_what_the_first_screen_says_of_fish_is_what_the_tables_say() -> None:
     (said,) = re.findall(r"but (\S+) with three where both", readme)
     assert f"{float(second['random'][3].split()[0]) - float(second['fish'][3].split()[0]):.1f}" == said
     assert second["random"][3].endswith("(3 seeds)")
-    table = figures((HOME / "table4" / "README.md").read_text(), "## Profile cpu")
-    leads = [float(row[2].split()[0]) - float(row[6].split()[0]) for row in table[2:] if float(row[0]) >= 0.02]
-    said = re.findall(r"is (\S+) to (\S+) points better", " ".join(readme.split()))
-    assert said == [(f"{min(leads):.1f}", f"{max(leads):.1f}")]
+    leads = rows((HOME / "table4" / "README.md").read_text(), "### Differences to random\n")[2:]
+    assert {row[-1] for row in leads} == {"3"}
+    of_clear, of_others = [], []
+    for row in leads:
+        assert row[3].startswith("**") == (float(row[1]) >= 0.1)
+        (of_clear if row[3].startswith("**") else of_others).append(float(row[3].strip("*")))
+    (said,) = re.findall(
+        r"is (\S+) to (\S+) points better with FISH .* on, and (\S+) to (\S+) below", " ".join(readme.split())
+    )
+    assert said == tuple(f"{end(some):.1f}" for some in (of_clear, of_others) for end in (min, max))
 
 
 def test_of_many_that_are_not_told_apart_the_lowest_and_the_highest_are_named(tmp_path: Path) -> None:
