@@ -164,6 +164,20 @@ def test_all_about_a_run(ids: dict[float, str], capsys: pytest.CaptureFixture[st
     assert "\nerror: keep=0.001 pays for 308 of 308074 weights" in capsys.readouterr().out
 
 
+def test_metrics_that_are_named_as_a_setting_or_a_fact_stand_beside_it(
+    here: Path, ids: dict[float, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {"keep": 0.25, "seconds": 0.75, "status": 0.5}
+    changed = [run | {"metrics": run["metrics"] | named} for run in records(here)]
+    (here / "outputs/records.jsonl").write_text("".join(json.dumps(run) + "\n" for run in changed))
+    assert main(["compare", ids[0.005], ids[0.01]]) == 0
+    lines = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    found = {name.strip(): values for name, *values in lines}
+    assert (found["keep"], found["status"]) == (["0.005", "0.01"], ["finished", "finished"])
+    assert {name: found[f"{name} (metric)"] for name in named} == {n: [f"{v:.4g}"] * 2 for n, v in named.items()}
+    assert found["seconds"] != found["seconds (metric)"]
+
+
 def test_what_tells_runs_apart(ids: dict[float, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", ids[0.005], ids[0.01], ids[0.001]]) == 0
     lines = {line[:20].strip(): line[20:].split() for line in capsys.readouterr().out.splitlines()}

@@ -1,7 +1,7 @@
 """A metric of several runs that differ in nothing but the seed, in the unit in which it is shown."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -66,6 +66,11 @@ def scores_of(metric: str, runs: Sequence[Mapping[str, Any]]) -> Scores:
     majorities = {_largest("class", metric, run) for run in runs}
     majority = majorities.pop() if len(majorities) == 1 else None
     return Scores(metric, values, one_class, None if majority is None else 100 * majority)
+
+
+def told_apart(header: str, others: Container[str]) -> str:
+    """Name a metric so that it is not taken for something else of this name beside it: ``seconds (metric)``."""
+    return f"{header} (metric)" if header in others else header
 
 
 def success_metrics(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,11 +13,17 @@ from fishexp.report.group import Group, about_streams, number, span
 from fishexp.report.marks import footnotes, marked_score
 from fishexp.report.pool import Pool, differing
 from fishexp.report.rates import best_of, bold, chosen_from, compared_on, families
+from fishexp.report.scores import told_apart
 from fishexp.report.shared import is_shared, shared_text
 from fishexp.system.text_table import folded, markdown_table
 
 # (columns, headers of those aligned left) -> text
 _WriteTable: TypeAlias = Callable[[Mapping[str, Sequence[str]], list[str]], str]
+# columns of which a metric may have the name
+_NAMES = (
+    "data set", "model", "method", "keep", "lr", "weights moved", "seeds", "seconds", "lr chosen from",
+    "held-out examples", "row",
+)  # fmt: skip
 # columns of words, aligned left; the others are aligned right
 _LEFT = ("data set", "lr chosen from")
 # columns that each part of a folded table repeats, and how large a part may be
@@ -92,14 +98,15 @@ def _columns(groups: Sequence[Group], rates: dict[str, list[str]]) -> dict[str, 
     Args:
         rates: The column of the learning rates; empty where all rows share one.
     """
+    keys = differing(groups)
     return {
         **_if_varied("data set", [group.data for group in groups]),
         **_if_varied("model", [group.model for group in groups]),
         "method": [group.label for group in groups],
         **_if_varied("keep", [number(group.keep) for group in groups]),
         **rates,
-        **_results(groups),
-        **{key: [group.setting(key) for group in groups] for key in differing(groups)},
+        **_results(groups, (*_NAMES, *keys)),
+        **{key: [group.setting(key) for group in groups] for key in keys},
         **_if_varied("weights moved", [span(group.kept) for group in groups]),
         **_if_varied("seeds", [str(len(group.runs)) for group in groups]),
         "seconds": [f"{group.seconds:,.{1 if group.seconds < 100 else 0}f}" for group in groups],
@@ -110,11 +117,15 @@ def _if_varied(header: str, cells: list[str]) -> dict[str, list[str]]:
     return {header: cells} if len(set(cells)) > 1 else {}
 
 
-def _results(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Make a column for each metric that measures success; its cells are empty where a row has other metrics."""
+def _results(groups: Sequence[Group], others: Sequence[str]) -> dict[str, list[str]]:
+    """Make a column for each metric that measures success; its cells are empty where a row has other metrics.
+
+    Args:
+        others: Headers of other columns.
+    """
     metrics = [metric for group in groups for metric in group.metrics]
     return {
-        groups[0].scores(metric).header: [
+        told_apart(groups[0].scores(metric).header, others): [
             marked_score(group, metric) if metric in group.metrics else "" for group in groups
         ]
         for metric in dict.fromkeys(metrics)

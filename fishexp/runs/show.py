@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fishexp.report.reproduce import command_of_records
+from fishexp.report.scores import told_apart
 from fishexp.run.sweep import duration
 from fishexp.runs.find import CUT_OFF, GOING_ON, Run
 from fishexp.system.text_table import aligned_text, write_bytes
@@ -167,9 +168,12 @@ def print_comparison(runs: Sequence[Run]) -> None:
     rows = {key: [_value(one[key]) if key in one else _NONE for one in settings] for key in keys}
     rows = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
     rows["status"] = [run.status for run in runs]
+    others = {*rows, "weights that moved", "seconds", "commit", "device"}
     for name in dict.fromkeys(name for run in runs for name in run.record["metrics"]):
         all_metrics = [run.record["metrics"] for run in runs]
-        rows[name] = [_score(metrics[name]) if name in metrics else _NONE for metrics in all_metrics]
+        rows[told_apart(name, others)] = [
+            _score(metrics[name]) if name in metrics else _NONE for metrics in all_metrics
+        ]
     rows["weights that moved"] = [
         _count(run.record["kept"]) if run.record.get("kept") is not None else _NONE for run in runs
     ]

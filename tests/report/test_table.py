@@ -232,6 +232,19 @@ def test_a_second_metric_has_a_column():
     assert cells(tables(both)[0], 0) == ["method", "pearson, x100", "spearman, x100", "seconds"]
 
 
+@pytest.mark.parametrize("name", ["method", "keep", "lr", "weights moved", "seeds", "seconds", "precision"])
+def test_a_metric_named_as_another_column_has_one_of_its_own(name):
+    usual = [record(0.7, method="random"), record(0.8, keep=0.01, regime__lr=0.2, precision="bf16", kept=7)]
+    more = [record(0.9, method="random", keep=0.01, seed=seed) for seed in range(2)]
+    runs = [*usual, *more]
+    without = {header: column(runs, header) for table in tables(runs) for header in cells(table, 0)}
+    for run in runs:
+        run["metrics"][name] = 0.25
+    found = {header: column(runs, header) for table in tables(runs) for header in cells(table, 0)}
+    assert found == without | {f"{name} (metric)": ["0.25", "0.25", "0.25 ± 0"]}
+    assert name in without
+
+
 def wide():
     """Two rows that differ in ten settings."""
     settings: dict[str, Any] = {f"regime__{letter * 6}": place for place, letter in enumerate("abcdefghij")}

@@ -12,7 +12,7 @@ from fishexp.report.page.tradeoff import bytes_of, write_bytes, write_number
 from fishexp.report.pool import details, differing
 from fishexp.report.rates import chosen_from
 from fishexp.report.reproduce import command_of
-from fishexp.report.scores import scores_of
+from fishexp.report.scores import scores_of, told_apart
 
 # columns that a reader may choose the values of
 _CHOICES = ("set", "method", "model", "keep")
@@ -57,14 +57,12 @@ def _cells(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[d
     sets = {id(group): comparison for comparison in comparisons for group in comparison.groups}
     keys = {comparison.letter: differing(comparison.groups) for comparison in comparisons}
     metrics = dict.fromkeys(metric for group in groups for metric in group.metrics)
-    columns: dict[str, Callable[[Group], _Cell]] = {
+    before: dict[str, Callable[[Group], _Cell]] = {
         "method": lambda group: _Cell(group.label),
         "keep": lambda group: _Cell(number(group.keep), 2.0 if group.keep is None else group.keep),
         "lr": lambda group: _Cell(number(group.lr), group.lr),
     }
-    for metric in metrics:
-        columns[scores_of(metric, groups[0].runs).header] = _score(metric)
-    columns |= {
+    after: dict[str, Callable[[Group], _Cell]] = {
         "n": lambda group: _Cell(str(len(group.runs)), len(group.runs)),
         "kept weights": lambda group: _Cell(span(group.kept), (group.share or 0.0) * group.runs[0]["total"]),
         "share": lambda group: _Cell(percent(group.share), group.share),
@@ -74,6 +72,9 @@ def _cells(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[d
         "model": lambda group: _Cell(group.model),
         "differs in": lambda group: _Cell(_settings(group, keys[sets[id(group)].letter])),
     }
+    others = before | after
+    headers = {metric: told_apart(scores_of(metric, groups[0].runs).header, others) for metric in metrics}
+    columns = before | {headers[metric]: _score(metric) for metric in metrics} | after
     found = [{header: make(group) for header, make in columns.items()} for group in groups]
     alone = [header for header in ("set", "model", "differs in") if len({cells[header].text for cells in found}) == 1]
     return [{header: cell for header, cell in cells.items() if header not in alone} for cells in found]
@@ -131,8 +132,8 @@ def _more(group: Group, held_out: Sequence[Group]) -> Markup:
 
 def _runs(group: Group) -> Markup:
     """Write a table of the runs of a group."""
-    headers = ["seed", *(group.scores(metric).header for metric in group.metrics)]
-    headers += ["seconds", "run", "commit", "device", "ended"]
+    others = ("seconds", "run", *_ABOUT)
+    headers = [told_apart(group.scores(metric).header, ("seed", *others)) for metric in group.metrics]
     values = [group.scores(metric).values for metric in group.metrics]
     body = []
     for index, run in enumerate(group.runs):
@@ -140,7 +141,7 @@ def _runs(group: Group) -> Markup:
         seconds = write_number(sum(run["seconds"].values()))
         cells = [str(run["config"]["seed"]), *scores, seconds, run["run_id"], *(_text(run, k) for k in _ABOUT)]
         body.append(tag("tr", [tag("td", cell) for cell in cells]))
-    head = tag("thead", tag("tr", [tag("th", header, scope="col") for header in headers]))
+    head = tag("thead", tag("tr", [tag("th", header, scope="col") for header in ("seed", *headers, *others)]))
     return tag("table", head, tag("tbody", body), class_="seeds")
 
 
