@@ -29,8 +29,8 @@ _ORDER = (
 )  # fmt: skip
 # dimensions of a convolution's weight, and of a vector
 _CONVOLUTION, _VECTOR = 4, 1
-# the largest number of a layer, so that names of elsewhere make no more columns
-_MOST_LAYERS = 60
+# columns of a table at most, so that names of elsewhere make no more; the last then stands for all others
+_MOST = 60
 
 
 def kind_of(name: str, dimensions: int) -> str:
@@ -67,8 +67,7 @@ def draw_budget(lines: Sequence[Line]) -> Markup | None:
 
 
 def _table(what: str, rows: Sequence[tuple[Line, Group]], place: Callable[[str, Sequence[int]], str]) -> Markup:
-    shares = [_shares(group, place) for _, group in rows]
-    names = sorted({name for share in shares for name in share}, key=_rank)[:_MOST_LAYERS]
+    names, shares = _gathered([_shares(group, place) for _, group in rows])
     most = max((value for share in shares for value in share.values()), default=1.0)
     head = [tag("th", f"by {what}", scope="col"), *(tag("th", name, scope="col") for name in names)]
     body = []
@@ -77,6 +76,18 @@ def _table(what: str, rows: Sequence[tuple[Line, Group]], place: Callable[[str, 
         body.append(tag("tr", tag("th", line.name_of(group), scope="row"), cells, data_line=line.key))
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), class_="heat")
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=f"Budget by {what}")
+
+
+def _gathered(shares: Sequence[Mapping[str, float]]) -> tuple[list[str], Sequence[Mapping[str, float]]]:
+    """Return the places in order, and the shares in them: of too many, the smallest make one that stands last."""
+    names = sorted({name for share in shares for name in share}, key=_rank)
+    if len(names) <= _MOST:
+        return names, shares
+    largest = {name: max(share.get(name, 0.0) for share in shares) for name in names}
+    small = set(sorted(names, key=largest.__getitem__)[: len(names) - _MOST + 1])
+    rest = f"{len(small)} others"
+    sums = [{**share, rest: sum(share.get(name, 0.0) for name in small)} for share in shares]
+    return [*(name for name in names if name not in small), rest], sums
 
 
 def _cell(share: float, most: float) -> Markup:

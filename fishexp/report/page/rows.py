@@ -64,7 +64,7 @@ def _cells(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[d
     }
     after: dict[str, Callable[[Group], _Cell]] = {
         "n": lambda group: _Cell(str(len(group.runs)), len(group.runs)),
-        "kept weights": lambda group: _Cell(span(group.kept), (group.share or 0.0) * group.runs[0]["total"]),
+        "kept weights": lambda group: _Cell(span(group.kept), group.share and group.share * group.runs[0]["total"]),
         "share": lambda group: _Cell(percent(group.share), group.share),
         "bytes": _bytes,
         "seconds": lambda group: _Cell(write_number(group.seconds), group.seconds),
