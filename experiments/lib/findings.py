@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.lib.results import Result
-from fishexp.report.differences import Predicted, compare
+from fishexp.report.differences import FEWEST_SEEDS, Predicted, compare
 from fishexp.report.group import Group
 
 
@@ -39,9 +39,16 @@ def leads(first: str, second: str, pairs: Iterable[tuple[Group, Group]], predict
         f"in {len(ahead)} of {len(found)} pairs of cells{_range(ahead)} and behind in {len(behind)}{_range(behind)}"
     )
     how = f"paired t test over seeds, Holm's correction for {tested} comparison{'s' * (tested > 1)}"
-    few = f"; {len(found) - tested} have too few seeds to tell" if tested < len(found) else ""
+    few = sum(len(one.values) < FEWEST_SEEDS for one in found)
+    same = len(found) - tested - few
+    untested = f"; {few} {_have(few)} too few seeds to tell" if few else ""
+    untested += f"; {same} {_have(same)} the same difference for every seed, which no t test takes" if same else ""
     clear = "counting those whose 95 % intervals leave out zero"
-    return [sentence(f"{first} is ahead of {second} {counts}, {clear} ({how}){few}")]
+    return [sentence(f"{first} is ahead of {second} {counts}, {clear} ({how}){untested}")]
+
+
+def _have(count: int) -> str:
+    return "have" if count > 1 else "has"
 
 
 def _range(gaps: Sequence[float]) -> str:
