@@ -30,8 +30,13 @@ function filter(name) {
     const cell = (key) => [...body.rows[0].cells].find((one) => one.dataset.key === key).textContent;
     body.hidden = !(words.every((word) => text.includes(word)) && choices.every((one) => cell(one.dataset.key) === one.value));
   }
+  count(name);
+}
+
+function count(name) {
+  const bodies = [...document.getElementById(name).tBodies];
   const shown = bodies.filter((body) => !body.hidden).length;
-  fields.find((one) => one.tagName === "OUTPUT").value = `${shown} of ${bodies.length} rows`;
+  all(`output[data-table="${name}"]`)[0].value = `${shown} of ${bodies.length} rows`;
 }
 
 function unfold(button, open) {
@@ -63,6 +68,7 @@ function arrive() {
   const row = document.getElementById(location.hash.slice(1));
   if (!row || row.tagName !== "TBODY") return;
   row.hidden = false;
+  count(row.parentElement.id);
   const fold = row.closest("details");
   if (fold) fold.open = true;
   const button = row.querySelector("button");
