@@ -19,7 +19,7 @@ from fishexp.system.program import carry_out
 
 HOME = Path(__file__).parent
 _ENVIRONMENT = """environment:
-  PROFILE  how large the experiment is made: cpu (the default), gpu, paper
+  PROFILE  how large the experiment is made: cpu (the default), gpu, paper; not all have each
   DRY      1: say how many runs and hours there are to do, and run nothing
   HOURS    time a few steps, say what fits into so many hours, and stop after them, with a snapshot of the run that
            goes on; all cells have one seed before any has two, so that tables are whole for some number of seeds,
