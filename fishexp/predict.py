@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", metavar="COLUMN", nargs="+", help="one column of sentences, or the two of pairs")
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="examples at a time: speed only")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    parser.add_argument("--epoch", metavar="N", type=int, help="of a run with regime=checkpointing; the last")
+    parser.add_argument(
+        "--epoch", metavar="N", type=int, help="of a run with regime=checkpointing; the last if you do not say"
+    )
     parser.add_argument("--allow-code", action="store_true", help="import the module that built the run's model")
     parser.add_argument("--allow-download", action="store_true", help="fetch the model that the run began with")
     return parser

@@ -212,11 +212,16 @@ def _parser() -> argparse.ArgumentParser:
         "--how",
         choices=get_args(MergeRule),
         default="sum",
-        help="of entries that several change, but running statistics, which are averaged",
+        help="of entries that several change, sum if you do not say; running statistics are averaged",
     )
     export = command("export", _export, "a delta in a form of others", "an adapter's folder, or a file", "--base")
     export.add_argument("file", metavar="FILE", type=Path, help="a delta")
-    export.add_argument("--to", choices=["peft", "patches"], required=True, help="apply writes the whole model")
+    export.add_argument(
+        "--to",
+        choices=["peft", "patches"],
+        required=True,
+        help="peft: an adapter of Super-Tuning, which takes --base; patches: indices and values of each tensor",
+    )
     importer = command("import", _import, "the delta of an adapter of PEFT's Super-Tuning", "the delta")
     importer.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter's folder")
     push = command("push", _push, "a delta to the Hugging Face hub, with a model card")
