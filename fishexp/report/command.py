@@ -2,11 +2,15 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from fishexp.errors import FishexpError
 from fishexp.report.pool import Pool, load, pool
-from fishexp.report.words import apart, matching, settings_and_seed
+from fishexp.report.words import apart, matching, reader, settings_and_seed
 from fishexp.system.program import carry_out
+
+# values that a message lists
+_MOST_VALUES = 8
 
 
 def run(parser: ArgumentParser, arguments: Sequence[str] | None, work: Callable[[Pool, Namespace], None]) -> int:
@@ -39,7 +43,22 @@ def _pooled(options: Namespace) -> Pool:
     if not options.records:
         raise FishexpError("name a file of records, such as outputs/records.jsonl")
     records = list(load(options.records))
-    chosen = matching(records, words, settings_and_seed, {}) if words else records
+    chosen = _chosen(records, words)
     if records and not chosen:
-        raise FishexpError(f"none of the {len(records)} records is of {' '.join(words)}")
+        found = [
+            f"{word.partition('=')[0]} is {_values(records, word)}" for word in words if not _chosen(records, [word])
+        ]
+        there = f": {'; '.join(found)}" if found else ""
+        raise FishexpError(f"none of the {len(records)} records is of {' '.join(words)}{there}")
     return pool(chosen, uncommitted=options.uncommitted)
+
+
+def _chosen(records: Sequence[dict[str, Any]], words: Sequence[str]) -> list[dict[str, Any]]:
+    return matching(records, words, settings_and_seed, {}) if words else list(records)
+
+
+def _values(records: Sequence[dict[str, Any]], word: str) -> str:
+    """List the values that records have of what a word asks for."""
+    value_of = reader(word.partition("=")[0], records, settings_and_seed, {})
+    values = list(dict.fromkeys(str(value) for record in records if (value := value_of(record)) is not None))
+    return ", ".join([*values[:_MOST_VALUES], *(["..."] if len(values) > _MOST_VALUES else [])])

@@ -82,7 +82,9 @@ def test_words_take_some_of_the_runs(of_two_data_sets, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data=digits", "seed=7"], "none of the 3 records is of data=digits seed=7"),
+        (["data=digits", "seed=7"], "none of the 3 records is of data=digits seed=7: seed is 1, 2, 0\n"),
+        (["data=glue/rte"], "none of the 3 records is of data=glue/rte: data is digits, glue\n"),
+        (["data=digits", "seed=0"], "none of the 3 records is of data=digits seed=0\n"),
         (["dta=digits"], "no run here has dta; did you mean data?"),
     ],
 )
@@ -91,6 +93,24 @@ def test_words_that_take_no_run_are_said(words, message, of_two_data_sets, capsy
     assert capsys.readouterr().err.startswith(f"fishexp: {message}")
     assert table.main(words) == 2
     assert capsys.readouterr().err == "fishexp: name a file of records, such as outputs/records.jsonl\n"
+
+
+@pytest.mark.parametrize(
+    ("other", "remedy"),
+    [
+        ({"data__name": "iris"}, "words such as data=digits take some of them"),
+        ({"data__task": "rte"}, "words such as task=rte take some of them"),
+        ({"model__name": "resnet18"}, "words such as model=resnet10 take some of them"),
+        ({"metric": "f1", "more": {"accuracy": 0.7}}, "--metric accuracy draws what all have"),
+        ({"metric": "f1"}, "name records of one metric"),
+    ],
+)
+def test_what_makes_a_picture_of_runs_of_several_kinds_is_said(other, remedy, written, tmp_path, capsys):
+    file = str(written([record(0.5), record(0.6, run_id="other", **other)]))
+    assert plot.main([file, "-o", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err.endswith(f"; {remedy}\n")
+    told = re.search(r"(\w+=\w+|--metric \w+)", remedy)
+    assert not told or plot.main([file, *told[0].split(), "-o", str(tmp_path / "x.png")]) == 0
 
 
 def test_reports_need_no_torch_and_their_help_no_matplotlib():
