@@ -154,13 +154,15 @@ def test_pictures_are_well_formed_and_within_their_frame() -> None:
 
 
 def test_groups_are_compared_only_with_those_measured_alike() -> None:
-    records = [record(), record(method="random"), record(data__train_limit=100), record(regime__epochs=3)]
+    records = [record(), record(method="random"), record(data__train_limit=100), record(regime__epochs=1)]
     records += [record(model__name="other"), held_out(0.5, 0.1), record(regime__mask="fixed")]
     (found,) = data_sets(pool(records))
     assert sorted([group.label for group in one.groups] for one in found.reported) == [
         ["fish"], ["fish"], ["fish"], ["fish", "fish", "random"],
     ]  # fmt: skip
     assert [one.letter for one in [*found.reported, *found.held_out]] == list("ABCDE")
+    lengths = [re.findall(r"\d+ epochs?", one.title) for one in found.reported]
+    assert sorted(lengths) == [["1 epoch"], *[["10 epochs"]] * 3]
     (names,) = [[line.name for line in one.lines] for one in found.reported if len(one.groups) == 3]
     assert sorted(names) == ["fish", "fish, mask=fixed", "random"]
 
@@ -283,7 +285,7 @@ def test_the_command_finds_folders_beside_the_records(
     records, out = str(written([record(run_id="cafe0000")])), tmp_path / "report.html"
     assert page.main([records, "-o", str(out)]) == 0
     assert "seed 0: 75 after epoch 2" in out.read_text()
-    assert capsys.readouterr().out == f"{out}: 0.0 MB\n"
+    assert capsys.readouterr().out == f"{out}: {len(out.read_bytes()) / 1000:.4g} kB\n"
     (tmp_path / "empty").mkdir()
     assert page.main([records, "-o", str(out), "--runs", str(tmp_path / "empty")]) == 0
     assert "No learning curves" in out.read_text()

@@ -13,6 +13,7 @@ from fishexp.report.page.beside import read_beside
 from fishexp.report.page.document import document
 from fishexp.report.pool import Pool
 from fishexp.system.atomic import replacing
+from fishexp.system.text_table import write_bytes
 
 
 def _work(pooled: Pool, options: Namespace) -> None:
@@ -25,7 +26,7 @@ def _work(pooled: Pool, options: Namespace) -> None:
             new.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FishexpError(f"{options.output} cannot be written: {error.strerror}") from None
-    print(f"{options.output}: {len(text.encode()) / 1e6:.1f} MB")
+    print(f"{options.output}: {write_bytes(len(text.encode()))}")
     if options.wandb is not None:
         from fishexp.report.artifact import send
 

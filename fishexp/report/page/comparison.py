@@ -64,7 +64,13 @@ class Comparison:
         epochs, limit = first.settings.get("regime.epochs"), first.settings.get("data.train_limit")
         training = f"{limit:,} training examples" if isinstance(limit, int) else "all training examples"
         held_out = f"measured on {first.held_out:,} held out" if first.held_out else None
-        parts = [first.model, first.setting("regime.name"), f"{epochs} epochs" if epochs else None, training, held_out]
+        parts = [
+            first.model,
+            first.setting("regime.name"),
+            f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else None,
+            training,
+            held_out,
+        ]
         return ", ".join(filter(None, parts))
 
     @property
