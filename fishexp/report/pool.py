@@ -117,8 +117,14 @@ def differing(groups: Sequence[Group]) -> list[str]:
 
 
 def details(group: Group, keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what a group has of the settings ``keys``, by the last word of each key: ``[("samples", "64")]``."""
-    return [(key.rpartition(".")[2], group.setting(key)) for key in keys if key in group.settings]
+    """Return what a group has of the settings ``keys``, by the last word of each key: ``[("samples", "64")]``.
+
+    Keys that end alike, such as data.path and model.path, stay whole.
+    """
+    last = {key: key.rpartition(".")[2] for key in keys}
+    ends = list(last.values())
+    words = {key: key if ends.count(word) > 1 else word for key, word in last.items()}
+    return [(word, group.setting(key)) for key, word in words.items() if key in group.settings]
 
 
 def _check_commits(groups: Iterable[Group]) -> None:

@@ -167,6 +167,23 @@ def test_groups_are_compared_only_with_those_measured_alike() -> None:
     assert sorted(names) == ["fish", "fish, mask=fixed", "random"]
 
 
+def test_comparisons_whose_titles_would_be_the_same_say_what_tells_them_apart() -> None:
+    usual = "resnet10, transfer, 10 epochs, all training examples"
+
+    def titles(*records: dict[str, Any]) -> list[str]:
+        (found,) = data_sets(pool(list(records)))
+        return sorted(one.title for one in found.reported)
+
+    assert titles(record(), record(streams=None)) == [f"{usual}, streams=1", f"{usual}, streams=2"]
+    paths = [record(data__path=path, run_id=path) | {"inputs": {"examples": f"of {path}"}} for path in ("a", "b")]
+    assert titles(*paths, record(regime__epochs=3)) == [
+        f"{usual}, path=a", f"{usual}, path=b", usual.replace("10 epochs", "3 epochs"),
+    ]  # fmt: skip
+    examples = [record(run_id=name) | {"inputs": {"examples": name}} for name in ("a", "b")]
+    assert titles(*examples) == [f"{usual}, examples=a", f"{usual}, examples=b"]
+    assert titles(record(data__root="@x"), record(streams=None)) == [f"{usual}, streams=1", f"{usual}, streams=2"]
+
+
 def test_pictures_show_the_best_rates_and_say_so_of_none() -> None:
     records = [record(0.6, regime__lr=0.1), record(0.7, regime__lr=0.2), held_out(0.8, 0.1), held_out(0.7, 0.2)]
     (found,) = data_sets(pool(records))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fishexp.errors import FishexpError
-from fishexp.report.pool import differing, pool
+from fishexp.report.pool import details, differing, pool
 from fishexp.report.reproduce import command_of
 from tests.support.records import above, column, record
 
@@ -97,3 +97,14 @@ def test_the_share_of_the_weights_is_the_mean_over_the_seeds() -> None:
     (group,) = pool([record(seed=seed, kept=kept) for seed, kept in enumerate((100, 100, 400))]).reported
     assert group.kept == [100, 400]
     assert group.share == pytest.approx(200 / 307466)
+
+
+def test_settings_that_end_alike_are_told_with_their_groups() -> None:
+    runs = [record(data__path="x", model__path="a", regime__steps=1), record(data__path="y", model__path="b")]
+    (first, second) = pool(runs).reported
+    keys = differing([first, second])
+    assert details(first, ["data.path", "model.path", "regime.steps"]) == [
+        ("data.path", "x"), ("model.path", "a"), ("steps", "1"),
+    ]  # fmt: skip
+    assert details(second, keys) == [("model.path", "b"), ("data.path", "y")]
+    assert details(second, ["data.path"]) == [("path", "y")]

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fishexp.report.colours import COLOURS, SPARE, colours_of
-from fishexp.report.group import Group, number
-from fishexp.report.pool import Pool, details, differing
+from fishexp.report.group import EXAMPLES, Group, number
+from fishexp.report.pool import IMPLIED, Pool, details, differing
 from fishexp.report.rates import best_of, families, passed_over
 
 # settings, beside those of data and model, that groups of a comparison share
@@ -51,11 +51,13 @@ class Comparison:
         letter: Names it within its data set: ``A``.
         groups: In the order of the table.
         best: Those that pictures show: of each question the learning rate that was best.
+        apart: Conditions that tell it from others whose title would be the same: ``streams=1``.
     """
 
     letter: str
     groups: list[Group]
     best: list[Group]
+    apart: str = ""
 
     @property
     def title(self) -> str:
@@ -64,13 +66,8 @@ class Comparison:
         epochs, limit = first.settings.get("regime.epochs"), first.settings.get("data.train_limit")
         training = f"{limit:,} training examples" if isinstance(limit, int) else "all training examples"
         held_out = f"measured on {first.held_out:,} held out" if first.held_out else None
-        parts = [
-            first.model,
-            first.setting("regime.name"),
-            f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else None,
-            training,
-            held_out,
-        ]
+        length = f"{epochs} epoch{'s' * (epochs != 1)}" if epochs else None
+        parts = [first.model, first.setting("regime.name"), length, training, held_out, self.apart]
         return ", ".join(filter(None, parts))
 
     @property
@@ -123,7 +120,7 @@ def row_id(group: Group) -> str:
 
 
 def _comparisons(groups: Sequence[Group], best: Collection[Group], start: int) -> list[Comparison]:
-    """Split groups into those that share their conditions.
+    """Split groups into those that share their conditions; say what tells those apart whose title would be the same.
 
     Args:
         best: Groups that pictures show, of these and of others.
@@ -131,13 +128,29 @@ def _comparisons(groups: Sequence[Group], best: Collection[Group], start: int) -
     """
     chosen, alike = {id(group) for group in best}, dict[str, list[Group]]()
     for group in groups:
-        conditions = {key: value for key, value in group.settings.items() if key.startswith(("data.", "model."))}
-        shared = [group.settings.get(key) for key in _CONDITIONS]
-        alike.setdefault(json.dumps([group.metric, conditions, shared], sort_keys=True), []).append(group)
-    return [
+        conditions = {key: value for key, value in group.settings.items() if _is_condition(key)}
+        alike.setdefault(json.dumps([group.metric, conditions], sort_keys=True), []).append(group)
+    found = [
         Comparison(_letter(start + index), same, [group for group in same if id(group) in chosen])
         for index, same in enumerate(alike.values())
     ]
+    by_title: dict[str, list[Group]] = {}
+    for one in found:
+        by_title.setdefault(one.title, []).append(one.groups[0])
+    return [replace(one, apart=_apart(one.groups[0], by_title[one.title])) for one in found]
+
+
+def _apart(group: Group, alike: Sequence[Group]) -> str:
+    """Write the conditions in which groups differ as one of them has them; their examples' digest if that is all."""
+    keys = dict.fromkeys(key for one in alike for key in one.settings if _is_condition(key) and key not in IMPLIED)
+    varied = [key for key in keys if len({one.setting(key) for one in alike}) > 1]
+    known = [key for key in varied if all(key in one.settings for one in alike)]  # records of before lack some
+    told = [key for key in known if key != EXAMPLES] or known or varied
+    return ", ".join(f"{word}={value}" for word, value in details(group, told))
+
+
+def _is_condition(key: str) -> bool:
+    return key.startswith(("data.", "model.")) or key in _CONDITIONS
 
 
 def _letter(number: int) -> str:
