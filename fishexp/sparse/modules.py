@@ -137,7 +137,7 @@ def _refuse_change(module: Any, name: str) -> NoReturn:
 
 
 def _guards(base: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
-    """Make the methods and attributes that refuse what would silently pass a partly kept weight by."""
+    """Make the methods and attributes that refuse, or follow, what would silently pass a partly kept weight by."""
 
     def delete(module: Any, name: str) -> None:
         if name in names:  # as torch.nn.utils.parametrize does
@@ -149,6 +149,11 @@ def _guards(base: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
         if own in names and part in ("orig", "g", "v"):  # as torch.nn.utils.prune, spectral_norm and weight_norm do
             _refuse_change(module, own)
         base.register_parameter(module, name, param)
+
+    def load(module: Any, state: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        for name in names:  # of which the state may have none, or numbers that do not fit
+            module._modules[f"{name}_kept"].reconcile(warns=prefix + name not in state)
+        base._load_from_state_dict(module, state, prefix, *arguments)
 
     def refuse_script(module: Any) -> NoReturn:
         raise cannot_follow(module._modules[f"{names[0]}_kept"], "torch.jit.script")
@@ -162,6 +167,7 @@ def _guards(base: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "__delattr__": delete,
         "register_parameter": register_parameter,
+        "_load_from_state_dict": load,
         "__prepare_scriptable__": refuse_script,
         "qconfig": property(no_qconfig, refuse_qconfig),  # set on all modules, before types are looked at
     }

@@ -228,12 +228,15 @@ class SparseParameter(nn.Module):
             self._submatrix_places = places.to(self.positions.dtype)
         return self._submatrix_places
 
-    def reconcile(self) -> None:
+    def reconcile(self, *, warns: bool = True) -> None:
         """Write the values into the weight if they have changed since the last time, else take those of the weight.
 
         Where both have changed, the values count. What has changed is found by looking, as version counters do not tell
         of fused optimisers, or of what writes to ``.data``. Where the weight is written, its counter is raised only if
         something has changed: a backward pass is then refused if the weight is no longer that of its forward pass.
+
+        Args:
+            warns: Say so where both have changed, if that can be seen without waiting.
         """
         if self.weight.is_meta or self.values.is_meta:
             return  # there are no numbers
@@ -243,7 +246,7 @@ class SparseParameter(nn.Module):
         memory = self.entry_memory()
         weight_changed = not torch.equal(memory.read(), memory.synced)
         if not torch.equal(memory.values, memory.synced):
-            if weight_changed:
+            if weight_changed and warns:
                 warnings.warn(_BOTH_CHANGED, stacklevel=2)
             memory.write(memory.values)
             memory.synced.copy_(memory.values)
@@ -328,7 +331,7 @@ class SparseParameter(nn.Module):
         self.reconcile()
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        """Take the values from the weight, which has been loaded by now."""
+        """Take the values from the weight, which was brought up to date and then loaded, if the state has it."""
         self.take_weight()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fishexp.errors import FishexpError
-from fishexp.sparse import sparsify
+from fishexp.sparse import parameter, sparsify
 from fishexp.sparse.parameter import INDICES, SparseParameter, weights
 from tests.support.cases import NETS, conv_net, images, steps, trained
 from tests.support.modules import mask_of, random_mask
@@ -65,6 +65,31 @@ def test_values_loaded_after_sparsify_are_where_the_next_step_starts() -> None:
     steps(other, torch.optim.SGD(sparsify(other, mask).parameters(), 0.1), images(), n=1)
     for found, expected in zip(weights(model).values(), weights(other).values(), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("loaded", [["5.bias"], ["1.running_mean"], [], ["0.weight", "1.bias"]])
+def test_loading_a_part_of_the_model_leaves_the_last_step_in_the_rest(
+    loaded: list[str], waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step has moved the kept values, and nothing has read the weights since."""
+    monkeypatch.setattr(parameter, "waits_for", lambda tensor: waits)
+    model, other = conv_net(), conv_net()
+    state = {name: torch.full_like(value, 2) for name, value in model.state_dict().items() if name in loaded}
+    for one in (model, other):
+        steps(one, torch.optim.SGD(sparsify(one, mask_of(one)).parameters(), 0.1), images(), n=1)
+    expected = {name: value.clone() for name, value in other.state_dict().items()} | state
+    model.load_state_dict(state, strict=False)
+    torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_a_state_that_does_not_fit_leaves_the_last_step() -> None:
+    model, other = conv_net(), conv_net()
+    for one in (model, other):
+        steps(one, torch.optim.SGD(sparsify(one, mask_of(one)).parameters(), 0.1), images(), n=1)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({"5.weight": torch.zeros(2, 2)}, strict=False)
+    torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
 
 
 def test_weights_follow_although_the_sparse_object_is_gone() -> None:
