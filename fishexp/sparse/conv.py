@@ -34,7 +34,17 @@ def conv2d_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the na
     """Apply a Conv2d with partly kept parameters."""
     kept = module._modules.get("weight_kept")
     regrouped = kept is not None and kept.groups != module.groups
-    if not torch.is_grad_enabled() or input.dim() != 4 or input.is_complex() or input.is_meta or regrouped:
+    overridden = (
+        getattr(module._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward
+    )  # class or object has own
+    if (
+        not torch.is_grad_enabled()
+        or input.dim() != 4
+        or input.is_complex()
+        or input.is_meta
+        or regrouped
+        or overridden
+    ):
         return nn.Conv2d.forward(module, input)
     x, padding = input, module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):

@@ -1,6 +1,7 @@
 """Modules with inputs for them, in float64, and masks."""
 
 from collections.abc import Callable
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,24 @@ class Sequence(nn.Module):
         return self.attention(hidden, hidden, hidden)[0]
 
 
+class Centred(nn.Conv2d):
+    """Convolve with filters that each have a mean of zero, as a class of its own."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+def tiling() -> nn.Conv2d:
+    """Build a convolution that wraps images around in one direction: one object has a method of its own."""
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def wrapped(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(F.pad(F.pad(x, (1, 1, 0, 0), "circular"), (0, 0, 1, 1)), weight, bias)
+
+    conv._conv_forward = MethodType(wrapped, conv)
+    return conv
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear on sequences": (
         lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), lambda: numbers(2, 3, 4, 5)
@@ -112,6 +131,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "convolution channels last": (
         lambda: nn.Conv2d(3, 4, 3, padding=1), lambda: numbers(2, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     ),
+    "convolution of a class of its own": (lambda: Centred(3, 4, 3, padding=1), lambda: numbers(2, 3, 5, 5)),
+    "convolution with a method of its own": (tiling, lambda: numbers(2, 3, 5, 5)),
     "transposed": (lambda: nn.ConvTranspose1d(4, 2, 3), lambda: numbers(2, 4, 9)),
     "norms": (
         lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.LayerNorm(5), nn.PReLU()),
