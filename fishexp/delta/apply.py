@@ -105,7 +105,7 @@ def fit(delta: Content, target: nn.Module | Mapping[str, Tensor], exchange: bool
         others[first].append(other)
     for name, moved in delta.moved.items():
         if name not in seen:
-            new = torch.empty(moved.shape, dtype=moved.values.dtype)
+            new = torch.empty(moved.shape, dtype=moved.values.dtype, device="cpu")
             names = tuple(alike.back(own) for own in (name, *others[name]))
             tensors.append(TargetTensor(names, new, None, moved, added=True))
     _check_memory(tensors)

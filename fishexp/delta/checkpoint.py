@@ -61,7 +61,9 @@ class StoredTensor:
 
 
 def _vector(buffer: bytearray, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype) if buffer else torch.empty(0, dtype=dtype)
+    if not buffer:
+        return torch.empty(0, dtype=dtype, device="cpu")
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(dtype)
 
 
 def _exactly(file: BinaryIO, size: int, path: Path) -> bytearray:

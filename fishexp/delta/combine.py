@@ -154,7 +154,7 @@ def _over(old: TensorDelta | None, new: TensorDelta) -> TensorDelta:
     positions, order = torch.cat([old.positions[stays], new.positions]).sort()
     values = torch.cat([old.values[stays], new.values])[order]
     if old.kept is None or new.kept is None:
-        places, kept = None, torch.arange(new.after.entries)
+        places, kept = None, torch.arange(new.after.entries, device="cpu")
     else:
         places = kept = torch.cat([old.kept, new.kept]).unique()
     unmoved = torch.isin(kept, positions, assume_unique=True, invert=True).nonzero().flatten()
@@ -308,7 +308,7 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
     any_of[which] = values
     if how == "largest":
         return any_of.scatter_reduce(0, which, values, "amax")
-    differ = torch.zeros(len(entries), dtype=torch.bool)
+    differ = torch.zeros(len(entries), dtype=torch.bool, device="cpu")
     differ[which[values != any_of[which]]] = True
     known = entries < len(old)
     has_sum = known if old.is_floating_point() or old.is_complex() else torch.zeros_like(known)
@@ -319,7 +319,7 @@ def _together(old: Tensor, entries: Tensor, which: Tensor, counts: Tensor, value
             "apart"
         )
     wide = torch.complex128 if old.is_complex() else torch.float64
-    start = torch.zeros(len(entries), dtype=wide)
+    start = torch.zeros(len(entries), dtype=wide, device="cpu")
     start[known] = bits(old)[entries[known]].view(old.dtype).to(wide)
     total = torch.zeros_like(start).index_add_(0, which, values.view(old.dtype).to(wide) - start[which])
     merged = start + (total / counts if how == "mean" else total)

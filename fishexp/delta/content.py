@@ -110,7 +110,7 @@ class TensorDelta:
         """Return the positions of the values, (moved,) int64, ascending; None if the tensor is stored whole."""
         if self.unmoved is None:
             return self.kept
-        moved = torch.ones(self.count, dtype=torch.bool)
+        moved = torch.ones(self.count, dtype=torch.bool, device="cpu")
         moved[self.unmoved] = False
         return moved.nonzero().flatten() if self.kept is None else self.kept[moved]
 
@@ -126,7 +126,7 @@ class TensorDelta:
 
     def where(self) -> Tensor:
         """Return the positions of the values, (moved,) int64, of a tensor stored whole as well."""
-        return torch.arange(len(self.values)) if self.positions is None else self.positions
+        return torch.arange(len(self.values), device="cpu") if self.positions is None else self.positions
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the bits that a tensor of this shape, on any device and in any order, has in place of the values."""

@@ -77,7 +77,8 @@ def change(before: Fingerprint, pieces: Iterable[Tensor], after: TensorReader) -
     values: list[NDArray[np.generic]] = []
     digest = hashlib.sha256()
     start = size = 0  # the first entry of a piece; bytes of the values that differ
-    for old, new in zip_longest(pieces, hashed(after.pieces(), digest), fillvalue=torch.empty(0, dtype=dtype)):
+    nothing = torch.empty(0, dtype=dtype, device="cpu")
+    for old, new in zip_longest(pieces, hashed(after.pieces(), digest), fillvalue=nothing):
         was, now = bits(old).numpy(), bits(new).numpy()  # torch's threads would wait for one another at every piece
         differ = np.append(np.flatnonzero(was != now[: len(was)]), np.arange(len(was), len(now)))
         size += len(differ) * dtype.itemsize

@@ -87,7 +87,7 @@ def _content_parts(delta: Content) -> tuple[DeltaHeader, dict[str, list[Tensor]]
     data: dict[str, list[Tensor]] = {VALUES + CODES[moved.values.dtype]: [] for moved in delta.moved.values()}
     data = dict(sorted(data.items())) | {POSITIONS: [], UNMOVED: []}
     for name, moved in sorted(delta.moved.items()):
-        coding, places, still = WHOLE, torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+        coding, places, still = WHOLE, *torch.empty(2, 0, dtype=torch.uint8, device="cpu")
         if mask is not None and isinstance(moved.places, SeededPositions):
             coding = SEED
         elif moved.kept is not None:

@@ -301,10 +301,10 @@ def _sparsity(sizes: Sequence[tuple[int, int]]) -> float:
 
 def _filled(part: _Sparse, count: int) -> tuple[Tensor, Tensor]:
     """Return positions in int32 and values, with zeros at other positions to make them ``count``."""
-    free = torch.ones(part.entries, dtype=torch.bool)
+    free = torch.ones(part.entries, dtype=torch.bool, device="cpu")
     free[part.positions] = False
     more = free.nonzero().flatten()[: count - len(part.positions)]
-    return torch.cat([part.positions, more]).int(), torch.cat([part.values, torch.zeros(len(more))])
+    return torch.cat([part.positions, more]).int(), torch.cat([part.values, torch.zeros(len(more), device="cpu")])
 
 
 def _names_in(structure: nn.Module, module: str) -> list[str]:

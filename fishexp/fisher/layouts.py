@@ -111,7 +111,7 @@ class Weighing:
 
     def __init__(self, examples: int, device: torch.device) -> None:
         self.examples = examples
-        number, span = torch.arange(examples), min(examples, _FACTORS)
+        number, span = torch.arange(examples, device="cpu"), min(examples, _FACTORS)
         exponents = (number + 7 * (number // span)) % span - span // 2  # small, so that small gradients stay in range
         self.exponents = exponents.to(device)
         self.factors = (2.0 ** exponents.double()).to(device)

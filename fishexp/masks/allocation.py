@@ -121,7 +121,7 @@ def _add_best(
     if not left:
         return
     order = ranking([scores[name].detach().flatten()[index] for name, index in next_best.items()])
-    taken = torch.zeros(len(order), dtype=torch.bool)
+    taken = torch.zeros(len(order), dtype=torch.bool, device="cpu")
     taken[order[:left]] = True
     lengths = [len(index) for index in next_best.values()]
     for (name, index), best in zip(next_best.items(), taken.split(lengths), strict=True):

@@ -76,7 +76,7 @@ def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
     recipe = _recipe(shapes, mask.seed, positions) if isinstance(mask, Seeded) else None
     entries, data = [], []
     for name, found in positions.items():
-        coding, encoded = NONE, torch.empty(0, dtype=torch.uint8)
+        coding, encoded = NONE, torch.empty(0, dtype=torch.uint8, device="cpu")
         if found is None:
             coding = WHOLE
         elif len(found) and recipe is not None:
@@ -87,7 +87,7 @@ def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
         entries.append(_Entry(name, shapes[name], coding, count, len(encoded)))
         data.append(encoded)
     index = {"version": VERSION, "tensors": entries, "seed": recipe}
-    vector = torch.cat([torch.empty(0, dtype=torch.uint8), *data])
+    vector = torch.cat([torch.empty(0, dtype=torch.uint8, device="cpu"), *data])
     text = _text(index | {"checksum": _checksum(index, vector.numpy())})
     packed = torch.from_numpy(np.frombuffer(zlib.compress(text, 9), np.uint8).copy())
     try:

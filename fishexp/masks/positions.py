@@ -42,7 +42,7 @@ def positions_to_mask(positions: Positions, parameters: Mapping[str, Tensor]) ->
 
 def positions_for_file(index: Tensor | None) -> Tensor:
     """Turn the positions in a weight into the tensor that a snapshot holds."""
-    return torch.tensor([_WHOLE]) if index is None else index.cpu()
+    return torch.tensor([_WHOLE], device="cpu") if index is None else index.cpu()
 
 
 def positions_from_file(stored: Tensor, parameter: Tensor) -> Tensor | None:

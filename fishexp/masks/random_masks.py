@@ -7,7 +7,7 @@ numbers for ever, so a recipe has a digest of the positions, and where other num
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,10 +55,10 @@ def make_recipe(order: Sequence[ScoredParameter], seed: int, positions: Mapping[
         positions: name -> int64, ascending, on the CPU. Parameters without any may be missing; those that are always
             kept do not count.
     """
-    kept = [torch.zeros(0)]
+    kept = [torch.zeros(0, device="cpu")]
     for parameter, start, chunk in _chunks(order, seed):
         if not parameter.always and (found := positions.get(parameter.name)) is not None:
-            low, high = torch.searchsorted(found, torch.tensor([start, start + len(chunk)])).tolist()
+            low, high = torch.searchsorted(found, torch.tensor([start, start + len(chunk)], device="cpu")).tolist()
             kept.append(chunk[found[low:high] - start])
     best = torch.cat(kept)
     if FEWEST * len(best) < sum(prod(parameter.shape) for parameter in order):
@@ -129,7 +129,7 @@ def _chunks(order: Sequence[ScoredParameter], seed: int) -> Iterator[tuple[Score
     for parameter in order:
         for start in range(0, prod(parameter.shape), CHUNK):
             size = min(CHUNK, prod(parameter.shape) - start)
-            yield parameter, start, torch.rand(size, generator=generator, dtype=torch.float32)
+            yield parameter, start, torch.rand(size, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Seeded:
@@ -140,5 +140,6 @@ def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Seeded:
         seed: In [0, 2**63).
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {name: torch.rand(tuple(s), generator=generator, dtype=torch.float32) for name, s in shapes.items()}
+    kind: Any = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    drawn = {name: torch.rand(tuple(shape), **kind) for name, shape in shapes.items()}
     return Seeded(drawn, seed)

@@ -142,17 +142,17 @@ def _kth_largest(scores: Mapping[str, Tensor], k: int, dtype: torch.dtype, exact
     # the least value of the known bits and the next digit together; the first digit has the sign
     lowest = -(1 << (DIGIT - 1))
     for shift in range(bits - DIGIT, -1, -DIGIT):
-        counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
+        counts = torch.zeros(1 << DIGIT, dtype=torch.int64, device="cpu")
         for keys in _keys(scores, dtype):
             candidates = keys if known is None else keys[keys >> (shift + DIGIT) == known]
             counts += torch.bincount((candidates >> shift) - lowest, minlength=1 << DIGIT).cpu()
         digit, k = _digit_of(counts, k)
         known = lowest + digit
         lowest = known << DIGIT
-    key = torch.tensor(known, dtype=torch.int64 if bits == 64 else torch.int32)
+    key = torch.tensor(known, dtype=torch.int64 if bits == 64 else torch.int32, device="cpu")
     value, rest = _flipped(key).view(dtype).item(), 0
     if not exact:
-        counts = torch.zeros(2 * _LARGEST_REST + 1, dtype=torch.int64)
+        counts = torch.zeros(2 * _LARGEST_REST + 1, dtype=torch.int64, device="cpu")
         for score in scores.values():
             for chunk in _chunks(score):
                 rests = _rest(chunk[_value(chunk, dtype) == value])

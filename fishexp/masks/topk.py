@@ -154,7 +154,7 @@ def split(scores: Scores, keep: float, workers: int, always: Iterable[str] = (),
     entries = _best(scores, workers * count, always).entries()
     order = ranking([values for _, values in entries.values()])
     owner = torch.empty_like(order)
-    owner[order] = torch.arange(len(order)) % workers
+    owner[order] = torch.arange(len(order), device="cpu") % workers
     owners = dict(zip(entries, owner.split([len(index) for index, _ in entries.values()]), strict=True))
     masks = []
     for worker in range(workers):

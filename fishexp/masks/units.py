@@ -99,7 +99,7 @@ def deal_units(
         Dantzig, "Discrete-variable extremum problems", Operations Research 5 (1957), for the greedy order; Liu et al.,
         "Group Fisher Pruning for Practical Network Compression", arXiv:2108.00708, divide Fisher scores by size, too.
     """
-    score = torch.cat([mean.flatten() for mean in means.values()]) if means else torch.zeros(0)
+    score = torch.cat([mean.flatten() for mean in means.values()]) if means else torch.zeros(0, device="cpu")
     counts = [mean.numel() for mean in means.values()]
     sizes = [like[name].numel() // mean.numel() for name, mean in means.items() for _ in range(mean.numel())]
     owners = [-1] * len(sizes)
@@ -118,7 +118,7 @@ def deal_units(
                 f"unit={unit}: no unit is left that fits in the {budget} weights{whose} that keep pays for beside the "
                 "ones that are always kept; raise keep"
             )
-    owner = torch.tensor(owners, dtype=torch.int64)
+    owner = torch.tensor(owners, dtype=torch.int64, device="cpu")
     _warn_of_zeros(score, owner >= 0, unit)
     masks: list[dict[str, Tensor]] = []
     for worker in range(len(budgets)):

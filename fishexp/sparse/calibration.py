@@ -98,7 +98,8 @@ def measured() -> Costs:
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):  # layers draw weights: a run that measures draws what all others draw
+        # layers draw weights: a run that measures draws what all others draw
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             call = _seconds(_linear(torch.float32, "sddmm", torch.ones(1, 1) > 0, tokens=1)) / 3
             parts = {
                 kind: {str(dtype).removeprefix("torch."): measure(dtype, call) for dtype in DTYPES}

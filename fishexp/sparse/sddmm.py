@@ -19,11 +19,11 @@ def is_available() -> bool:
 
     Trying it also uses up torch's warnings, given once in a process: CSR is in beta, invariants are not checked.
     """
-    ones = torch.ones(1, 1)
+    ones = torch.ones(1, 1, device="cpu")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pattern = torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), check_invariants=False)
+            pattern = torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), device="cpu", check_invariants=False)
             torch.sparse.sampled_addmm(pattern, ones, ones)
     except RuntimeError:
         return False
