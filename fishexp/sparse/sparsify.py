@@ -1,8 +1,9 @@
 """Make the kept entries of a model the only weights that train: :func:`sparsify`."""
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from fishexp.errors import FishexpError
@@ -67,8 +68,8 @@ def sparsify(model: nn.Module, mask: Mask, way: GradientMethod | None = None, co
         The kept entries; give :meth:`Sparse.parameters` to an optimiser.
 
     Raises:
-        FishexpError: If ``mask`` keeps nothing, or does not fit the model, or a partly kept weight is reached otherwise
-            than by its name in a module, moved by a forward pass (``max_norm``), hooked, or no plain tensor.
+        FishexpError: If ``mask`` is none, keeps nothing, or does not fit the model, or a partly kept weight is reached
+            otherwise than by its name in a module, moved by a forward pass (``max_norm``), hooked, or no plain tensor.
     """
     if way is not None and way not in get_args(GradientMethod):
         raise FishexpError(f"way={way!r} is none of {', '.join(get_args(GradientMethod))}")
@@ -124,13 +125,24 @@ def _partly_kept(model: nn.Module, mask: Mask) -> dict[str, nn.Parameter]:
 
 
 def _check_fit(parameters: Mapping[str, nn.Parameter], mask: Mask) -> None:
-    """Refuse a mask that keeps nothing, or does not fit the model."""
+    """Refuse a mask that is none, keeps nothing, or does not fit the model."""
+    if not isinstance(mask, Mapping):
+        raise FishexpError(
+            f"a mask is a mapping from names of parameters to bool tensors, got a {type(mask).__name__}; make one with "
+            "top_k"
+        )
     for name in sorted(parameters.keys() ^ mask.keys()):
         where = "the mask" if name in mask else "the model"
         raise FishexpError(f"{name} is in {where} only; a mask names every parameter of its model")
     for name, weight in parameters.items():
-        if mask[name].shape != weight.shape:
-            raise FishexpError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(mask[name].shape)}")
+        kept: Any = mask[name]
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.layout != torch.strided or kept.is_meta:
+            found = f"{kept.dtype}, {kept.layout}, {kept.device}" if isinstance(kept, Tensor) else type(kept).__name__
+            raise FishexpError(
+                f"the mask of {name} is no dense bool tensor, but {found}; make one of scores with top_k"
+            )
+        if kept.shape != weight.shape:
+            raise FishexpError(f"{name} has shape {tuple(weight.shape)}, its mask {tuple(kept.shape)}")
     if not any(bool(kept.any()) for kept in mask.values()):
         raise FishexpError("the mask keeps no weight, so nothing could train")
 
@@ -142,7 +154,7 @@ def mask_gradients(model: nn.Module, mask: Mask) -> list[nn.Parameter]:
         All parameters, for an optimiser with dense state.
 
     Raises:
-        FishexpError: If ``mask`` keeps nothing, or does not fit the model.
+        FishexpError: If ``mask`` is none, keeps nothing, or does not fit the model.
 
     Source:
         The CIFAR-10 code of the paper (varunnair18/FISH, b5bff1e), which adds weight decay after masking.

@@ -174,6 +174,14 @@ def decay_factor(epochs: int, lr: float) -> float:
             r"0.weight has shape \(4, 2, 3, 3\), its mask \(2,\)",
         ),
         (lambda mask: [kept.zero_() for kept in mask.values()], "the mask keeps no weight"),
+        (
+            lambda mask: mask.update({"0.weight": torch.rand(4, 2, 3, 3)}),
+            r"the mask of 0.weight is no dense bool tensor, but torch.float32, torch.strided, cpu; make one of scores",
+        ),
+        (lambda mask: mask.update({"5.bias": torch.ones(3).int()}), "but torch.int32, torch.strided, cpu; make"),
+        (lambda mask: mask.update({"5.bias": mask["5.bias"].to_sparse()}), "but torch.bool, torch.sparse_coo, cpu"),
+        (lambda mask: mask.update({"5.bias": mask["5.bias"].to("meta")}), "but torch.bool, torch.strided, meta; make"),
+        (lambda mask: mask.update({"5.bias": mask["5.bias"].numpy()}), "is no dense bool tensor, but ndarray; make"),
     ],
 )
 def test_masks_that_do_not_fit(change, message: str) -> None:
@@ -183,6 +191,8 @@ def test_masks_that_do_not_fit(change, message: str) -> None:
     for use in (sparsify, mask_gradients):
         with pytest.raises(FishexpError, match=message):
             use(model, mask)
+        with pytest.raises(FishexpError, match=r"a mask is a mapping .* got a list; make one with top_k"):
+            use(model, list(mask.values()))  # type: ignore[arg-type]
 
 
 class Scaled(nn.Sequential):
