@@ -17,8 +17,9 @@ from fishexp.sparse.parameter import SparseParameter, waits_for
 
 def embedding_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
     """Look up ``input`` in an Embedding with a partly kept weight."""
-    if not torch.is_grad_enabled() or module.scale_grad_by_freq or module.sparse or waits_for(input):
-        return nn.Embedding.forward(module, input)  # which rows occur is a question to the device
+    dense = module.scale_grad_by_freq or module.sparse or input.is_nested
+    if not torch.is_grad_enabled() or dense or waits_for(input):  # which rows occur is a question to the device
+        return nn.Embedding.forward(module, input)
     kept = entries_in_use(module, "weight")
     return EmbeddingFunction.apply(input, kept.weight.detach(), module.padding_idx, kept.values, kept)
 

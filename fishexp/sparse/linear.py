@@ -26,7 +26,8 @@ MAX_ROWS_SHARE = 0.75
 
 def linear_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the name that callers know)
     """Apply a Linear with partly kept parameters."""
-    if not torch.is_grad_enabled() or input.is_complex() or input.is_nested or input.is_meta:
+    plain = input.layout == torch.strided and not (input.is_complex() or input.is_nested or input.is_meta)
+    if not torch.is_grad_enabled() or not plain:
         return nn.Linear.forward(module, input)
     return LinearFunction.apply(*function_arguments(module, input))
 
