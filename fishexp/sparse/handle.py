@@ -246,7 +246,8 @@ class Sparse:
         """
         state = self.state_dict()
         self._refuse_other_mask(delta)
-        tensors = state["values"] | state["buffers"]
+        own = state["values"] | state["buffers"]
+        tensors = {name: own[name] for name in own if name in self._state.originals}  # later ones belong to the base
         before = {name: tensor.clone() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             tensor.copy_(self._state.originals[name].view_as(tensor))

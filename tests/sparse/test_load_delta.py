@@ -49,6 +49,15 @@ def test_a_model_that_has_not_trained_takes_it_too() -> None:
     torch.testing.assert_close(copied(fresh), copied(model), rtol=0, atol=0)
 
 
+def test_a_buffer_that_was_registered_meanwhile_belongs_to_the_base() -> None:
+    model, sparse, optimizer = trained()
+    model.register_buffer("late", torch.ones(2))
+    delta, wanted = sparse.delta(), copied(model)
+    steps(model, optimizer, images())
+    sparse.load_delta(delta)
+    torch.testing.assert_close(copied(model), wanted, rtol=0, atol=0)
+
+
 def test_another_mask_or_base_is_refused_and_changes_nothing() -> None:
     model, sparse, _ = trained()
     before = copied(model)
