@@ -173,6 +173,13 @@ def _guards(base: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+class _Unlisted:
+    """Keep a class made here from a base that lists its subclasses, or asks them for arguments, as they are defined."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        pass
+
+
 @cache
 def _class_of(base: type[nn.Module], names: tuple[str, ...]) -> type:
     """Make the class of a module that is a ``base`` but for its weights ``names``, which are partly kept."""
@@ -183,7 +190,7 @@ def _class_of(base: type[nn.Module], names: tuple[str, ...]) -> type:
     if issubclass(base, nn.RNNBase):  # it keeps its weights in a list as well
         body["_flat_weights"] = property(_flat_weights, lambda module, value: None)
     body |= {"__reduce_ex__": _reduce_ex, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    made = type(base.__name__, (base,), body)
+    made = type(base.__name__, (_Unlisted, base), body)
     _BASES[made] = base, names
     return made
 

@@ -101,6 +101,25 @@ def test_a_kind_of_layer_is_registered_by_a_line(monkeypatch: pytest.MonkeyPatch
         assert sparse.ways() == ({"weight": "sddmm"} if registered else {})
 
 
+def test_a_class_that_lists_its_subclasses_gets_no_other() -> None:
+    """Else a model that is built by name would be built of ours."""
+    listed: dict[str, type] = {}
+
+    class Block(nn.Linear):
+        def __init_subclass__(cls, *, key: str) -> None:
+            listed[key] = cls
+
+    class Mixing(Block, key="mix"):
+        pass
+
+    model, inputs = nn.Sequential(Mixing(5, 3)).double(), numbers(4, 5)
+    sparse = sparsify(model, mask_of(model))
+    objective(copy.deepcopy(model), inputs).backward()
+    assert listed == {"mix": Mixing}
+    sparse.restore()
+    assert type(model[0]) is Mixing
+
+
 def test_complex_layers_shared_weights_of_other_groups_and_no_tokens() -> None:
     """Where a fast way does not hold, the dense gradient is gathered from."""
 
