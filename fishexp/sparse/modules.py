@@ -100,6 +100,34 @@ class KeptWeight(Tensor):
             )
         self.of.weight.data = self.of.original.data = new
 
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient of this use, if it was retained; what trains is the kept entries, which have theirs."""
+        return super().grad if self.retains_grad else None
+
+    @grad.setter
+    def grad(self, new: Tensor | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if new is not None:
+            raise FishexpError(
+                f"a gradient set on {self.of.name}, which is partly kept, would be lost; set those of its kept "
+                "entries, of sparse.parameters()"
+            )
+        self.of.values.grad = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Let the kept entries train, or not, from the next use on; return this one."""
+        self.of.values.requires_grad_(requires_grad)
+        return self if requires_grad else self.detach()
+
+    @property
+    def requires_grad(self) -> bool:
+        """Tell whether the kept entries train; set, it is handed on to them."""
+        return super().requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, new: bool) -> None:
+        self.requires_grad_(new)
+
     def register_hook(self, hook: Any) -> NoReturn:
         """Refuse, since later forward passes have another tensor."""
         raise FishexpError(
@@ -108,6 +136,10 @@ class KeptWeight(Tensor):
         )
 
     register_post_accumulate_grad_hook = register_hook
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Copy to a plain tensor."""
+        return memo.setdefault(id(self), self.detach().clone().requires_grad_(self.requires_grad))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce to a plain tensor."""

@@ -79,6 +79,25 @@ def test_autocast_computes_in_bf16_and_moves_values_in_float32(way: GradientMeth
         assert (values.grad - wanted).norm() <= 1.5 * (reference - wanted).norm() + 1e-3 * wanted.norm(), name
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch 2.11 itself
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # which dynamo reads
+@pytest.mark.parametrize("case", ["parametrised", "convolution with same"])
+def test_a_compiled_layer_forms_the_dense_gradient(case: str) -> None:
+    """Of weights that a kind's own pass takes, and of those that only their module shows."""
+    (model, inputs), (dense, _) = built(case), built(case)
+    sparse = sparsify(model, mask_of(model))
+    torch.compiler.reset()
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    for net in (compiled, dense):
+        objective(net, inputs).backward()
+    for (name, at), values in zip(sparse.positions().items(), sparse.parameters(), strict=True):
+        gradient = dense.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(values.grad, gradient.take(at), rtol=1e-12, atol=1e-12, msg=name)
+
+
 def test_a_kind_of_layer_is_registered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it, the same class gathers from the dense gradient."""
     for registered in (False, True):
