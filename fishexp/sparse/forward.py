@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from fishexp.errors import FishexpError
 from fishexp.sparse.gradient_hooks import gradient_as_a_whole
@@ -26,6 +27,8 @@ def entries_in_use(module: Any, name: str) -> Any:
     kept: Any = module._modules.get(name + "_kept")
     if kept is None:
         return None
+    if is_fx_symbolic_tracing():  # of a module that is no leaf of the trace; what it reads would be a constant
+        raise cannot_follow(kept, "a trace by torch.fx")
     compiling = torch.compiler.is_compiling()
     fresh = not compiling and kept.is_fresh()
     if torch._C._are_functorch_transforms_active():

@@ -80,3 +80,18 @@ def test_a_copy_is_a_tensor_of_its_own() -> None:
     assert (type(copied), copied.is_leaf, copied.requires_grad) == (Tensor, True, True)
     assert torch.equal(copied, layer.weight)
     assert copied.data_ptr() != layer.weight.data_ptr()
+
+
+def test_a_trace_by_fx_has_the_layers_and_no_weight_of_its_own() -> None:
+    """A Linear is a leaf, and trains on; a weight that a module uses by itself would be a constant."""
+    _, model, inputs, sparse = model_and_kept()
+    traced = torch.fx.symbolic_trace(model)
+    objective(traced, inputs).backward()
+    optim.SGD(sparse.parameters(), 0.1).step()
+    assert torch.equal(traced(inputs), model(inputs))
+    bare, inputs = built("bare")
+    sparse = sparsify(bare, mask_of(bare))
+    line = refusal(torch.fx.symbolic_trace, bare)
+    assert line == "a trace by torch.fx cannot follow scale, which is partly kept; call sparse.restore() first"
+    sparse.restore()
+    torch.testing.assert_close(torch.fx.symbolic_trace(bare)(inputs), bare(inputs))
