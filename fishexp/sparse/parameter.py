@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,10 @@ class SparseParameter(nn.Module):
         self._memory = None
         self.together = None
 
+    def forward(self, *inputs: Any, **keywords: Any) -> NoReturn:
+        """Refuse to be called, as by a module that calls all of its children."""
+        raise FishexpError(f"{self.name}, partly kept, is called as a layer; keep it whole, or call its layers by name")
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseParameter":
         """Move the other tensors as well. They are no buffers, which others would broadcast, average or count."""
         self.reconcile()
@@ -234,9 +238,7 @@ class SparseParameter(nn.Module):
         Where both have changed, the values count. What has changed is found by looking, as version counters do not tell
         of fused optimisers, or of what writes to ``.data``. Where the weight is written, its counter is raised only if
         something has changed: a backward pass is then refused if the weight is no longer that of its forward pass.
-
-        Args:
-            warns: Say so where both have changed, if that can be seen without waiting.
+        ``warns`` of both having changed, if that can be seen without waiting.
         """
         if self.weight.is_meta or self.values.is_meta:
             return  # there are no numbers

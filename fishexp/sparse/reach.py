@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from fishexp.errors import FishexpError
 from fishexp.masks.topk import Mask
@@ -14,6 +16,8 @@ from fishexp.sparse.parameter import SparseParameter
 
 # attributes of modules that hold weights by name, or that the classes of sparse.modules replace: of recurrent layers
 BY_NAME = {"_parameters", "_modules", "_buffers", "_flat_weights"}
+# modules that are sequences or mappings of modules
+_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
 def check_reach(model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mask) -> None:
@@ -45,6 +49,12 @@ def check_reach(model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: 
             raise FishexpError(
                 f"{one} and {other} are two parameters in the same memory, so neither can be kept in part; tie them "
                 "as one parameter"
+            )
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule) and not partly.keys().isdisjoint(module.parameters()):
+            raise FishexpError(
+                f"a {type(module).__name__} is compiled by torch.jit and cannot train weights in part; sparsify the "
+                "model that it was made of"
             )
     registered, names = set(model.modules()), {p: name for name, p in parameters.items()}
     for module in registered:
@@ -80,7 +90,8 @@ def _out_of_reach(module: nn.Module, partly: set[nn.Parameter], registered: set[
     """Find an attribute through which ``module`` reaches a weight otherwise than by name in a registered module."""
     if isinstance(module, SparseParameter):
         return None
-    if isinstance(module, nn.Sequential):  # what stands beside the weight would be called, too
+    calls_all = isinstance(module, _CONTAINERS) and not isinstance(module, ParametrizationList)
+    if calls_all:  # what stands beside the weight, too
         return next((name for name, p in module._parameters.items() if p in partly), None)
     for name, value in vars(module).items():
         for entry in () if name in BY_NAME else _held(value):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fishexp.sparse.parameter import weights
 from fishexp.sparse.sparsify import mask_gradients
 from fishexp.training.trainer import linear_schedule, make_optimizer
 from tests.support.cases import NETS, OPTIMISERS, conv_net, images, sentences, steps, tiny_bert
+from tests.support.checks import refusal
 from tests.support.modules import built, mask_of, objective, random_mask
 
 
@@ -201,6 +203,25 @@ class Scaled(nn.Sequential):
         self.scale = nn.Parameter(torch.ones(2))
 
 
+class Listed(nn.ModuleList):
+    """Call all modules that it has, and scale."""
+
+    def __init__(self) -> None:
+        super().__init__([nn.Linear(2, 2)])
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+class AllChildren(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x * self.scale
+
+
 def hidden(hide: Callable[[nn.Linear], object]) -> nn.Module:
     model = nn.Linear(2, 2)
     object.__setattr__(model, "also", hide(model))
@@ -221,11 +242,25 @@ def tied(weight: Tensor) -> nn.Module:
         (hidden(lambda m: m.weight), "also of a Linear"),
         (hidden(lambda m: [tied(m.weight)]), "also of a Linear"),
         (Scaled(), "scale of a Scaled"),
+        (Listed(), "scale of a Listed"),
     ],
 )
 def test_a_weight_that_is_out_of_reach_is_refused_and_nothing_has_changed(model: nn.Module, place: str) -> None:
     with pytest.raises(FishexpError, match=f"{place} holds a weight that the mask keeps in part"):
         sparsify(model, {name: torch.arange(p.numel()).view(p.shape) > 0 for name, p in weights(model).items()})
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_module_that_calls_all_of_its_children_is_told() -> None:
+    model = AllChildren()
+    sparsify(model, {name: torch.arange(p.numel()).view(p.shape) > 0 for name, p in weights(model).items()})
+    assert refusal(model, torch.ones(1, 2)).startswith("scale, partly kept, is called as a layer; keep it whole")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_model_of_torch_jit_is_refused_and_nothing_has_changed() -> None:
+    model: Any = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    assert "is compiled by torch.jit and cannot train weights in part" in refusal(sparsify, model, mask_of(model, 0.5))
     assert all(p.requires_grad for p in model.parameters())
 
 
