@@ -303,8 +303,9 @@ def gradient_methods(model: nn.Module) -> dict[str, str]:
 
 def restore(model: nn.Module) -> None:
     """Undo what the last mask did to the modules."""
+    attached = detach(model)
     unwatch(model)
-    for _, kept in detach(model):
+    for _, kept in attached:
         for parameter in kept.values():
             retire(parameter)
     for weight in model.parameters():

@@ -254,18 +254,31 @@ def attach(module: nn.Module, kept: Mapping[str, SparseParameter]) -> None:
 
 
 def detach(model: nn.Module) -> list[tuple[nn.Module, dict[str, SparseParameter]]]:
-    """Undo :func:`attach` in all of ``model``, which is up to date then; return the arguments to do it again."""
-    attached = []
-    for module in list(model.modules()):
-        if type(module) in _BASES:
-            own = {name: kept_entries(module, name) for name in _BASES[type(module)][1]}
+    """Undo :func:`attach` in all of ``model``, which is up to date then; return the arguments to do it again.
+
+    Raises:
+        FishexpError: If a module's class or weight is one that this cannot be undone in; nothing has changed then.
+    """
+    attached = [(module, own) for module in model.modules() if (own := _own_entries(module))]
+    for module, own in attached:
+        if type(module) in _BASES:  # else it was made anew of one that was, with all of its children
             module.__class__ = _BASES[type(module)][0]
-            for name, kept in own.items():
-                del module._modules[f"{name}_kept"]
-                module._parameters[name] = kept.disarm()
-                kept.users -= 1
-            attached.append((module, own))
+        for name, kept in own.items():
+            del module._modules[f"{name}_kept"]
+            module._parameters[name] = kept.disarm()
+            kept.users -= 1
     return attached
+
+
+def _own_entries(module: nn.Module) -> dict[str, SparseParameter]:
+    """Return the kept entries of a module's own weights, which are up to date then."""
+    own = {name: child for name, child in module._modules.items() if isinstance(child, SparseParameter)}
+    if own and type(module) not in _BASES and any(base in _BASES for base in type(module).__mro__):
+        raise FishexpError(
+            f"{next(iter(own.values())).name} is partly kept, and its module became a {type(module).__name__} after "
+            "sparsify, as by a parametrisation; undo that first"
+        )
+    return {(name := key.removesuffix("_kept")): kept_entries(module, name) for key in own}
 
 
 def watch_first_pass(model: nn.Module) -> None:

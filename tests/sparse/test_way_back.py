@@ -98,6 +98,53 @@ def test_a_part_that_is_sparsified_alone_replaces_the_mask_of_the_whole() -> Non
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Double(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def test_a_module_that_was_parametrised_meanwhile_is_restored_after_that_is_undone() -> None:
+    """Its bias, which is kept whole, may be; restored at once, its weight would stay partly kept."""
+    model = conv_net()
+    mask = random_mask(model)
+    sparse = sparsify(model, mask)
+    layer: Any = model[5]  # type: ignore[index]
+    nn.utils.parametrize.register_parametrization(layer, "bias", Double())
+    with pytest.raises(
+        FishexpError, match=r"5.weight is partly kept, .* became a ParametrizedLinear .* undo that first"
+    ):
+        sparse.restore()
+    assert repr(sparse).endswith("tensors)")
+    nn.utils.parametrize.remove_parametrizations(layer, "bias")
+    sparse.restore()
+    assert repr(model) == repr(conv_net())
+
+
+def test_a_module_that_was_made_anew_with_its_children_is_plain_again() -> None:
+    model: Any = conv_net()
+    mask = mask_of(model)
+    mask["1.weight"] = torch.arange(4) < 2
+    sparse = sparsify(model, mask)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    sparse.restore()
+    assert {type(module).__name__ for module in model.modules()} & {"SyncBatchNorm", "SparseParameter"} == {
+        "SyncBatchNorm"
+    }
+    objective(model.eval(), images()[0]).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_weight_that_was_replaced_by_another_shape_leaves_all_as_it_is() -> None:
+    model: Any = conv_net()
+    sparse = sparsify(model, mask_of(model))
+    kinds = [type(module) for module in model.modules()]
+    del model[5]._parameters["weight"]
+    model[5]._parameters["weight"] = nn.Parameter(torch.ones(2, 16).double())
+    with pytest.raises(FishexpError, match=r"5.weight is partly kept and was replaced by a Parameter of shape"):
+        sparse.restore()
+    assert [type(module) for module in model.modules()] == kinds
+
+
 def test_the_second_of_two_masks_restores_what_was_before_the_first() -> None:
     model = conv_net()
     model[0].requires_grad_(False)  # type: ignore[index]
