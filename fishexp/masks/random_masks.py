@@ -7,12 +7,13 @@ numbers for ever, so a recipe has a digest of the positions, and where other num
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fishexp.errors import DeltaError
+from fishexp.errors import DeltaError, FishexpError
 
 CHUNK = 1 << 20  # scores drawn together
 STEPS = 1 << 24  # scores are multiples of 1 / STEPS, below 1
@@ -138,7 +139,13 @@ def random_scores(shapes: Mapping[str, Sequence[int]], seed: int) -> Seeded:
     Args:
         shapes: name -> shape of each parameter, in the model's order.
         seed: In [0, 2**63).
+
+    Raises:
+        FishexpError: If the seed is no such number, by which no file could name the mask.
     """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 1 << 63:
+        raise FishexpError(f"a seed is a whole number from 0 to 2**63 - 1, got {seed!r}; give another one")
+    seed = int(seed)
     generator = torch.Generator().manual_seed(seed)
     kind: Any = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     drawn = {name: torch.rand(tuple(shape), **kind) for name, shape in shapes.items()}

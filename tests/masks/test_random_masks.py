@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from fishexp.delta import Delta, content
 from fishexp.delta.checkpoint import read_header
 from fishexp.errors import DeltaError
-from fishexp.masks import random_masks, top_k
+from fishexp.masks import load_mask, random_masks, save_mask, top_k
 from fishexp.masks.random_masks import ScoredParameter, Seeded, SeedRecipe, expand, make_recipe, random_scores
 from fishexp.masks.topk import Mask
 from fishexp.methods import random
 from fishexp.sparse import sparsify
+from tests.support.checks import refusal
 from tests.support.delta_cases import joined, split
 from tests.support.training import mlp, problem
 
@@ -106,6 +108,18 @@ def test_torchs_default_type_does_not_matter_when_a_mask_comes_back() -> None:
         torch.set_default_dtype(torch.float32)
     assert made is not None
     assert made == make_recipe(order_of(SHAPES), 3, positions_of(mask))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 3.0, True, "3", None])
+def test_a_seed_by_which_no_file_could_name_a_mask_is_refused(seed: Any) -> None:
+    assert refusal(random_scores, SHAPES, seed).startswith("a seed is a whole number from 0 to 2**63 - 1, got ")
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1, np.int64(5)])
+def test_a_mask_of_any_other_seed_comes_back_from_its_file(seed: int, tmp_path: Path) -> None:
+    mask = top_k(random_scores({"w": (50, 50)}, seed), 0.1)
+    save_mask(mask, tmp_path / "mask")
+    assert torch.equal(load_mask(tmp_path / "mask")["w"], mask["w"])
 
 
 def test_the_seed_goes_with_the_mask_and_its_copies() -> None:
