@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
 
 from fishexp.sparse.cost_model import gradient_method
 from fishexp.sparse.forward import function_arguments, without_autocast
@@ -46,11 +47,14 @@ def conv2d_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the na
         or overridden
     ):
         return nn.Conv2d.forward(module, input)
+    kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
     x, padding = input, module.padding
-    if module.padding_mode != "zeros" or isinstance(padding, str):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode), (0, 0)
-    conv = ConvGeometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+    if module.padding_mode != "zeros":
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, module.padding_mode), 0
+    elif isinstance(padding, str):
+        totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        x, padding = F.pad(x, [side for t in reversed(totals) for side in (t // 2, t - t // 2)]), 0
+    conv = ConvGeometry(kernel, stride, _pair(padding), dilation, module.groups)
     return Conv2dFunction.apply(*function_arguments(module, x), conv)
 
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,30 @@ def test_the_gradient_is_the_dense_one_at_the_kept_entries(case: str, way: Gradi
     if below[1] is not None:
         torch.testing.assert_close(below[0], below[1], rtol=1e-12, atol=1e-12)
     assert all(p.grad is None for name, p in weights(model).items() if not mask[name].all())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padding", [0, "same"])
+@pytest.mark.parametrize(
+    "changed", [{"dilation": 2, "stride": 1}, {"dilation": (2, 1), "padding": "same"}, {"padding": 2}]
+)
+def test_a_convolution_whose_numbers_are_set_anew_computes_with_them(
+    changed: dict[str, Any], padding: Any, way: GradientMethod | None
+) -> None:
+    """As where a backbone is dilated: also by plain integers, which torch takes."""
+    torch.manual_seed(0)
+    model, inputs = nn.Conv2d(2, 3, (3, 2), padding=padding).double(), numbers(2, 2, 7, 6)
+    dense = copy.deepcopy(model)
+    sparse = sparsify(model, mask_of(model), way)
+    for net in (model, dense):
+        vars(net).update(changed)
+        objective(net, inputs).backward()
+    torch.testing.assert_close(model(inputs), dense(inputs), rtol=1e-12, atol=1e-12)
+    for (name, at), values in zip(sparse.positions().items(), sparse.parameters(), strict=True):
+        gradient = dense.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(values.grad, gradient.take(at), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("way", WAYS)
