@@ -33,7 +33,8 @@ def small(model: nn.Module | None = None) -> Problem:
 
 def adapt(of: Problem, keep: float = 0.3, targets: list[str] | None = None, scale: float = 2.0) -> Any:
     pytest.importorskip("peft")
-    return lora.adapt(of, keep, targets=targets, scale=scale)
+    names = None if targets is None else [lora.LayerName(target) for target in targets]
+    return lora.adapt(of, keep, targets=names, scale=scale)
 
 
 @pytest.mark.parametrize("targets", [None, ["query", "value"], ["dense"]])
