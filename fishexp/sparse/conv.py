@@ -35,17 +35,9 @@ def conv2d_forward(module: Any, input: Tensor) -> Tensor:  # noqa: A002  (the na
     """Apply a Conv2d with partly kept parameters."""
     kept = module._modules.get("weight_kept")
     regrouped = kept is not None and kept.groups != module.groups
-    overridden = (
-        getattr(module._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward
-    )  # class or object has own
-    if (
-        not torch.is_grad_enabled()
-        or input.dim() != 4
-        or input.is_complex()
-        or input.is_meta
-        or regrouped
-        or overridden
-    ):
+    own_forward = getattr(module._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward
+    plain = input.dim() == 4 and not (input.is_complex() or input.is_meta)
+    if not torch.is_grad_enabled() or not plain or regrouped or own_forward:
         return nn.Conv2d.forward(module, input)
     kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
     x, padding = input, module.padding
